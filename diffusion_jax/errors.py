@@ -1,0 +1,9 @@
+"""The one exception for what a user can put right."""
+
+
+class UserError(ValueError):
+    """Something a user can put right; the message says what is wrong, where, and what to do.
+
+    The command lines print it as one sentence and exit with status 1. Anything else that is raised
+    is a fault of the program and keeps its traceback.
+    """

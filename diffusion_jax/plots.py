@@ -1,0 +1,59 @@
+"""Every figure."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+from diffusion_jax.telemetry import read_metrics
+
+
+def save_image_grid(path: Path, images: np.ndarray, mean: np.ndarray) -> None:
+    """Writes images as one PNG, about as many rows as columns, on a white ground.
+
+    Args:
+      path: the PNG.
+      images: (n, height, width, channels), 1 or 3 channels, mean removed; what lies outside [0, 1]
+        once the mean is added is clipped.
+      mean: per-channel mean (channels,).
+    """
+    n, height, width, channels = images.shape
+    columns = int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    scale = max(1, 128 // max(height, width))
+    pixels = np.round(255 * np.clip(images + mean, 0, 1)).astype(np.uint8)
+    pixels = pixels.repeat(scale, 1).repeat(scale, 2)
+    gap = 4
+    cell = np.array([height * scale + gap, width * scale + gap])
+    canvas = np.full((*(cell * (rows, columns) + gap), channels), 255, np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = cell * divmod(i, columns) + gap
+        canvas[top : top + height * scale, left : left + width * scale] = image
+    Image.fromarray(canvas[..., 0] if channels == 1 else canvas).save(path)
+
+
+def save_loss_curve(path: Path, metrics: Path) -> None:
+    """Draws the loss of a run against the number of updates, with its running median.
+
+    Args:
+      path: the PNG.
+      metrics: the run's metrics.jsonl.
+    """
+    records = read_metrics(metrics)
+    step = np.array([record["step"] for record in records])
+    loss = np.array([record["loss"] for record in records])
+    window = max(1, len(loss) // 20)
+    median = [np.median(loss[max(0, i - window) : i + window + 1]) for i in range(len(loss))]
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.plot(step, loss, color="0.75", linewidth=0.8, label="one update")
+    axes.plot(step, median, color="C0", label="running median")
+    axes.set(xlabel="update", ylabel="loss (mean squared error of the noise)", yscale="log")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

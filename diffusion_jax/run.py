@@ -1,0 +1,288 @@
+"""A training run and its folder: started, resumed, and opened again to sample from.
+
+The folder holds config.json, summary.json, metrics.jsonl, tensorboard/, checkpoints/, samples/ and
+loss.png.
+"""
+
+import dataclasses
+import json
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import data, plots
+from diffusion_jax.checkpoint import Checkpoints
+from diffusion_jax.config import Config, differences, from_dict, to_dict
+from diffusion_jax.data.batches import device_batches
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.denoisers import TrainedDenoiser
+from diffusion_jax.devices import replicated
+from diffusion_jax.errors import UserError
+from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
+from diffusion_jax.sampling import AncestralSampler, sample
+from diffusion_jax.telemetry import Telemetry
+from diffusion_jax.training import (
+    Metrics,
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_parallel_train_step,
+)
+from diffusion_jax.unet import num_parameters
+
+# Updates that the host may be ahead of the metrics it reads: the device always has work queued.
+_AHEAD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """What sampling needs of a run.
+
+    Attributes:
+      config: the run's configuration.
+      denoiser: the UNet with the averaged parameters.
+      sampler: the ancestral sampler on the run's schedule.
+      shape: (height, width, channels) of an image.
+      mean: per-channel mean of the training set (channels,).
+      class_names: the training set's classes.
+      step: updates done.
+    """
+
+    config: Config
+    denoiser: TrainedDenoiser
+    sampler: AncestralSampler
+    shape: tuple[int, int, int]
+    mean: np.ndarray
+    class_names: tuple[str, ...]
+    step: int
+
+
+def _claim(config: Config) -> None:
+    """Makes the run's folder, or checks that the run in it has the same configuration."""
+    folder = config.output.run_dir
+    path = folder / "config.json"
+    wanted = to_dict(config)
+    try:
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            changed = differences(json.loads(path.read_text()), wanted)
+            if changed:
+                raise UserError(
+                    f"{folder} holds a run with another configuration ({'; '.join(changed)}); "
+                    f"give the same values to resume it, or another --run-dir"
+                )
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(wanted, indent=2) + "\n")
+        partial.replace(path)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}; give another --run-dir") from error
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the run's folder {folder}: {error}; give another --run-dir"
+        ) from error
+
+
+def _summarize(config: Config, images: ImageSet, parameters: int) -> dict[str, Any]:
+    """Says, and saves in summary.json, what is about to be trained on what."""
+    spectrum: dict[str, dict[str, float]] = {}
+    channels = images.images.shape[-1]
+    for name in ("first_channel", "all_channels")[: 1 if channels == 1 else 2]:
+        eigenvalue = largest_eigenvalue(images.images, all_channels=name == "all_channels")
+        spectrum[name] = {"Lambda": eigenvalue, "t_S": speciation_time(eigenvalue)}
+    summary = {
+        "devices": [device.device_kind for device in jax.devices()],
+        "parameters": parameters,
+        "data": config.data.data,
+        "images": len(images.images),
+        "shape": list(images.images.shape[1:]),
+        "classes": list(images.class_names),
+        "mean": images.mean.tolist(),
+        "spectrum": spectrum,
+    }
+    (config.output.run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    shape = " x ".join(str(length) for length in images.images.shape[1:])
+    print(f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
+    print(f"Model: {parameters:,} parameters ({config.model.dtype})")
+    print(
+        f"Data: {len(images.images):,} images {shape}, {config.data.data} "
+        f"({', '.join(images.class_names)})"
+    )
+    for name, values in spectrum.items():
+        label = name.replace("_", " ")
+        print(f"Spectrum, {label}: Lambda = {values['Lambda']:.3f}, t_S = {values['t_S']:.3f}")
+    return summary
+
+
+def train(config: Config) -> None:
+    """Trains, or goes on training, the model that the configuration describes.
+
+    Raises:
+      UserError: whatever the user can put right; what is saved stays.
+    """
+    config.check()
+    schedule, optimizer = config.schedule.build(), make_optimizer(config.training)
+    _claim(config)
+    images = data.load(config.data)
+    if len(images.images) < 2:
+        raise UserError(f"training needs at least two images, not {len(images.images)}")
+    shape = images.images.shape[1:]
+    model = config.model.build(shape[-1])
+    model.check(*shape)
+    train_step = make_parallel_train_step(
+        model, schedule, optimizer, jnp.asarray(images.mean), config.training
+    )
+
+    def fresh() -> TrainState:
+        return init_state(model, optimizer, jax.random.key(config.seed), shape)
+
+    folder = config.output.run_dir
+    like = jax.eval_shape(fresh)
+    _summarize(config, images, num_parameters(like.params))
+    metadata = {
+        "config": to_dict(config),
+        "mean": images.mean.tolist(),
+        "shape": list(shape),
+        "classes": list(images.class_names),
+        "num_images": len(images.images),
+    }
+    with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
+        start = checkpoints.latest or 0
+        if start:
+            _check_same_data(checkpoints.metadata(start), metadata)
+            state = checkpoints.restore(start, like)
+            print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
+        else:
+            state = jax.device_put(fresh(), replicated())
+        if start >= config.steps:
+            print(f"All {config.steps} steps are done; give a larger --steps to go on")
+            return
+        shown = np.random.default_rng(config.seed).permutation(len(images.images))
+        shown = shown[: config.output.num_samples]
+        plots.save_image_grid(
+            folder / "samples" / "training_images.png",
+            images.images[shown] / 255 - images.mean,
+            images.mean,
+        )
+        print(f"Writing to {folder}; the first step compiles the model, which takes a while")
+        batches = device_batches(images.images, config.seed, start, config.training.batch_size)
+        with Telemetry(folder, start, config.steps, config.training.batch_size) as telemetry:
+            recorder = _Recorder(config, telemetry, checkpoints)
+            for step in range(start + 1, config.steps + 1):
+                state, metrics = train_step(state, next(batches))
+                recorder.add(step, metrics)
+                last = step == config.steps
+                if last or step % config.output.checkpoint_every == 0:
+                    recorder.drain()
+                    checkpoints.save(step, state, metadata)
+                    telemetry.pause()
+                if last or step % config.output.sample_every == 0:
+                    recorder.drain()
+                    denoiser = TrainedDenoiser(state.ema_params, model)
+                    sampler = AncestralSampler(schedule, config.training.faithful)
+                    _draw_samples(config, step, denoiser, sampler, images.mean, shape)
+                    telemetry.pause()
+        checkpoints.wait()
+    plots.save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
+    print(f"Done: {config.steps} steps. Samples, loss curve and checkpoints are in {folder}")
+
+
+class _Recorder:
+    """Reads the metrics a few updates late, logs them, and stops the run where they are not finite.
+
+    A checkpoint is saved only after `drain`, so never after a loss that is not finite.
+    """
+
+    def __init__(self, config: Config, telemetry: Telemetry, checkpoints: Checkpoints) -> None:
+        self._config, self._telemetry, self._checkpoints = config, telemetry, checkpoints
+        self._pending: deque[tuple[int, Metrics]] = deque()
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        self._pending.append((step, metrics))
+        if len(self._pending) > _AHEAD:
+            self._record()
+
+    def drain(self) -> None:
+        while self._pending:
+            self._record()
+
+    def _record(self) -> None:
+        step, metrics = self._pending.popleft()
+        values = {name: float(value) for name, value in metrics.items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            self._checkpoints.wait()
+            good = self._checkpoints.latest
+            where = self._checkpoints.folder
+            raise UserError(
+                f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at "
+                f"step {step}; "
+                + (f"the last good checkpoint is {where / str(good)}" if good else "nothing is saved")
+                + "; try a lower --learning-rate, a longer --warmup-steps or --dtype float32"
+            )
+        self._telemetry.advance(step, values["loss"])
+        if step % self._config.output.log_every == 0 or step == self._config.steps:
+            self._telemetry.log(step, values)
+
+
+def _check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    for name in ("shape", "classes", "num_images", "mean"):
+        if saved[name] != now[name]:
+            raise UserError(
+                f"the data changed since the last checkpoint: its {name} was {saved[name]} and is "
+                f"{now[name]}; give the data it was trained on, or another --run-dir"
+            )
+
+
+def _draw_samples(
+    config: Config,
+    step: int,
+    denoiser: TrainedDenoiser,
+    sampler: AncestralSampler,
+    mean: np.ndarray,
+    shape: tuple[int, int, int],
+) -> None:
+    # Its own key, so that drawing samples more or less often changes nothing in the training.
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    images = sample(sampler, denoiser, key, config.output.num_samples, shape)
+    path = config.output.run_dir / "samples" / f"step_{step:08d}.png"
+    plots.save_image_grid(path, images, mean)
+
+
+def load_model(run_dir: Path) -> TrainedModel:
+    """Opens a run to sample from it.
+
+    Args:
+      run_dir: the run's folder.
+
+    Raises:
+      UserError: no run there, or nothing saved in it yet.
+    """
+    path = run_dir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{run_dir} is not the folder of a run: it has no config.json")
+    config = from_dict(json.loads(path.read_text()))
+    if not (run_dir / "checkpoints").is_dir():
+        raise UserError(f"the run in {run_dir} has no checkpoint yet")
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        step = checkpoints.latest
+        if step is None:
+            raise UserError(f"the run in {run_dir} has no checkpoint yet")
+        saved = checkpoints.metadata(step)
+        height, width, channels = saved["shape"]
+        shape = (height, width, channels)
+        model, optimizer = config.model.build(channels), make_optimizer(config.training)
+        like = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), shape))
+        params = checkpoints.restore(step, like).ema_params
+    return TrainedModel(
+        config=config,
+        denoiser=TrainedDenoiser(params, model),
+        sampler=AncestralSampler(config.schedule.build(), config.training.faithful),
+        shape=shape,
+        mean=np.asarray(saved["mean"], np.float32),
+        class_names=tuple(saved["classes"]),
+        step=step,
+    )

@@ -1,0 +1,129 @@
+"""Samplers: one backward step each, and the one compiled loop that runs any of them."""
+
+from functools import partial
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from diffusion_jax.denoisers import Denoiser
+from diffusion_jax.devices import replicated, sharded
+from diffusion_jax.schedule import NoiseSchedule
+
+
+class Sampler(Protocol):
+    """One step of a backward process. A sampler is a pytree, with its schedule in it."""
+
+    schedule: NoiseSchedule
+
+    def step(self, denoiser: Denoiser, x: Array, step: Array, noise: Array) -> Array:
+        """Takes the state from before step s to after it.
+
+        Args:
+          denoiser: predicts the noise in x.
+          x: state at noise level alpha_bar_s, shape (batch, ...).
+          step: the integer step s, a scalar.
+          noise: standard normal noise, the shape of x.
+
+        Returns:
+          State at noise level alpha_bar_{s-1}, or clean data after s = 0.
+        """
+
+
+@struct.dataclass
+class AncestralSampler:
+    """Ancestral sampling with variance beta (Ho et al. 2020, alg. 2).
+
+    x <- (x - beta_s/sqrt(1 - alpha_bar_s) eps(x, s))/sqrt(1 - beta_s) + sqrt(beta_s) z
+
+    Attributes:
+      schedule: noise schedule of L steps.
+      faithful: turn the noise z off at both steps 1 and 0, as the code of Biroli et al. (2024)
+        does; by default it is off at step 0 alone.
+    """
+
+    schedule: NoiseSchedule
+    faithful: bool = struct.field(pytree_node=False, default=False)
+
+    def step(self, denoiser: Denoiser, x: Array, step: Array, noise: Array) -> Array:
+        """See `Sampler`."""
+        beta = self.schedule.beta[step].astype(x.dtype)
+        sigma = jnp.sqrt(self.schedule.noise_variance[step]).astype(x.dtype)
+        eps = denoiser(x, jnp.full(x.shape[0], step))
+        mean = (x - beta / sigma * eps) / jnp.sqrt(1 - beta)
+        last_noisy = 2 if self.faithful else 1
+        return mean + jnp.where(step >= last_noisy, jnp.sqrt(beta), jnp.zeros_like(beta)) * noise
+
+
+def normal(keys: Array, step: Array, shape: tuple[int, ...]) -> Array:
+    """Standard normal noise (len(keys), *shape): an example's from its own key and the step."""
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def sampling_loop(sampler: Sampler, denoiser: Denoiser, x: Array, keys: Array) -> Array:
+    """Runs a sampler backwards through all L steps of its schedule.
+
+    Args:
+      sampler: see `Sampler`.
+      denoiser: see `Denoiser`.
+      x: state at the last step's noise level, (batch, ...).
+      keys: one PRNG key an example (batch,).
+
+    Returns:
+      Samples, the shape of x.
+    """
+    num_steps = sampler.schedule.num_steps
+
+    def body(i: Array, x: Array) -> Array:
+        step = num_steps - 1 - i
+        return sampler.step(denoiser, x, step, normal(keys, step, x.shape[1:]).astype(x.dtype))
+
+    return jax.lax.fori_loop(0, num_steps, body, x)
+
+
+@partial(jax.jit, static_argnames="shape")
+def _sample_batch(
+    sampler: Sampler, denoiser: Denoiser, keys: Array, shape: tuple[int, ...]
+) -> Array:
+    start = normal(keys, jnp.int32(sampler.schedule.num_steps), shape)
+    return sampling_loop(sampler, denoiser, start, keys)
+
+
+def sample(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    key: Array,
+    num_samples: int,
+    shape: tuple[int, ...],
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Draws samples, starting from standard normal noise, on all devices.
+
+    Sample i depends on `key` and i alone: neither on the batch size nor on the number of devices,
+    but for rounding.
+
+    Args:
+      sampler: a sampler, see `Sampler`.
+      denoiser: a denoiser that is a pytree, see `Denoiser`.
+      key: typed PRNG key.
+      num_samples: how many samples.
+      shape: shape of one sample, e.g. (height, width, channels).
+      batch_size: samples at a time, rounded up to a multiple of the number of devices.
+
+    Returns:
+      Samples (num_samples, *shape), float32, in the units of the training data (mean removed).
+    """
+    devices = jax.device_count()
+    batch = -(-min(batch_size, num_samples) // devices) * devices
+    sampler, denoiser = jax.device_put((sampler, denoiser), replicated())
+    batches = []
+    for first in range(0, num_samples, batch):
+        index = jnp.arange(first, first + batch)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        x = _sample_batch(sampler, denoiser, jax.device_put(keys, sharded()), shape)
+        batches.append(np.asarray(x))
+    return np.concatenate(batches)[:num_samples]

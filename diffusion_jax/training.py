@@ -1,0 +1,227 @@
+"""Loss, train state with its moving average, optimizer, and the train step, plain and pmapped."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+
+from diffusion_jax.config import TrainingConfig
+from diffusion_jax.devices import AXIS
+from diffusion_jax.errors import UserError
+from diffusion_jax.process import diffuse
+from diffusion_jax.schedule import NoiseSchedule
+from diffusion_jax.unet import UNet
+
+Metrics = dict[str, Array]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a run needs to go on, as one pytree.
+
+    Attributes:
+      step: number of updates done, int32 scalar.
+      params: the model's parameters.
+      ema_params: their exponential moving average, for sampling alone.
+      opt_state: Optax state.
+      key: typed PRNG key of the run, never changed; randomness comes from folding `step` and the
+        example's global index into it.
+    """
+
+    step: Array
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    key: Array
+
+
+def noise_loss(
+    model: UNet,
+    schedule: NoiseSchedule,
+    params: Any,
+    x_0: Array,
+    step: Array,
+    noise: Array,
+    dropout_keys: Array | None = None,
+) -> Array:
+    """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14).
+
+    mean |noise - eps_theta(sqrt(alpha_bar_s) x_0 + sqrt(1 - alpha_bar_s) noise, s)|^2
+
+    Args:
+      model: the noise predictor.
+      schedule: noise schedule of L steps.
+      params: the model's parameters.
+      x_0: images (batch, height, width, channels), mean removed.
+      step: integer steps (batch,).
+      noise: standard normal noise, the shape of x_0.
+      dropout_keys: one PRNG key an example (batch,), or None for no dropout.
+
+    Returns:
+      Scalar, averaged over examples, pixels and channels.
+    """
+    x_t = diffuse(schedule, x_0, step, noise)
+    prediction = model.apply({"params": params}, x_t, step, dropout_keys)
+    return jnp.mean(jnp.square(prediction - noise))
+
+
+def learning_rate(config: TrainingConfig, step: Array) -> Array:
+    """Linear warm-up to a constant: lr min(1, (step + 1)/warmup), step counted from 0."""
+    warmup = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
+    return config.learning_rate * warmup
+
+
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """Clipping by global norm, then Adam (betas 0.9 and 0.999, epsilon 1e-8) with warm-up."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adam(lambda step: learning_rate(config, step)),
+    )
+
+
+def init_state(
+    model: UNet, optimizer: optax.GradientTransformation, key: Array, shape: tuple[int, int, int]
+) -> TrainState:
+    """A fresh train state.
+
+    Args:
+      model: the noise predictor.
+      optimizer: from `make_optimizer`.
+      key: typed PRNG key of the run.
+      shape: (height, width, channels) of an image.
+
+    Raises:
+      UserError: the model cannot take images of this shape.
+    """
+    model.check(*shape)
+    init_key, run_key = jax.random.split(key)
+    image, step = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
+    # Run once: compiling hundreds of random draws takes half the time without optimization.
+    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    params = init(init_key, image, step)["params"]
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        key=run_key,
+    )
+
+
+def make_train_step(
+    model: UNet,
+    schedule: NoiseSchedule,
+    optimizer: optax.GradientTransformation,
+    mean: Array,
+    config: TrainingConfig,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
+    """Makes the pure train step.
+
+    The noise, the step s and the dropout masks of an example follow from the run's key, the number
+    of the update and the example's place in the global batch, so that the same global batch gives
+    the same loss however it is split over devices.
+
+    Args:
+      model: the noise predictor.
+      schedule: noise schedule of L steps; s is uniform in 0..L-1, in 1..L-1 if config.faithful.
+      optimizer: from `make_optimizer`.
+      mean: per-channel mean of the training set (channels,), subtracted from the images.
+      config: training configuration.
+      axis_name: axis over which gradients and loss are averaged, under pmap.
+
+    Returns:
+      A function of (state, images, index): uint8 images (batch, height, width, channels) and the
+      examples' places in the global batch (batch,). It returns the next state and the metrics
+      `loss`, `grad_norm` (before clipping) and `learning_rate`, scalars of this update.
+    """
+
+    def loss_of(params: Any, step_key: Array, images: Array, index: Array) -> Array:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
+        step_keys, noise_keys, dropout_keys = jax.vmap(partial(jax.random.split, num=3))(keys).T
+        x_0 = images.astype(mean.dtype) / 255 - jnp.broadcast_to(mean, images.shape)
+        low = 1 if config.faithful else 0
+        step = jax.vmap(lambda key: jax.random.randint(key, (), low, schedule.num_steps))(step_keys)
+        noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:], x_0.dtype))(noise_keys)
+        return noise_loss(model, schedule, params, x_0, step, noise, dropout_keys)
+
+    def accumulated(params: Any, key: Array, images: Array, index: Array) -> tuple[Array, Any]:
+        parts = config.accumulation
+        split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), (images, index))
+
+        def body(total: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
+            result = jax.value_and_grad(loss_of)(params, key, *part)
+            return jax.tree.map(jnp.add, total, result), None
+
+        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(body, zeros, split)
+        return jax.tree.map(lambda a: a / parts, total)
+
+    def train_step(state: TrainState, images: Array, index: Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        gradient = jax.value_and_grad(loss_of) if config.accumulation == 1 else accumulated
+        loss, grads = gradient(state.params, key, images, index)
+        if axis_name is not None:
+            loss, grads = jax.lax.pmean((loss, grads), axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # The moving average forgets the initial parameters in its first updates.
+        decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": learning_rate(config, state.step),
+        }
+        next_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
+            opt_state=opt_state,
+            key=state.key,
+        )
+        return next_state, metrics
+
+    return train_step
+
+
+def make_parallel_train_step(
+    model: UNet,
+    schedule: NoiseSchedule,
+    optimizer: optax.GradientTransformation,
+    mean: Array,
+    config: TrainingConfig,
+) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
+    """The train step pmapped over all devices, with averaged gradients and its state donated.
+
+    The state has no device axis: every device holds the whole of it (`devices.replicated`).
+
+    Args:
+      model, schedule, optimizer, mean, config: see `make_train_step`.
+
+    Returns:
+      A function of (state, images): uint8 images (devices, batch/devices, height, width, channels).
+      The state given is consumed.
+
+    Raises:
+      UserError: the devices, or the parts of an accumulated batch, can't share it evenly.
+    """
+    parts = jax.device_count() * config.accumulation
+    if config.batch_size % parts:
+        raise UserError(
+            f"a batch of {config.batch_size} can't be shared evenly by {jax.device_count()} "
+            f"device(s) x {config.accumulation} accumulated part(s); choose a multiple of {parts}"
+        )
+    train_step = make_train_step(model, schedule, optimizer, mean, config, AXIS)
+
+    def local_step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
+        batch = images.shape[0]
+        return train_step(state, images, jax.lax.axis_index(AXIS) * batch + jnp.arange(batch))
+
+    return jax.pmap(
+        local_step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,)
+    )

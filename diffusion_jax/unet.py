@@ -1,0 +1,298 @@
+"""The UNet that predicts the noise: the original model's architecture, in Flax linen and NHWC."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from diffusion_jax.errors import UserError
+
+GROUPS = 8
+HEADS = 4
+TIME_STEPS = 1000
+
+# PyTorch's default for convolutions and linear layers, weight and bias alike: U(-1/sqrt(fan_in),
+# 1/sqrt(fan_in)). Flax's default is a truncated normal with zero biases.
+torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the default of PyTorch's biases."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def sinusoidal_table(channels: int) -> np.ndarray:
+    """Time embedding of the steps 0..999, float64 of shape (1000, channels).
+
+    Row s is [sin(s w_0), ..., sin(s w_k), cos(s w_0), ..., cos(s w_k)], k = channels/2 - 1, with
+    w_i = exp(-log(10000) i/k). The original tabulates it in float32; rounding w_i and s w_i to
+    float32 as it did keeps its model to the last digits (without it: 3e-5 off).
+    """
+    half = channels // 2
+    exponent = np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / (half - 1))
+    frequency = np.exp(exponent.astype(np.float64)).astype(np.float32)
+    angle = (np.arange(TIME_STEPS, dtype=np.float32)[:, None] * frequency).astype(np.float64)
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+
+def _param_dtype(dtype: DTypeLike) -> DTypeLike:
+    """Parameters are float32 whatever the compute type, but for float64."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def conv(
+    features: int, fan_in: int, kernel: int = 3, stride: int = 1, *, dtype: DTypeLike, name: str
+) -> nn.Conv:
+    """A square convolution, padded by kernel//2 on every side as PyTorch does.
+
+    Flax's SAME padding of a stride-2 convolution is asymmetric, hence the explicit numbers.
+    """
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        (stride, stride),
+        padding=[(kernel // 2, kernel // 2)] * 2,
+        dtype=dtype,
+        param_dtype=_param_dtype(dtype),
+        kernel_init=torch_kernel_init,
+        bias_init=torch_bias_init(fan_in * kernel**2),
+        name=name,
+    )
+
+
+def dense(features: int, fan_in: int, *, dtype: DTypeLike, name: str) -> nn.Dense:
+    """A linear layer with PyTorch's initial distribution."""
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        param_dtype=_param_dtype(dtype),
+        kernel_init=torch_kernel_init,
+        bias_init=torch_bias_init(fan_in),
+        name=name,
+    )
+
+
+def group_norm(dtype: DTypeLike, name: str) -> nn.GroupNorm:
+    """GroupNorm with PyTorch's epsilon and its two-pass variance; statistics in float32 at least."""
+    return nn.GroupNorm(
+        GROUPS,
+        epsilon=1e-5,
+        dtype=dtype,
+        param_dtype=_param_dtype(dtype),
+        use_fast_variance=False,
+        name=name,
+    )
+
+
+def channel_dropout(h: Array, rate: float, keys: Array) -> Array:
+    """Drops whole channels with probability `rate` and scales the rest by 1/(1 - rate).
+
+    Args:
+      h: features (batch, height, width, channels).
+      rate: probability of dropping, in [0, 1).
+      keys: one PRNG key an example (batch,), so that an example's mask does not depend on the
+        device that computes it.
+    """
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, h.shape[-1:]))(keys)
+    return jnp.where(keep[:, None, None, :], h / (1 - rate), jnp.zeros_like(h))
+
+
+class Block(nn.Module):
+    """GroupNorm - SiLU - channel dropout - 3x3 convolution."""
+
+    features: int
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array, dropout_keys: Array | None = None) -> Array:
+        """(batch, height, width, any) to (batch, height, width, features)."""
+        fan_in = h.shape[-1]
+        h = nn.silu(group_norm(self.dtype, "norm")(h))
+        if self.dropout > 0 and dropout_keys is not None:
+            h = channel_dropout(h, self.dropout, dropout_keys)
+        return conv(self.features, fan_in, dtype=self.dtype, name="conv")(h)
+
+
+class SelfAttention(nn.Module):
+    """GroupNorm, 4-head self-attention over the pixels with packed q, k, v, and the residual."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        """(batch, height, width, channels) to the same shape."""
+        batch, height, width, channels = h.shape
+        pixels = group_norm(self.dtype, "norm")(h).reshape(batch, height * width, channels)
+        kwargs = {"dtype": self.dtype, "param_dtype": _param_dtype(self.dtype)}
+        # PyTorch's MultiheadAttention: Xavier over the packed (3C, C) weight, both biases zero.
+        xavier = nn.initializers.xavier_uniform()
+        qkv = nn.Dense(3 * channels, kernel_init=xavier, name="in_proj", **kwargs)(pixels)
+        q, k, v = jnp.split(qkv.reshape(batch, -1, 3 * HEADS, channels // HEADS), 3, axis=2)
+        out = jax.nn.dot_product_attention(q, k, v).reshape(pixels.shape)
+        out = nn.Dense(channels, kernel_init=torch_kernel_init, name="out_proj", **kwargs)(out)
+        return h + out.reshape(h.shape)
+
+
+class ResidualBlock(nn.Module):
+    """Two blocks with the time added between them, the residual, and attention where asked."""
+
+    features: int
+    attention: bool = False
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array, dropout_keys: Array | None = None) -> Array:
+        """(batch, height, width, any) and time (batch, 4C) to (batch, height, width, features)."""
+        h = Block(self.features, dtype=self.dtype, name="block1")(x)
+        shift = dense(self.features, time.shape[-1], dtype=self.dtype, name="dense")(nn.silu(time))
+        h = h + shift[:, None, None, :]
+        h = Block(self.features, self.dropout, self.dtype, name="block2")(h, dropout_keys)
+        if x.shape[-1] != self.features:
+            x = conv(self.features, x.shape[-1], kernel=1, dtype=self.dtype, name="res_conv")(x)
+        h = h + x
+        return SelfAttention(self.dtype, name="attention")(h) if self.attention else h
+
+
+def upsample(h: Array) -> Array:
+    """Nearest-neighbour up-sampling by 2: (batch, h, w, c) to (batch, 2h, 2w, c)."""
+    batch, height, width, channels = h.shape
+    h = jnp.broadcast_to(h[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return h.reshape(batch, 2 * height, 2 * width, channels)
+
+
+class UNet(nn.Module):
+    """Noise predictor eps_theta(x_s, s); the defaults are the paper's model.
+
+    That is 25.64 M trained parameters, 25.70 M as the original counts them, with its fixed time
+    table of 1000 x C entries among them.
+
+    Encoder: 3x3 convolution to C channels; a level has `num_res_blocks` residual blocks of width
+    C x multiple and, but for the last, a 3x3 stride-2 convolution; every output is kept as a skip.
+    Bottleneck: a residual block with attention and one without. Decoder, from the deepest level:
+    `num_res_blocks` + 1 residual blocks, each on [h, skip], and, but for the last, nearest
+    up-sampling and a 3x3 convolution. Source: the PyTorch code of Biroli et al. (2024).
+
+    Attributes:
+      channels: channels of the images.
+      base_channels: width C of the first level, a multiple of 8.
+      multiples: width of each level in units of C.
+      attention_levels: the levels with self-attention, counted from 1 (the full resolution).
+      num_res_blocks: residual blocks a level of the encoder.
+      dropout: probability of dropping a channel in a residual block's second half.
+      dtype: compute type; parameters, norms' statistics and softmax stay float32 (or float64).
+    """
+
+    channels: int = 3
+    base_channels: int = 64
+    multiples: tuple[int, ...] = (1, 2, 4, 4)
+    attention_levels: tuple[int, ...] = (2, 3)
+    num_res_blocks: int = 2
+    dropout: float = 0.1
+    dtype: DTypeLike = jnp.float32
+
+    def check(self, height: int, width: int, channels: int) -> None:
+        """Raises a UserError if the model cannot be, or not with images of this shape."""
+        factor = 2 ** (len(self.multiples) - 1)
+        if height % factor or width % factor or min(height, width) < factor:
+            raise UserError(
+                f"images of {height} x {width} pixels don't fit a UNet of {len(self.multiples)} "
+                f"levels: both sides must be divisible by {factor}; resize them or give fewer "
+                f"multiples"
+            )
+        if channels != self.channels:
+            raise UserError(f"the UNet takes {self.channels} channels, the images have {channels}")
+        if self.base_channels % GROUPS:
+            raise UserError(
+                f"base_channels = {self.base_channels} must be a multiple of {GROUPS}, the number "
+                f"of groups of its norms"
+            )
+        if not self.multiples or min(self.multiples) < 1 or self.num_res_blocks < 1:
+            raise UserError(
+                f"the UNet needs at least one level, multiples >= 1 and one residual block a "
+                f"level, not multiples = {self.multiples}, num_res_blocks = {self.num_res_blocks}"
+            )
+        if not set(self.attention_levels) <= set(range(1, len(self.multiples) + 1)):
+            raise UserError(
+                f"attention_levels = {self.attention_levels} must lie between 1 and the number of "
+                f"levels, {len(self.multiples)}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout = {self.dropout} must lie in [0, 1)")
+
+    @nn.compact
+    def __call__(self, x: Array, step: Array, dropout_keys: Array | None = None) -> Array:
+        """Predicts the noise in x.
+
+        Args:
+          x: noisy images (batch, height, width, channels), both sides divisible by 2^(levels-1).
+          step: integer steps in 0..999, shape (batch,).
+          dropout_keys: one PRNG key an example (batch,) to train with dropout; None: no dropout.
+
+        Returns:
+          Predicted noise, shape and dtype of x.
+
+        Raises:
+          UserError: the configuration or the images' shape is impossible.
+        """
+        self.check(*x.shape[1:])
+        width, dtype = self.base_channels, self.dtype
+        num_keys = 0
+
+        def residual(h: Array, name: str, features: int, attention: bool) -> Array:
+            nonlocal num_keys
+            keys = dropout_keys
+            if keys is not None:
+                keys = jax.vmap(jax.random.fold_in, (0, None))(keys, num_keys)
+                num_keys += 1
+            block = ResidualBlock(features, attention, self.dropout, dtype, name=name)
+            return block(h, time, keys)
+
+        table = jnp.asarray(sinusoidal_table(width), dtype)
+        time = dense(4 * width, width, dtype=dtype, name="time_dense1")(table[step])
+        time = nn.gelu(time, approximate=False)
+        time = dense(4 * width, 4 * width, dtype=dtype, name="time_dense2")(time)
+
+        h = conv(width, self.channels, dtype=dtype, name="init_conv")(x.astype(dtype))
+        skips = [h]
+        index = 0
+        for level, multiple in enumerate(self.multiples, 1):
+            for _ in range(self.num_res_blocks):
+                name, attention = f"encoder{index}", level in self.attention_levels
+                h = residual(h, name, width * multiple, attention)
+                skips.append(h)
+                index += 1
+            if level < len(self.multiples):
+                size = h.shape[-1]
+                h = conv(size, size, stride=2, dtype=dtype, name=f"encoder{index}")(h)
+                skips.append(h)
+                index += 1
+
+        h = residual(h, "bottleneck0", h.shape[-1], True)
+        h = residual(h, "bottleneck1", h.shape[-1], False)
+
+        index = 0
+        for level, multiple in reversed(list(enumerate(self.multiples, 1))):
+            for _ in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                name, attention = f"decoder{index}", level in self.attention_levels
+                h = residual(h, name, width * multiple, attention)
+                index += 1
+            if level > 1:
+                size = h.shape[-1]
+                h = conv(size, size, dtype=dtype, name=f"decoder{index}")(upsample(h))
+                index += 1
+        return Block(self.channels, dtype=dtype, name="final_block")(h).astype(x.dtype)
+
+
+def num_parameters(params: object) -> int:
+    """Total number of entries of a pytree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

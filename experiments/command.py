@@ -1,0 +1,25 @@
+"""What all command lines share: how they end when something goes wrong."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+from diffusion_jax.errors import UserError
+
+
+def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
+    """Makes a UserError one sentence and exit status 1, and Ctrl-C exit status 130."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except UserError as error:
+            sys.stdout.flush()
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            sys.exit(130)
+
+    return wrapped
