@@ -157,7 +157,9 @@ def train(config: Config) -> None:
             state = checkpoints.restore(start, like)
             print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
         else:
-            state = jax.device_put(fresh(), replicated())
+            # Run once: compiling hundreds of random draws is faster without optimizing them.
+            init = jax.jit(fresh, compiler_options={"xla_backend_optimization_level": 0})
+            state = jax.device_put(init(), replicated())
         if start >= config.steps:
             print(f"All {config.steps} steps are done; give a larger --steps to go on")
             return

@@ -101,9 +101,7 @@ def init_state(
     model.check(*shape)
     init_key, run_key = jax.random.split(key)
     image, step = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
-    # Run once: compiling hundreds of random draws takes half the time without optimization.
-    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
-    params = init(init_key, image, step)["params"]
+    params = model.init(init_key, image, step)["params"]
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -168,13 +166,14 @@ def make_train_step(
         loss, grads = gradient(state.params, key, images, index)
         if axis_name is not None:
             loss, grads = jax.lax.pmean((loss, grads), axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to an integer count
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The moving average forgets the initial parameters in its first updates.
         decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(config, state.step),
         }
         next_state = TrainState(

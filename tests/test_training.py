@@ -1,0 +1,214 @@
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusion_jax.config import TrainingConfig
+from diffusion_jax.devices import replicated, sharded
+from diffusion_jax.errors import UserError
+from diffusion_jax.schedule import linear_schedule
+from diffusion_jax.training import (
+    TrainState,
+    init_state,
+    learning_rate,
+    make_optimizer,
+    make_parallel_train_step,
+    make_train_step,
+    noise_loss,
+)
+from diffusion_jax.unet import UNet
+
+# Two channels a group at least: with one, the norm would leave the bias before it no gradient.
+MODEL = UNet(base_channels=16, multiples=(1,), attention_levels=(1,), num_res_blocks=1)
+SCHEDULE = linear_schedule(100)
+SHAPE = (8, 8, 3)
+MEAN = jnp.array([0.4, 0.5, 0.6])
+CONFIG = TrainingConfig(batch_size=16, learning_rate=1e-3, warmup_steps=4, ema_decay=0.9)
+IMAGES = np.random.default_rng(0).integers(0, 256, (16, *SHAPE), dtype=np.uint8)
+INDEX = jnp.arange(16)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return jax.jit(lambda: init_state(MODEL, make_optimizer(CONFIG), jax.random.key(0), SHAPE))()
+
+
+@cache
+def plain_step(config=CONFIG):
+    return jax.jit(make_train_step(MODEL, SCHEDULE, make_optimizer(config), MEAN, config))
+
+
+@cache
+def parallel_step():
+    return make_parallel_train_step(MODEL, SCHEDULE, make_optimizer(CONFIG), MEAN, CONFIG)
+
+
+def assert_same_moments(a, b):
+    """Adam's moments, not the parameters: those of a vanishing gradient move at random."""
+    for x, y in zip(jax.tree.leaves(a.opt_state), jax.tree.leaves(b.opt_state), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-4 * np.abs(x).max())
+
+
+def test_loss_is_the_mean_squared_error_of_the_noise(state):
+    x_0, noise = jax.random.normal(jax.random.key(1), (2, 4, *SHAPE))
+    step = jnp.array([0, 3, 50, 99])
+    a = np.cumprod(1 - np.asarray(SCHEDULE.beta, np.float64))[np.asarray(step)]
+    a = a[:, None, None, None]
+    x_t = jnp.asarray(np.sqrt(a) * x_0 + np.sqrt(1 - a) * noise, jnp.float32)
+    predicted = MODEL.apply({"params": state.params}, x_t, step)
+    expected = np.mean((np.asarray(predicted, np.float64) - np.asarray(noise)) ** 2)
+    got = noise_loss(MODEL, SCHEDULE, state.params, x_0, step, noise)
+    assert float(got) == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_update_is_clipped_adam_with_its_average(state):
+    """The update redone from the formulas: clipping, Adam's first step, the EMA's warm-up."""
+    config = TrainingConfig(batch_size=16, learning_rate=1e-3, warmup_steps=4, clip_norm=0.1)
+    # An optimizer that hands the raw gradients out as its state.
+    spy = optax.GradientTransformation(lambda params: params, lambda grads, *_: (grads, grads))
+    step = jax.jit(make_train_step(MODEL, SCHEDULE, spy, MEAN, config))
+    spied, _ = step(state.replace(opt_state=state.params), jnp.asarray(IMAGES), INDEX)
+    grads = spied.opt_state
+    norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(grads)))
+    after, metrics = plain_step(config)(state, jnp.asarray(IMAGES), INDEX)
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
+    assert norm > 0.1
+    rate = 1e-3 / 4  # first of four warm-up updates
+    assert float(metrics["learning_rate"]) == pytest.approx(rate)
+    for before, now, ema, grad in zip(
+        *map(jax.tree.leaves, (state.params, after.params, after.ema_params, grads)), strict=True
+    ):
+        # Adam's first update: both moments, bias-corrected, are the clipped gradient's own.
+        clipped = np.asarray(grad, np.float64) * 0.1 / norm
+        expected = before - rate * clipped / (np.abs(clipped) + 1e-8)
+        clear = np.abs(clipped) > 1e-6
+        np.testing.assert_allclose(np.asarray(now)[clear], expected[clear], atol=1e-7)
+        np.testing.assert_allclose(ema, 0.1 * before + 0.9 * now, atol=1e-7)
+    assert int(after.step) == 1
+
+
+def test_ema_decay_warms_up_to_its_limit(state):
+    step, now = plain_step(), state
+    for k in range(12):
+        before, (now, _) = now, step(now, jnp.asarray(IMAGES), INDEX)
+        decay = min(0.9, (1 + k) / (10 + k))
+        leaf = "init_conv"
+        expected = decay * before.ema_params[leaf]["bias"] + (1 - decay) * now.params[leaf]["bias"]
+        np.testing.assert_allclose(now.ema_params[leaf]["bias"], expected, atol=1e-7)
+
+
+def test_learning_rate_warms_up_linearly():
+    rates = [float(learning_rate(CONFIG, jnp.int32(k))) for k in range(6)]
+    np.testing.assert_allclose(rates, 1e-3 * np.array([0.25, 0.5, 0.75, 1, 1, 1]), rtol=1e-6)
+    no_warmup = TrainingConfig(warmup_steps=0, learning_rate=2e-4)
+    assert float(learning_rate(no_warmup, jnp.int32(0))) == pytest.approx(2e-4)
+
+
+def test_accumulated_gradients_are_the_whole_batchs(state):
+    whole, metrics = plain_step()(state, jnp.asarray(IMAGES), INDEX)
+    config = TrainingConfig(
+        batch_size=16, learning_rate=1e-3, warmup_steps=4, ema_decay=0.9, accumulation=4
+    )
+    parts, parts_metrics = plain_step(config)(state, jnp.asarray(IMAGES), INDEX)
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], parts_metrics[name], rtol=1e-5)
+    assert_same_moments(whole, parts)
+
+
+def test_randomness_follows_the_global_index(state):
+    """The loss of a batch is the mean of its halves' losses, with each half's own places."""
+    step = plain_step()
+    _, whole = step(state, jnp.asarray(IMAGES), INDEX)
+    halves = [step(state, jnp.asarray(IMAGES[s]), INDEX[s])[1] for s in (slice(8), slice(8, 16))]
+    mean = np.mean([float(half["loss"]) for half in halves])
+    assert float(whole["loss"]) == pytest.approx(mean, rel=1e-5)
+    swapped = step(state, jnp.asarray(IMAGES[8:]), INDEX[:8])[1]
+    assert float(swapped["loss"]) != pytest.approx(float(halves[1]["loss"]), rel=1e-4)
+    later = step(state.replace(step=jnp.int32(1)), jnp.asarray(IMAGES), INDEX)[1]
+    assert float(later["loss"]) != pytest.approx(float(whole["loss"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_faithful_never_trains_step_0(faithful, monkeypatch):
+    """All steps drawn are uniform over 0..L-1, over 1..L-1 if faithful."""
+    seen = []
+
+    def record(model, schedule, params, x_0, step, noise, dropout_keys):
+        jax.debug.callback(lambda s: seen.extend(np.asarray(s).tolist()), step)
+        return jnp.sum(params["w"]) * 0.0
+
+    monkeypatch.setattr("diffusion_jax.training.noise_loss", record)
+    config = TrainingConfig(batch_size=16, faithful=faithful)
+    optimizer = make_optimizer(config)
+    schedule = linear_schedule(25)
+    step = jax.jit(make_train_step(MODEL, schedule, optimizer, MEAN, config))
+    params = {"w": jnp.zeros(1)}
+    now = TrainState(jnp.int32(0), params, params, optimizer.init(params), jax.random.key(2))
+    images, index = jnp.zeros((2000, 1, 1, 3), jnp.uint8), jnp.arange(2000)
+    now, _ = step(now, images, index)
+    jax.effects_barrier()
+    counts = np.bincount(seen, minlength=25)
+    low = int(faithful)
+    assert counts[:low].sum() == 0
+    expected = 2000 / (25 - low)
+    # chi^2 over 24 degrees of freedom stays below 60 but for one run in 10^4.
+    assert np.sum((counts[low:] - expected) ** 2 / expected) < 60
+
+
+def test_overfitting_eight_images_drives_the_loss_down():
+    """The best constant prediction, zero, has a loss of 1."""
+    config = TrainingConfig(batch_size=64, learning_rate=5e-3, warmup_steps=20)
+    optimizer = make_optimizer(config)
+    model = UNet(1, 16, (1,), attention_levels=(), num_res_blocks=1, dropout=0.0)
+    y, x = np.mgrid[:8, :8]
+    eight = np.stack([np.sin(0.4 * k * x + y) > 0 for k in range(8)])[..., None]
+    images = jnp.asarray(255 * eight.astype(np.uint8).repeat(8, axis=0))
+    mean = jnp.asarray([float(eight.mean())])
+    step = jax.jit(make_train_step(model, linear_schedule(), optimizer, mean, config))
+    now = jax.jit(lambda: init_state(model, optimizer, jax.random.key(4), (8, 8, 1)))()
+    losses = []
+    for _ in range(120):
+        now, metrics = step(now, images, jnp.arange(64))
+        losses.append(float(metrics["loss"]))
+    assert 0.8 < losses[0] < 1.6
+    assert np.mean(losses[20:40]) < 0.6 * losses[0]
+    assert np.mean(losses[-20:]) < 0.15
+
+
+def test_parallel_step_is_the_plain_step(state):
+    """Eight devices against one: same loss, same moments, and the state given is consumed."""
+    parallel, plain, one = parallel_step(), plain_step(), state
+    eight = jax.device_put(jax.tree.map(jnp.copy, state), replicated())
+    batch = jax.device_put(IMAGES.reshape(8, 2, *SHAPE), sharded())
+    for _ in range(3):
+        one, metrics = plain(one, jnp.asarray(IMAGES), INDEX)
+        given = eight
+        eight, parallel_metrics = parallel(given, batch)
+        assert given.params["init_conv"]["kernel"].is_deleted()
+        assert float(parallel_metrics["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
+    assert len(eight.params["init_conv"]["kernel"].sharding.device_set) == 8
+    assert_same_moments(one, eight)
+
+
+def test_the_step_lowers_for_cuda(state):
+    """With its all-reduces, its state donated, and no call back to the host."""
+    parallel = parallel_step()
+    batch = jnp.zeros((8, 2, *SHAPE), jnp.uint8)
+    exported = jax.export.export(jax.jit(parallel), platforms=["cuda"])(state, batch)
+    text = exported.mlir_module()
+    assert exported.nr_devices == 8
+    assert "all_reduce" in text
+    assert "callback" not in text
+    lowered = parallel.lower(state, batch).as_text()
+    donated = lowered.count("jax.buffer_donor") + lowered.count("tf.aliasing_output")
+    assert donated == len(jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(12, 1), (16, 3), (4, 1)])
+def test_a_batch_that_cannot_be_shared(batch, accumulation):
+    config = TrainingConfig(batch_size=batch, accumulation=accumulation)
+    with pytest.raises(UserError, match=f"a batch of {batch} can't be shared evenly by 8 device"):
+        make_parallel_train_step(MODEL, SCHEDULE, make_optimizer(config), MEAN, config)

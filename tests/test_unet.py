@@ -1,0 +1,187 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import unet
+from diffusion_jax.errors import UserError
+from diffusion_jax.unet import UNet, channel_dropout, num_parameters, sinusoidal_table
+
+SMALL = UNet(base_channels=16, multiples=(1, 2), attention_levels=(2,), num_res_blocks=1)
+
+
+def shapes(model, height=64, width=64):
+    image = jax.ShapeDtypeStruct((1, height, width, model.channels), jnp.float32)
+    step = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), image, step)["params"]
+
+
+@pytest.fixture(scope="module")
+def small_params():
+    image, step = jnp.zeros((1, 8, 8, 3)), jnp.zeros(1, jnp.int32)
+    return jax.jit(SMALL.init)(jax.random.key(0), image, step)["params"]
+
+
+@pytest.fixture(scope="module")
+def small_inputs():
+    x = jax.random.normal(jax.random.key(1), (3, 8, 12, 3))
+    return x, jnp.array([0, 500, 999])
+
+
+def test_paper_model_has_the_published_number_of_parameters():
+    model = UNet()
+    assert num_parameters(shapes(model)) == 25_636_483
+    # The original counts its fixed time table among its 25.70 M parameters.
+    assert 25_636_483 + sinusoidal_table(64).size == 25_700_483
+
+
+def test_parameters_are_float32_whatever_the_compute_type():
+    with jax.numpy_dtype_promotion("standard"):
+        model = UNet(base_channels=8, multiples=(1, 2), attention_levels=(1,), dtype=jnp.bfloat16)
+        params = shapes(model, 8, 8)
+        image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+        step = jax.ShapeDtypeStruct((1,), jnp.int32)
+        text = jax.jit(model.apply).lower({"params": params}, image, step).as_text()
+        out = jax.eval_shape(model.apply, {"params": params}, image, step)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert out.dtype == jnp.float32
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert convolutions
+    assert all("bf16" in line and "f32" not in line for line in convolutions)
+
+
+def test_bfloat16_approximates_float32(small_params, small_inputs):
+    model = SMALL.copy(dtype=jnp.bfloat16)
+    exact = SMALL.apply({"params": small_params}, *small_inputs)
+    with jax.numpy_dtype_promotion("standard"):
+        rough = model.apply({"params": small_params}, *small_inputs)
+    error = np.abs(rough - exact).max() / np.abs(exact).max()
+    assert 1e-6 < error < 0.05
+
+
+def test_initial_distribution_is_torchs():
+    """U(+-1/sqrt(fan_in)) for convolutions and linear layers, Xavier and zeros for attention."""
+    model = UNet(base_channels=64, multiples=(1, 2), attention_levels=(2,), num_res_blocks=1)
+    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    params = init(jax.random.key(3), jnp.zeros((1, 4, 4, 3)), jnp.zeros(1, jnp.int32))["params"]
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    for name, leaf in leaves.items():
+        if ".norm." in name:
+            np.testing.assert_array_equal(leaf, 1 if name.endswith("scale") else 0)
+            continue
+        if "in_proj.bias" in name or "out_proj.bias" in name:
+            np.testing.assert_array_equal(leaf, 0)
+            continue
+        kernel = leaves[name.rsplit(".", 1)[0] + ".kernel"]
+        fan_in = np.prod(kernel.shape[:-1])
+        bound = np.sqrt(6 / sum(kernel.shape)) if "in_proj" in name else fan_in**-0.5
+        assert np.abs(leaf).max() <= bound
+        if leaf.size >= 512:
+            scaled = leaf.ravel() / bound
+            n = leaf.size
+            assert np.abs(scaled).max() > 1 - 20 / n  # missed with probability e^-20
+            assert abs(scaled.mean()) < 5 / np.sqrt(3 * n)
+            # Var of u^2 for u ~ U(-1, 1) is 4/45.
+            assert abs((scaled**2).mean() - 1 / 3) < 5 * np.sqrt(4 / 45 / n)
+
+
+def test_time_table_is_the_sinusoid():
+    table = sinusoidal_table(64)
+    w = np.exp(-np.log(10000) * np.arange(32) / 31)
+    s = np.arange(1000)[:, None]
+    exact = np.concatenate([np.sin(s * w), np.cos(s * w)], axis=1)
+    # The original rounds s w to float32: off by half a unit in the last place of 999, 3e-5, and
+    # as much again from w.
+    np.testing.assert_allclose(table, exact, atol=1.2e-4)
+    np.testing.assert_allclose(table[:, 31], np.sin(np.arange(1000) * 1e-4), atol=1e-7)
+
+
+def test_attention_is_softmax_of_scaled_products(monkeypatch):
+    monkeypatch.setattr(unet, "group_norm", lambda dtype, name: lambda h: h)
+    layer = unet.SelfAttention()
+    h = jax.random.normal(jax.random.key(5), (2, 3, 4, 16))
+    params = layer.init(jax.random.key(6), h)["params"]
+    got = np.asarray(layer.apply({"params": params}, h))
+
+    pixels = np.asarray(h, np.float64).reshape(2, 12, 16)
+    qkv = pixels @ np.asarray(params["in_proj"]["kernel"], np.float64)
+    heads = [part.reshape(2, 12, 4, 4).transpose(0, 2, 1, 3) for part in np.split(qkv, 3, axis=-1)]
+    logits = heads[0] @ heads[1].swapaxes(-1, -2) / np.sqrt(4)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    out = (weights @ heads[2]).transpose(0, 2, 1, 3).reshape(2, 12, 16)
+    out = out @ np.asarray(params["out_proj"]["kernel"], np.float64)
+    np.testing.assert_allclose(got, (pixels + out).reshape(2, 3, 4, 16), atol=1e-5)
+
+
+def test_downsampling_is_padded_on_every_side():
+    """A stride-2 convolution whose kernel is its centre picks the even pixels: padding 1, not 0."""
+    layer = unet.conv(1, 1, stride=2, dtype=jnp.float32, name="down")
+    kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    x = jnp.arange(64.0).reshape(1, 8, 8, 1)
+    out = layer.apply({"params": {"kernel": kernel, "bias": jnp.zeros(1)}}, x)
+    np.testing.assert_array_equal(out, x[:, ::2, ::2])
+
+
+def test_upsampling_is_nearest():
+    x = np.arange(24.0).reshape(1, 2, 3, 4)
+    np.testing.assert_array_equal(unet.upsample(jnp.asarray(x)), x.repeat(2, 1).repeat(2, 2))
+
+
+def test_dropout_drops_whole_channels_at_the_stated_rate():
+    rate, batch, channels = 0.3, 64, 256
+    keys = jax.random.split(jax.random.key(7), batch)
+    out = np.asarray(channel_dropout(jnp.ones((batch, 2, 2, channels)), rate, keys))
+    assert np.all(out == out[:, :1, :1, :])
+    kept = out[:, 0, 0, :] > 0
+    np.testing.assert_allclose(out[:, 0, 0, :][kept], 1 / (1 - rate), rtol=1e-6)
+    error = np.sqrt(rate * (1 - rate) / kept.size)
+    assert abs(kept.mean() - (1 - rate)) < 4 * error
+    agree = np.mean(kept[0] == kept[1])  # two examples' masks are independent
+    expected = rate**2 + (1 - rate) ** 2
+    assert abs(agree - expected) < 4 * np.sqrt(expected * (1 - expected) / channels)
+
+
+def test_dropout_depends_on_the_examples_key_alone(small_params, small_inputs):
+    x, step = small_inputs
+    keys = jax.random.split(jax.random.key(8), 3)
+    model = SMALL.copy(dropout=0.5)
+    whole = model.apply({"params": small_params}, x, step, keys)
+    alone = model.apply({"params": small_params}, x[1:2], step[1:2], keys[1:2])
+    np.testing.assert_allclose(whole[1:2], alone, atol=1e-5)
+    plain = model.apply({"params": small_params}, x, step)
+    assert np.abs(whole - plain).max() > 1e-3
+    undropped = SMALL.copy(dropout=0.0).apply({"params": small_params}, x, step, keys)
+    np.testing.assert_array_equal(undropped, plain)
+
+
+def test_every_parameter_but_the_key_bias_has_a_gradient(small_params, small_inputs):
+    """A skip left out, or a block not used, would leave parameters without one."""
+    x, step = small_inputs
+
+    def loss(params):
+        return jnp.sum(jnp.square(SMALL.apply({"params": params}, x, step)))
+
+    grads = jax.jit(jax.grad(loss))(small_params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.abs(leaf).max() > 1e-5, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        (UNet(), (60, 64, 3), "divisible by 8"),
+        (UNet(), (4, 4, 3), "divisible by 8"),
+        (UNet(), (64, 64, 1), "takes 3 channels"),
+        (UNet(base_channels=12), (64, 64, 3), "multiple of 8"),
+        (UNet(attention_levels=(5,)), (64, 64, 3), "between 1 and"),
+        (UNet(multiples=()), (64, 64, 3), "at least one level"),
+        (UNet(num_res_blocks=0), (64, 64, 3), "one residual block"),
+        (UNet(dropout=1.0), (64, 64, 3), r"in \[0, 1\)"),
+    ],
+)
+def test_impossible_models_are_refused(model, shape, message):
+    with pytest.raises(UserError, match=message):
+        model.init(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32))
