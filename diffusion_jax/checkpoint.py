@@ -120,9 +120,9 @@ class Checkpoints:
 
     def _failed(self, failure: Exception) -> UserError:
         return UserError(
-            f"cannot save a checkpoint to {self.folder}: {_first_line(failure)}; free some space or "
-            f"mend the folder and run the same command again, which goes on from the last complete "
-            f"checkpoint"
+            f"cannot save a checkpoint to {self.folder}: {_first_line(failure)}; free some space "
+            f"or mend the folder and run the same command again, which goes on from the last "
+            f"complete checkpoint"
         )
 
     def _unreadable(self, step: int, failure: Exception) -> UserError:

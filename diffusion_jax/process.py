@@ -101,7 +101,7 @@ class VPSDE:
     beta_max: float = 20.0
 
     def beta(self, time: ArrayLike) -> Array:
-        """beta(t), any shape."""
+        """Rate beta at time t, any shape."""
         return self.beta_min + jnp.asarray(time) * (self.beta_max - self.beta_min)
 
     def alpha_bar(self, time: ArrayLike) -> Array:

@@ -222,7 +222,11 @@ class _Recorder:
             raise UserError(
                 f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at "
                 f"step {step}; "
-                + (f"the last good checkpoint is {where / str(good)}" if good else "nothing is saved")
+                + (
+                    f"the last good checkpoint is {where / str(good)}"
+                    if good
+                    else "nothing is saved"
+                )
                 + "; try a lower --learning-rate, a longer --warmup-steps or --dtype float32"
             )
         self._telemetry.advance(step, values["loss"])

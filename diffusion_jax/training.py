@@ -67,7 +67,7 @@ def noise_loss(
     """
     x_t = diffuse(schedule, x_0, step, noise)
     prediction = model.apply({"params": params}, x_t, step, dropout_keys)
-    return jnp.mean(jnp.square(prediction - noise))
+    return jnp.mean(optax.squared_error(prediction, noise))
 
 
 def learning_rate(config: TrainingConfig, step: Array) -> Array:
@@ -200,7 +200,11 @@ def make_parallel_train_step(
     The state has no device axis: every device holds the whole of it (`devices.replicated`).
 
     Args:
-      model, schedule, optimizer, mean, config: see `make_train_step`.
+      model: the noise predictor.
+      schedule: noise schedule.
+      optimizer: from `make_optimizer`.
+      mean: per-channel mean of the training set (channels,).
+      config: training configuration.
 
     Returns:
       A function of (state, images): uint8 images (devices, batch/devices, height, width, channels).
@@ -221,6 +225,4 @@ def make_parallel_train_step(
         batch = images.shape[0]
         return train_step(state, images, jax.lax.axis_index(AXIS) * batch + jnp.arange(batch))
 
-    return jax.pmap(
-        local_step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,)
-    )
+    return jax.pmap(local_step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))

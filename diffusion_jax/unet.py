@@ -67,20 +67,28 @@ def conv(
     )
 
 
-def dense(features: int, fan_in: int, *, dtype: DTypeLike, name: str) -> nn.Dense:
-    """A linear layer with PyTorch's initial distribution."""
+def dense(
+    features: int,
+    fan_in: int,
+    *,
+    dtype: DTypeLike,
+    name: str,
+    kernel_init: nn.initializers.Initializer = torch_kernel_init,
+    bias_init: nn.initializers.Initializer | None = None,
+) -> nn.Dense:
+    """A linear layer, by default with PyTorch's initial distribution."""
     return nn.Dense(
         features,
         dtype=dtype,
         param_dtype=_param_dtype(dtype),
-        kernel_init=torch_kernel_init,
-        bias_init=torch_bias_init(fan_in),
+        kernel_init=kernel_init,
+        bias_init=bias_init or torch_bias_init(fan_in),
         name=name,
     )
 
 
 def group_norm(dtype: DTypeLike, name: str) -> nn.GroupNorm:
-    """GroupNorm with PyTorch's epsilon and its two-pass variance; statistics in float32 at least."""
+    """GroupNorm with PyTorch's epsilon and two-pass variance, its statistics at least float32."""
     return nn.GroupNorm(
         GROUPS,
         epsilon=1e-5,
@@ -131,13 +139,24 @@ class SelfAttention(nn.Module):
         """(batch, height, width, channels) to the same shape."""
         batch, height, width, channels = h.shape
         pixels = group_norm(self.dtype, "norm")(h).reshape(batch, height * width, channels)
-        kwargs = {"dtype": self.dtype, "param_dtype": _param_dtype(self.dtype)}
         # PyTorch's MultiheadAttention: Xavier over the packed (3C, C) weight, both biases zero.
-        xavier = nn.initializers.xavier_uniform()
-        qkv = nn.Dense(3 * channels, kernel_init=xavier, name="in_proj", **kwargs)(pixels)
+        qkv = dense(
+            3 * channels,
+            channels,
+            dtype=self.dtype,
+            name="in_proj",
+            kernel_init=nn.initializers.xavier_uniform(),
+            bias_init=nn.initializers.zeros,
+        )(pixels)
         q, k, v = jnp.split(qkv.reshape(batch, -1, 3 * HEADS, channels // HEADS), 3, axis=2)
         out = jax.nn.dot_product_attention(q, k, v).reshape(pixels.shape)
-        out = nn.Dense(channels, kernel_init=torch_kernel_init, name="out_proj", **kwargs)(out)
+        out = dense(
+            channels,
+            channels,
+            dtype=self.dtype,
+            name="out_proj",
+            bias_init=nn.initializers.zeros,
+        )(out)
         return h + out.reshape(h.shape)
 
 

@@ -8,13 +8,16 @@ from diffusion_jax.errors import UserError
 
 
 def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
-    """Makes a UserError one sentence and exit status 1, and Ctrl-C exit status 130."""
+    """Makes a UserError, or the system's own error, one sentence with exit status 1.
+
+    Ctrl-C ends with exit status 130.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
         try:
             main()
-        except UserError as error:
+        except (UserError, OSError) as error:
             sys.stdout.flush()
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)

@@ -36,9 +36,7 @@ PRESETS = {
     ),
     "mnist": Config(
         output=OutputConfig(run_dir=Path("runs/mnist")),
-        data=DataConfig(
-            data="mnist", classes=("1", "8"), images_per_class=500, image_size=32
-        ),
+        data=DataConfig(data="mnist", classes=("1", "8"), images_per_class=500, image_size=32),
         training=TrainingConfig(batch_size=128),
     ),
     "sample": Config(
@@ -58,12 +56,14 @@ PRESETS = {
         training=TrainingConfig(
             batch_size=16, learning_rate=1e-3, warmup_steps=50, ema_decay=0.995
         ),
-        steps=1500,
+        steps=1200,
     ),
 }
 
 # What --data stands for where the preset was made for another data set.
-DATA_DEFAULTS = {PRESETS[name].data.data: PRESETS[name].data for name in ("lsun", "mnist", "sample")}
+DATA_DEFAULTS = {
+    PRESETS[name].data.data: PRESETS[name].data for name in ("lsun", "mnist", "sample")
+}
 
 
 def parse(arguments: list[str]) -> Config:

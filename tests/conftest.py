@@ -13,7 +13,7 @@ from diffusion_jax import backend
 
 backend.configure()
 
-import jax
+import jax  # noqa: E402  (after the settings that it reads)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -25,7 +25,18 @@ def write_folder(folder, sizes, seed=0, fmt="WEBP", key=lambda i: b"%02x" % (255
         buffer = io.BytesIO()
         smooth_image(rng, width, height).save(buffer, fmt, quality=95)
         values[key(i)] = buffer.getvalue()
+    put(folder, values)
+    return values
+
+
+def put(folder, values):
+    """Adds or overwrites entries of an LMDB folder."""
     with lmdb.open(str(folder), map_size=2**28) as env, env.begin(write=True) as transaction:
         for name, value in values.items():
             transaction.put(name, value)
-    return values
+
+
+def read(folder):
+    """All (key, value) pairs, in the order of the keys."""
+    with lmdb.open(str(folder), readonly=True) as env, env.begin() as transaction:
+        return list(transaction.cursor())

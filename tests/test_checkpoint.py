@@ -97,7 +97,10 @@ except UserError as error:
 def test_a_disk_that_refuses_the_bytes_loses_nothing(tmp_path):
     """Files may not grow past 100 kB: to the program that is a disk which is full."""
     result = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert result.returncode == 1, result.stderr
     assert f"cannot save a checkpoint to {tmp_path}" in result.stdout

@@ -1,9 +1,8 @@
 import io
 
-import lmdb
 import numpy as np
 import pytest
-from lmdb_folders import write_folder
+from lmdb_folders import put, read, write_folder
 from PIL import Image
 
 from diffusion_jax import data
@@ -87,9 +86,7 @@ def test_prepared_photographs_equal_an_independent_decode(tmp_path):
     assert list(images.labels) == [0] * 8 + [1] * 8
     position = 0
     for name in ("everyday", "medical"):
-        with lmdb.open(str(lsun.lmdb_folder(tmp_path, name)), readonly=True) as env:
-            with env.begin() as transaction:
-                pairs = list(transaction.cursor())
+        pairs = read(lsun.lmdb_folder(tmp_path, name))
         assert [key for key, _ in pairs] == sorted(key for key, _ in pairs)
         for _, value in pairs:
             np.testing.assert_array_equal(images.images[position], independent(value, 32))
@@ -115,9 +112,7 @@ def test_an_interrupted_preparation_goes_on(folders, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         lsun.prepare(*arguments, chunk=2)
     decoded.clear()
-    monkeypatch.setattr(
-        lsun, "centre_crop_and_resize", lambda *a: decoded.append(a) or decode(*a)
-    )
+    monkeypatch.setattr(lsun, "centre_crop_and_resize", lambda *a: decoded.append(a) or decode(*a))
     lsun.prepare(*arguments, chunk=2)
     assert len(decoded) == 10  # the first chunk of two was complete
     chunks = lsun.prepare(*arguments, chunk=2)
@@ -177,9 +172,7 @@ def test_damaged_image_is_named_and_nothing_prepared_is_lost(folders, damage):
         buffer = io.BytesIO()
         Image.new("RGB", (200, 300)).save(buffer, "PNG")
         bad = buffer.getvalue()
-    with lmdb.open(str(lsun.lmdb_folder(data_dir, CATEGORIES[0])), map_size=2**28) as env:
-        with env.begin(write=True) as transaction:
-            transaction.put(key, bad)
+    put(lsun.lmdb_folder(data_dir, CATEGORIES[0]), {key: bad})
     prepared = data_dir / "prepared"
     before = sorted(path for path in prepared.rglob("*") if path.is_file())
     match = rf"image {key.decode()} \(number 3\) of .*church_outdoor_train_lmdb cannot be used"
@@ -195,9 +188,8 @@ def test_damaged_image_is_named_and_nothing_prepared_is_lost(folders, damage):
 def test_prepared_from_another_lmdb_is_noticed(folders):
     data_dir, values = folders
     load(data_dir)
-    with lmdb.open(str(lsun.lmdb_folder(data_dir, CATEGORIES[0])), map_size=2**28) as env:
-        with env.begin(write=True) as transaction:
-            transaction.put(b"zz", next(iter(values[CATEGORIES[0]].values())))
+    another = next(iter(values[CATEGORIES[0]].values()))
+    put(lsun.lmdb_folder(data_dir, CATEGORIES[0]), {b"zz": another})
     with pytest.raises(UserError, match="prepared from another church_outdoor_train_lmdb"):
         load(data_dir)
 
@@ -249,9 +241,10 @@ def test_every_epoch_visits_every_image_once(batch, n):
     epochs = stream[: len(stream) // n * n].reshape(-1, n)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(n), (len(epochs), 1)))
     assert n == 3 or not np.array_equal(epochs[0], epochs[1])
-    assert not np.array_equal(stream, [*stream[:0], *np.concatenate(
-        [batch_indices(6, step, batch, n) for step in range(3 * n)]
-    )])
+    assert not np.array_equal(
+        stream,
+        [*stream[:0], *np.concatenate([batch_indices(6, step, batch, n) for step in range(3 * n)])],
+    )
 
 
 def test_batches_start_anywhere_and_follow_the_indices():

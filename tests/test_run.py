@@ -20,11 +20,12 @@ from diffusion_jax.telemetry import read_metrics
 from diffusion_jax.training import init_state, make_optimizer
 from experiments.train_lsun import parse
 
-TINY = (
-    "--data mnist --images-per-class 20 --image-size 28 --base-channels 8 --multiples 1 "
-    "--attention-levels --num-res-blocks 1 --batch-size 8 --diffusion-steps 25 --warmup-steps 5 "
-    "--num-samples 8 --log-every 1 --checkpoint-every 10 --sample-every 1000000 --seed 3"
-).split()
+TINY = [
+    *("--data", "mnist", "--images-per-class", "20", "--image-size", "28", "--seed", "3"),
+    *("--base-channels", "8", "--multiples", "1", "--attention-levels", "--num-res-blocks", "1"),
+    *("--batch-size", "8", "--diffusion-steps", "25", "--warmup-steps", "5", "--log-every", "1"),
+    *("--checkpoint-every", "10", "--num-samples", "8", "--sample-every", "1000000"),
+]
 
 
 def command(run_dir, *options, devices=1, preset=()):
@@ -210,14 +211,28 @@ def test_help_explains_every_field(capsys):
         parse(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for name in ("--preset", "--run-dir", "--steps", "--seed", "--data", "--data-dir",
-                 "--learning-rate", "--base-channels", "--schedule", "--log-every"):
+    for name in (
+        "--preset",
+        "--run-dir",
+        "--steps",
+        "--seed",
+        "--data",
+        "--data-dir",
+        "--learning-rate",
+        "--base-channels",
+        "--schedule",
+        "--log-every",
+    ):
         assert name in text
 
 
 def test_presets_and_options_combine():
     config = parse([])
-    assert (config.data.data, config.data.image_size, config.training.batch_size) == ("lsun", 64, 64)
+    assert (config.data.data, config.data.image_size, config.training.batch_size) == (
+        "lsun",
+        64,
+        64,
+    )
     assert (config.training.learning_rate, config.steps) == (1e-4, 350_000)
     assert parse(["--preset", "lsun_small"]).data.images_per_class == 100
     changed = parse(["--data", "mnist", "--learning-rate", "0.5", "--faithful", "True"])

@@ -10,6 +10,7 @@ import io
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def prepare(
       UserError: an LMDB that is missing, damaged, too small, or not the one that the prepared
         chunks came from; a folder that cannot be written to.
     """
-    bounds = list(range(0, images_per_class, chunk)) + [images_per_class]
+    bounds = [*range(0, images_per_class, chunk), images_per_class]
     try:
         prepared_dir.mkdir(parents=True, exist_ok=True)
         with (prepared_dir / ".lock").open("w") as lock:
@@ -220,7 +221,7 @@ def _prepare_category(
     tfds.disable_progress_bar()
     absl.logging.set_verbosity(absl.logging.ERROR)
     with progress:
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(bounds):
             builder = _builder(
                 prepared_dir,
                 category,

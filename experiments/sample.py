@@ -1,0 +1,62 @@
+"""Draws samples from a trained run: python -m experiments.sample RUN_DIR [--num-samples N]."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+
+from diffusion_jax import backend, plots, run
+from diffusion_jax.errors import UserError
+from diffusion_jax.sampling import sample
+from experiments.command import reports_errors
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draws samples from a trained run with its averaged parameters."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """The run's folder, as experiments.train_lsun writes it."""
+    num_samples: int = 64
+    """How many images."""
+    batch_size: int = 64
+    """Images at a time."""
+    seed: int = 1
+    """Seed of the noise."""
+    out: Path | None = None
+    """Writes OUT.png and OUT.npy; by default RUN_DIR/samples/STEP_seed_SEED."""
+
+
+@reports_errors
+def main() -> None:
+    """Parses the command line, samples, and writes a grid and the images themselves."""
+    options = tyro.cli(Options, prog="python -m experiments.sample")
+    if options.num_samples < 1 or options.batch_size < 1 or not 0 <= options.seed < 2**32:
+        raise UserError(
+            "num_samples and batch_size must be at least 1, seed between 0 and 2^32 - 1"
+        )
+    backend.configure()
+    model = run.load_model(options.run_dir)
+    default = options.run_dir / "samples" / f"step_{model.step:08d}_seed_{options.seed}"
+    out = options.out or default
+    out.parent.mkdir(parents=True, exist_ok=True)
+    print(f"Sampling {options.num_samples} images with the parameters of step {model.step}")
+    images = sample(
+        model.sampler,
+        model.denoiser,
+        jax.random.key(options.seed),
+        options.num_samples,
+        model.shape,
+        options.batch_size,
+    )
+    np.save(out.with_suffix(".npy"), images + model.mean)
+    plots.save_image_grid(out.with_suffix(".png"), images, model.mean)
+    print(f"Wrote {out.with_suffix('.png')} and {out.with_suffix('.npy')} (in [0, 1] units)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
