@@ -22,7 +22,7 @@ from experiments.train_lsun import parse
 
 TINY = [
     *("--data", "mnist", "--images-per-class", "20", "--image-size", "28", "--seed", "3"),
-    *("--base-channels", "8", "--multiples", "1", "--attention-levels", "--num-res-blocks", "1"),
+    *("--base-channels", "8", "--multiples", "1", "1", "--attention-levels", "--num-res-blocks", "1"),
     *("--batch-size", "8", "--diffusion-steps", "25", "--warmup-steps", "5", "--log-every", "1"),
     *("--checkpoint-every", "10", "--num-samples", "8", "--sample-every", "1000000"),
 ]
@@ -134,7 +134,7 @@ def test_another_configuration_in_the_same_folder_is_refused(uninterrupted):
     )
     assert code == 1
     assert err.count("\n") == 1
-    for part in ("learning_rate: 0.0001 -> 0.5", "multiples: [1] -> [1, 3]", "seed: 3 -> 4"):
+    for part in ("learning_rate: 0.0001 -> 0.5", "multiples: [1, 1] -> [1, 3]", "seed: 3 -> 4"):
         assert part in err
     assert (run_dir / "config.json").read_text() == before
 
