@@ -1,5 +1,7 @@
 """Checkpoints of a run: Orbax, and only here."""
 
+import errno
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -64,6 +66,12 @@ class Checkpoints:
         """
         if step == self.latest:
             return
+        # A write that runs into the end of the disk fails too, but with pages of tracebacks.
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**20
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            message = f"it needs {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free"
+            raise self._failed(OSError(errno.ENOSPC, message))
         try:
             items = ocp.args.Composite(
                 state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata)
@@ -133,4 +141,7 @@ class Checkpoints:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+    text = str(error).strip()
+    if "No space left on device" in text:
+        return "no space left on the device"
+    return text.split("\n")[0][:300] or type(error).__name__

@@ -4,6 +4,8 @@ import functools
 import sys
 from collections.abc import Callable
 
+import absl.logging
+
 from diffusion_jax.errors import UserError
 
 
@@ -15,6 +17,8 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapped() -> None:
+        # TFDS and Orbax log with a traceback what they raise as well.
+        absl.logging.set_verbosity(absl.logging.FATAL)
         try:
             main()
         except (UserError, OSError) as error:

@@ -108,3 +108,15 @@ def test_a_disk_that_refuses_the_bytes_loses_nothing(tmp_path):
         assert checkpoints.latest == 1
         got = checkpoints.restore(1, {"w": jax.ShapeDtypeStruct((1000,), jnp.float32)})
     np.testing.assert_array_equal(got["w"], np.arange(1000.0))
+
+
+def test_a_disk_without_room_is_noticed_before_writing(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1), {})
+        checkpoints.wait()
+        usage = shutil.disk_usage(tmp_path)
+        full = usage._replace(free=2**20 + 1000)  # room for the rest, but not for 4 000 bytes of w
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+        with pytest.raises(UserError, match="cannot save a checkpoint .* needs 1.0 MiB"):
+            checkpoints.save(2, state(2), {})
+        assert checkpoints.latest == 1

@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import absl.logging
 import lmdb
 import numpy as np
 import tensorflow_datasets as tfds
@@ -219,7 +218,6 @@ def _prepare_category(
     task = progress.add_task(category, total=bounds[-1], visible=False)
     builders = []
     tfds.disable_progress_bar()
-    absl.logging.set_verbosity(absl.logging.ERROR)
     with progress:
         for start, stop in pairwise(bounds):
             builder = _builder(
