@@ -1,6 +1,6 @@
 """Denoisers: anything that predicts the noise in x_t."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from flax import struct
 from jax import Array
@@ -36,6 +36,4 @@ class TrainedDenoiser:
 
     def __call__(self, x: Array, step: Array) -> Array:
         """See `Denoiser`."""
-        noise = self.model.apply({"params": self.params}, x, step)
-        assert isinstance(noise, Array)
-        return noise
+        return cast(Array, self.model.apply({"params": self.params}, x, step))

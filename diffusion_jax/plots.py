@@ -57,3 +57,33 @@ def save_loss_curve(path: Path, metrics: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def save_parity_curves(
+    path: Path, losses: dict[str, tuple[np.ndarray, np.ndarray]], bounds: dict[str, float]
+) -> None:
+    """Draws the losses of two frameworks and their relative difference against the updates.
+
+    Args:
+      path: the PNG.
+      losses: for each float type, the losses in JAX and in PyTorch.
+      bounds: for each float type, the largest relative difference allowed.
+    """
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(6, 6), sharex=True, layout="constrained")
+    jax_losses, torch_losses = losses["float32"]
+    updates = np.arange(1, len(jax_losses) + 1)
+    top.plot(updates, torch_losses, color="C1", linewidth=3, alpha=0.5, label="PyTorch")
+    top.plot(updates, jax_losses, color="C0", linewidth=1, label="JAX")
+    top.set(ylabel="loss, float32", yscale="log")
+    top.legend(frameon=False)
+    for color, (name, (a, b)) in zip(("C2", "C3"), losses.items(), strict=True):
+        # Equal losses have no place on a logarithmic axis.
+        difference = np.maximum(np.abs(a / b - 1), np.finfo(np.float64).eps / 2)
+        bottom.plot(updates, difference, ".", markersize=3, color=color, label=name)
+        bottom.axhline(bounds[name], color=color, linestyle="--", linewidth=1)
+    bottom.set(xlabel="update", ylabel="relative difference", yscale="log")
+    bottom.legend(frameon=False, title="dashed: bound", loc="center right")
+    for axes in (top, bottom):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -118,6 +118,23 @@ def _summarize(config: Config, images: ImageSet, parameters: int) -> dict[str, A
     return summary
 
 
+def _metadata(
+    config: Config,
+    shape: tuple[int, ...],
+    mean: np.ndarray,
+    classes: tuple[str, ...],
+    num_images: int,
+) -> dict[str, Any]:
+    """What is saved with every checkpoint beside the arrays."""
+    return {
+        "config": to_dict(config),
+        "mean": np.asarray(mean, np.float32).tolist(),
+        "shape": list(shape),
+        "classes": list(classes),
+        "num_images": num_images,
+    }
+
+
 def train(config: Config) -> None:
     """Trains, or goes on training, the model that the configuration describes.
 
@@ -143,16 +160,10 @@ def train(config: Config) -> None:
     folder = config.output.run_dir
     like = jax.eval_shape(fresh)
     _summarize(config, images, num_parameters(like.params))
-    metadata = {
-        "config": to_dict(config),
-        "mean": images.mean.tolist(),
-        "shape": list(shape),
-        "classes": list(images.class_names),
-        "num_images": len(images.images),
-    }
+    metadata = _metadata(config, shape, images.mean, images.class_names, len(images.images))
     with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
         start = checkpoints.latest or 0
-        if start:
+        if checkpoints.latest is not None:
             _check_same_data(checkpoints.metadata(start), metadata)
             state = checkpoints.restore(start, like)
             print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
@@ -256,6 +267,37 @@ def _draw_samples(
     images = sample(sampler, denoiser, key, config.output.num_samples, shape)
     path = config.output.run_dir / "samples" / f"step_{step:08d}.png"
     plots.save_image_grid(path, images, mean)
+
+
+def import_parameters(
+    config: Config, params: Any, shape: tuple[int, int, int], mean: np.ndarray, num_images: int
+) -> None:
+    """Makes a run that starts from given parameters, saved as its step 0.
+
+    Args:
+      config: the run's configuration; its folder must hold no run yet.
+      params: the model's parameters; they become the averaged ones too.
+      shape: (height, width, channels) of an image.
+      mean: per-channel mean of the training set (channels,).
+      num_images: size of the training set.
+
+    Raises:
+      UserError: there is a run in the folder, or it cannot be written to.
+    """
+    config.check()
+    folder = config.output.run_dir
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} holds a run already; give another --run-dir")
+    model, optimizer = config.model.build(shape[-1]), make_optimizer(config.training)
+    model.check(*shape)
+    _, key = jax.random.split(jax.random.key(config.seed))
+    params = jax.tree.map(jnp.asarray, params)
+    state = TrainState(jnp.int32(0), params, params, optimizer.init(params), key)
+    _claim(config)
+    metadata = _metadata(config, shape, mean, config.data.classes, num_images)
+    with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
+        checkpoints.save(0, state, metadata)
+        checkpoints.wait()
 
 
 def load_model(run_dir: Path) -> TrainedModel:

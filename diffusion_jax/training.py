@@ -72,6 +72,7 @@ def noise_loss(
 
 def learning_rate(config: TrainingConfig, step: Array) -> Array:
     """Linear warm-up to a constant: lr min(1, (step + 1)/warmup), step counted from 0."""
+    step = jnp.asarray(step, jnp.result_type(float))
     warmup = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
     return config.learning_rate * warmup
 

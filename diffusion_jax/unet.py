@@ -129,6 +129,26 @@ class Block(nn.Module):
         return conv(self.features, fan_in, dtype=self.dtype, name="conv")(h)
 
 
+def attention(q: Array, k: Array, v: Array) -> Array:
+    """softmax(q k^T / sqrt(size)) v, the softmax in float32 for bfloat16, else in the inputs' type.
+
+    `jax.nn.dot_product_attention` takes it in float32 for float64 inputs too, where the last eight
+    digits are lost.
+
+    Args:
+      q: queries (batch, pixels, heads, size).
+      k: keys, the same shape.
+      v: values, the same shape.
+
+    Returns:
+      The same shape and dtype.
+    """
+    dtype = _param_dtype(q.dtype)
+    logits = jnp.einsum("bqhs,bkhs->bhqk", q, k, preferred_element_type=dtype)
+    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhs->bqhs", weights, v)
+
+
 class SelfAttention(nn.Module):
     """GroupNorm, 4-head self-attention over the pixels with packed q, k, v, and the residual."""
 
@@ -149,7 +169,7 @@ class SelfAttention(nn.Module):
             bias_init=nn.initializers.zeros,
         )(pixels)
         q, k, v = jnp.split(qkv.reshape(batch, -1, 3 * HEADS, channels // HEADS), 3, axis=2)
-        out = jax.nn.dot_product_attention(q, k, v).reshape(pixels.shape)
+        out = attention(q, k, v).reshape(pixels.shape)
         out = dense(
             channels,
             channels,

@@ -117,6 +117,6 @@ def test_a_disk_without_room_is_noticed_before_writing(tmp_path, monkeypatch):
         usage = shutil.disk_usage(tmp_path)
         full = usage._replace(free=2**20 + 1000)  # room for the rest, but not for 4 000 bytes of w
         monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-        with pytest.raises(UserError, match="cannot save a checkpoint .* needs 1.0 MiB"):
+        with pytest.raises(UserError, match=r"cannot save a checkpoint .* needs 1\.0 MiB"):
             checkpoints.save(2, state(2), {})
         assert checkpoints.latest == 1

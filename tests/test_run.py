@@ -22,7 +22,16 @@ from experiments.train_lsun import parse
 
 TINY = [
     *("--data", "mnist", "--images-per-class", "20", "--image-size", "28", "--seed", "3"),
-    *("--base-channels", "8", "--multiples", "1", "1", "--attention-levels", "--num-res-blocks", "1"),
+    *(
+        "--base-channels",
+        "8",
+        "--multiples",
+        "1",
+        "1",
+        "--attention-levels",
+        "--num-res-blocks",
+        "1",
+    ),
     *("--batch-size", "8", "--diffusion-steps", "25", "--warmup-steps", "5", "--log-every", "1"),
     *("--checkpoint-every", "10", "--num-samples", "8", "--sample-every", "1000000"),
 ]

@@ -1,0 +1,111 @@
+"""Converts between the original's PyTorch checkpoints and runs of this project.
+
+python -m experiments.convert from-torch CHECKPOINT --run-dir DIR [--mean M ...] [OPTION ...]
+    A .pt, .pth or .safetensors state dict becomes a run that experiments.sample and further
+    training accept. The options are those of experiments.train_lsun (--preset, --data, --data-dir,
+    --image-size, --schedule ...) and should describe how the model was trained; its own shape
+    follows from the file. The training set's mean is computed from the data, or given by --mean.
+    The original never trains step 0, so the run is --faithful True unless told otherwise.
+
+python -m experiments.convert to-torch RUN_DIR FILE
+    The averaged parameters of a run's last checkpoint become a state dict that the original loads.
+    What a network predicts is in units of [0, 1] minus the mean, which the command prints.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffusion_jax import backend, data, run
+from diffusion_jax.config import ModelConfig
+from diffusion_jax.errors import UserError
+from experiments import train_lsun
+from experiments.command import reports_errors
+
+PROGRAM = "python -m experiments.convert"
+
+
+def from_torch(checkpoint: Path, mean: list[float] | None, arguments: list[str]) -> None:
+    """Makes a run from a state dict; `arguments` are those of experiments.train_lsun."""
+    from torch_ref import bridge
+
+    model, params = bridge.from_torch(bridge.load(checkpoint))
+    if model.dtype != np.float32:
+        raise UserError(f"{checkpoint} is float64, but runs hold float32 parameters; convert it")
+    if not any(word.startswith("--faithful") for word in arguments):
+        arguments = [*arguments, "--faithful", "True"]
+    config = train_lsun.parse(arguments)
+    fields = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(ModelConfig)
+        if field.name not in ("dropout", "dtype")
+    }
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
+    num_images = config.data.images_per_class * len(config.data.classes)
+    size = config.data.image_size
+    shape = (size, size, model.channels)
+    if mean is None:
+        images = data.load(config.data)
+        mean, shape = images.mean.tolist(), images.images.shape[1:]
+    if len(mean) != model.channels:
+        raise UserError(
+            f"the model takes images of {model.channels} channel(s), but the mean has {len(mean)}; "
+            f"give the options of the data that it was trained on"
+        )
+    run.import_parameters(config, params, shape, np.array(mean, np.float32), num_images)
+    again = [*arguments, *(word for name, value in fields.items() for word in _flag(name, value))]
+    print(f"Wrote the run {config.output.run_dir}. To sample from it:")
+    print(f"  python -m experiments.sample {config.output.run_dir}")
+    print(f"To train it further:\n  {train_lsun.PROGRAM} {shlex.join(again)}")
+
+
+def _flag(name: str, value: int | tuple[int, ...]) -> list[str]:
+    values = value if isinstance(value, tuple) else (value,)
+    return [f"--{name.replace('_', '-')}", *map(str, values)]
+
+
+def to_torch(run_dir: Path, file: Path) -> None:
+    """Writes the averaged parameters of a run as a state dict."""
+    from torch_ref import bridge
+
+    trained = run.load_model(run_dir)
+    params = jax.tree.map(np.asarray, trained.denoiser.params)
+    bridge.save(file, bridge.to_torch(trained.denoiser.model, params))
+    print(f"Wrote {file}, the parameters of step {trained.step}; mean {trained.mean.tolist()}")
+
+
+@reports_errors
+def main() -> None:
+    """Parses the command line and converts."""
+    parser = argparse.ArgumentParser(
+        PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    source = commands.add_parser("from-torch", help="a state dict becomes a run")
+    source.add_argument("checkpoint", type=Path)
+    source.add_argument("--mean", type=float, nargs="+", help="per-channel mean, in [0, 1]")
+    target = commands.add_parser("to-torch", help="a run becomes a state dict")
+    target.add_argument("run_dir", type=Path)
+    target.add_argument("file", type=Path)
+    options, rest = parser.parse_known_args()
+    backend.configure()
+    try:
+        if options.command == "from-torch":
+            from_torch(options.checkpoint, options.mean, rest)
+        elif rest:
+            parser.error(f"unknown option(s): {' '.join(rest)}")
+        else:
+            to_torch(options.run_dir, options.file)
+    except ModuleNotFoundError as missing:
+        raise UserError(
+            f"converting needs {missing.name}; install the extra: EXTRAS=torch ./launch.sh ..."
+        ) from missing
+
+
+if __name__ == "__main__":
+    sys.exit(main())

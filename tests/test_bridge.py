@@ -1,0 +1,303 @@
+import os
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+from diffusion_jax import unet  # noqa: E402
+from diffusion_jax.errors import UserError  # noqa: E402
+from torch_ref import bridge  # noqa: E402
+from torch_ref.unet import UNet  # noqa: E402
+
+SMALL = {"base_channels": 8, "multiples": (1, 2), "attention_levels": (2,), "num_res_blocks": 1}
+TABLE = "time_embeddings.time_mlp.0.weight"
+CONV = "encoder_blocks.0.block1.conv.weight"
+
+
+def random_state_dict(dtype=torch.float32, **fields):
+    """Every entry but the time table at random: a fresh model's norms are all alike."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        state_dict = UNet(**fields).state_dict()
+    finally:
+        torch.set_default_dtype(default)
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: value if name == TABLE else torch.randn(value.shape, generator=generator, dtype=dtype)
+        for name, value in state_dict.items()
+    }
+
+
+@pytest.fixture
+def state_dict():
+    return random_state_dict(**SMALL)
+
+
+def assert_bit_equal(got, want):
+    assert set(got) == set(want)
+    for name, value in want.items():
+        assert got[name].dtype == value.dtype, name
+        assert got[name].shape == value.shape, name
+        assert got[name].numpy().tobytes() == value.numpy().tobytes(), name
+
+
+@st.composite
+def configurations(draw):
+    multiples = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=4)))
+    levels = draw(st.sets(st.integers(1, len(multiples))))
+    return {
+        "channels": draw(st.integers(1, 4)),
+        "base_channels": draw(st.sampled_from([8, 16, 24])),
+        "multiples": multiples,
+        "attention_levels": tuple(sorted(levels)),
+        "num_res_blocks": draw(st.integers(1, 3)),
+    }
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(configurations(), st.sampled_from([torch.float32, torch.float64]), st.booleans())
+def test_any_configuration_is_told_from_its_state_dict_and_comes_back_bit_equal(
+    fields, dtype, parallel
+):
+    state_dict = random_state_dict(dtype, **fields)
+    prefix = "module." if parallel else ""
+    model, params = bridge.from_torch({prefix + name: v for name, v in state_dict.items()})
+    flax_dtype = jnp.float64 if dtype == torch.float64 else jnp.float32
+    assert model == unet.UNet(**fields, dtype=flax_dtype)
+    assert_bit_equal(bridge.to_torch(model, params), state_dict)
+
+    side = 2 ** (len(fields["multiples"]) - 1)
+    # Flax's norms promote float64 with float32 by themselves.
+    with jax.enable_x64(dtype == torch.float64), jax.numpy_dtype_promotion("standard"):
+        image, step = jnp.zeros((1, side, side, model.channels)), jnp.zeros(1, jnp.int32)
+        expected = jax.eval_shape(model.init, jax.random.key(0), image, step)["params"]
+    got = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+    assert got == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), expected)
+
+
+def test_trained_parameters_come_back_bit_equal_from_a_state_dict():
+    model = unet.UNet(**SMALL, dropout=0.3)
+    image, step = jnp.zeros((1, 4, 4, 3)), jnp.zeros(1, jnp.int32)
+    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    params = init(jax.random.key(0), image, step)["params"]
+    state_dict = bridge.to_torch(model, params)
+    UNet(**SMALL).load_state_dict(state_dict)
+    back, again = bridge.from_torch(state_dict)
+    assert back == model.copy(dropout=0.1)
+    for value, want in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
+        assert value.tobytes() == np.asarray(want).tobytes()
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+
+
+def without(state_dict, *names):
+    return {name: value for name, value in state_dict.items() if name not in names}
+
+
+def test_every_missing_unexpected_and_misshapen_entry_is_named(state_dict):
+    wrong = without(state_dict, "init_conv.bias", "decoder_blocks.2.upsample.1.weight")
+    wrong |= {"classifier.weight": torch.zeros(3), CONV: torch.zeros(8, 8, 1, 1)}
+    wrong["encoder_blocks.2.dense.bias"] = torch.zeros(24)
+    with pytest.raises(UserError) as caught:
+        bridge.from_torch(wrong)
+    message = str(caught.value)
+    assert "multiples = (1, 2), attention_levels = (2,), num_res_blocks = 1" in message
+    assert message.split("; ")[1:] == [
+        "missing: decoder_blocks.2.upsample.1.weight, init_conv.bias",
+        "unexpected: classifier.weight",
+        f"of another shape: {CONV} (8, 8, 1, 1) for (8, 8, 3, 3), "
+        "encoder_blocks.2.dense.bias (24,) for (16,)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "block",
+    ["init_conv", "encoder_blocks.0", "encoder_blocks.1", "encoder_blocks.4", "final_block"],
+)
+def test_a_missing_block_does_not_hide_the_rest(block):
+    fields = SMALL | {"multiples": (1, 2, 1), "attention_levels": (1,)}
+    state_dict = random_state_dict(**fields)
+    gone = [name for name in state_dict if name.startswith(block + ".")]
+    assert gone
+    with pytest.raises(UserError) as caught:
+        bridge.from_torch(without(state_dict, *gone))
+    (fault,) = str(caught.value).split("; ")[1:]
+    assert sorted(fault.removeprefix("missing: ").split(", ")) == sorted(gone)
+
+
+def test_every_single_missing_entry_is_named(state_dict):
+    for name in state_dict:
+        with pytest.raises(UserError, match=rf"num_res_blocks = 1; missing: {name}$"):
+            bridge.from_torch(without(state_dict, name))
+
+
+def test_every_single_misshapen_entry_is_named(state_dict):
+    for name, value in state_dict.items():
+        wrong = state_dict | {name: torch.zeros(value.shape[0] + 8, *value.shape[1:])}
+        with pytest.raises(
+            UserError, match=rf"num_res_blocks = 1; of another shape: {name} [^:]*$"
+        ):
+            bridge.from_torch(wrong)
+
+
+def test_another_architecture_is_refused():
+    other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).state_dict()
+    with pytest.raises(UserError) as caught:
+        bridge.from_torch(other)
+    assert all(name in str(caught.value) for name in [*other, *UNet().state_dict()])
+    with pytest.raises(UserError, match="missing"):
+        bridge.from_torch({})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sd: {k: v.half() for k, v in sd.items()}, f"convert .*{CONV} float16.* to float32"),
+        (lambda sd: {k: v.bfloat16() for k, v in sd.items()}, "bfloat16"),
+        (lambda sd: sd | {CONV: sd[CONV].double()}, f"convert {CONV} float64 to float32"),
+        (lambda sd: {k: v.int() for k, v in sd.items()}, "int32"),
+        (lambda sd: sd | {"epoch": 3}, "these are none: 'epoch'"),
+        (lambda sd: {"module." + k: v for k, v in sd.items()} | {"x": sd[CONV]}, "unexpected: "),
+        (lambda sd: sd | {TABLE: sd[TABLE][:999]}, rf"{TABLE} \(999, 8\) for \(1000, 8\)"),
+        (lambda sd: sd | {TABLE: sd[TABLE].roll(4, 1)}, f"{TABLE} is not the table"),
+        (lambda sd: sd | {TABLE: sd[TABLE].roll(1, 0)}, f"{TABLE} is not the table"),
+        (lambda sd: sd | {TABLE: sd[TABLE] + 2e-4}, r"up to 0\.0002 off"),
+        (lambda sd: sd | {TABLE: sd[TABLE] * torch.nan}, "up to nan off"),
+    ],
+)
+def test_other_types_prefixes_and_time_tables_are_refused(state_dict, change, message):
+    with pytest.raises(UserError, match=message):
+        bridge.from_torch(change(state_dict))
+
+
+def test_a_time_table_of_another_convention_is_refused():
+    """Frequencies exp(-log(10000) i/(C/2)): the closest of the usual ones."""
+    state_dict = random_state_dict(base_channels=64, multiples=(1,), attention_levels=())
+    frequency = 10000.0 ** (-torch.arange(32, dtype=torch.float64) / 32)
+    angle = torch.arange(1000)[:, None] * frequency
+    table = torch.cat([angle.sin(), angle.cos()], dim=1).float()
+    with pytest.raises(UserError, match="another time embedding"):
+        bridge.from_torch(state_dict | {TABLE: table})
+
+
+def test_parameters_of_another_model_are_refused(state_dict):
+    model, params = bridge.from_torch(state_dict)
+    init_conv = params["init_conv"]
+    for wrong, message in [
+        (without(params, "init_conv"), r"missing: init_conv\.bias, init_conv\.kernel$"),
+        (params | {"extra": init_conv}, r"unexpected: extra\.\w+, extra\.\w+$"),
+        (
+            params | {"init_conv": init_conv | {"bias": np.zeros(3, np.float32)}},
+            r"of another shape: init_conv\.bias \(3,\) for \(8,\)$",
+        ),
+        (jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), params), "bfloat16"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            bridge.to_torch(model, wrong)
+    with pytest.raises(UserError, match=r"unexpected: .*attention"):
+        bridge.to_torch(model.copy(attention_levels=()), params)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_files_come_back_bit_equal(tmp_path, suffix, dtype):
+    state_dict = random_state_dict(dtype, **SMALL)
+    path = tmp_path / f"weights{suffix}"
+    for _ in range(2):  # the second time over the first
+        bridge.save(path, state_dict)
+        assert os.listdir(tmp_path) == [path.name]
+        assert_bit_equal(bridge.load(path), state_dict)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+def test_a_checkpoint_that_holds_a_state_dict_is_read(tmp_path, state_dict, key):
+    torch.save({"epoch": 3, key: state_dict, "optimizer": {"lr": 1e-4}}, tmp_path / "a.pt")
+    assert_bit_equal(bridge.load(tmp_path / "a.pt"), state_dict)
+
+
+class Harmful:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_pickled_programs_are_never_run(tmp_path):
+    marker = tmp_path / "ran"
+    (tmp_path / "a.pt").write_bytes(pickle.dumps(Harmful(marker)))
+    torch.save({"state_dict": Harmful(marker)}, tmp_path / "b.pt")
+    torch.save(UNet(**SMALL), tmp_path / "c.pt")
+    for name in "abc":
+        with pytest.raises(UserError, match="save its state dict alone"):
+            bridge.load(tmp_path / f"{name}.pt")
+    assert not marker.exists()
+    pickle.loads((tmp_path / "a.pt").read_bytes())
+    assert marker.exists()  # it would have
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_damaged_and_missing_files_are_refused(tmp_path, state_dict, suffix):
+    path = tmp_path / f"weights{suffix}"
+    with pytest.raises(UserError, match="No such file"):
+        bridge.load(path)
+    bridge.save(path, state_dict)
+    whole = path.read_bytes()
+    for content in (b"", whole[:7], whole[: len(whole) // 2], whole[:-1], b"not weights at all"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"weights\.\w+ is damaged or not a file of weights"):
+            bridge.load(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="Is a directory"):
+        bridge.load(path)
+
+
+def test_files_of_something_else_are_refused(tmp_path, state_dict):
+    path = tmp_path / "a.pt"
+    torch.save({"epoch": 3, "net": state_dict}, path)
+    with pytest.raises(UserError, match="a dictionary of epoch, net, not a state dict"):
+        bridge.load(path)
+    torch.save(torch.zeros(3), path)
+    with pytest.raises(UserError, match="an object of type Tensor, not a state dict"):
+        bridge.load(path)
+    for attempt in (bridge.load, lambda path: bridge.save(path, state_dict)):
+        with pytest.raises(UserError, match=r"must be named \.pt, \.pth or \.safetensors"):
+            attempt(tmp_path / "weights.bin")
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_failed_save_leaves_nothing_behind(tmp_path, state_dict, suffix):
+    with pytest.raises(UserError, match="No such file"):
+        bridge.save(tmp_path / "nowhere" / f"a{suffix}", state_dict)
+    (tmp_path / f"folder{suffix}").mkdir()
+    with pytest.raises(UserError, match="Is a directory"):
+        bridge.save(tmp_path / f"folder{suffix}", state_dict)
+    assert os.listdir(tmp_path) == [f"folder{suffix}"]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_save_that_fails_midway_keeps_the_old_file(tmp_path, state_dict, suffix, monkeypatch):
+    path = tmp_path / f"a{suffix}"
+    bridge.save(path, state_dict)
+
+    def full(self, data):
+        with self.open("wb") as file:
+            file.write(data[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(path), "write_bytes", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        bridge.save(path, {name: -value for name, value in state_dict.items()})
+    assert os.listdir(tmp_path) == [path.name]
+    assert_bit_equal(bridge.load(path), state_dict)

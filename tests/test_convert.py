@@ -1,0 +1,114 @@
+"""The conversion commands, and parity through them: torch to a run, samples, and back."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from diffusion_jax import run  # noqa: E402
+from diffusion_jax.errors import UserError  # noqa: E402
+from diffusion_jax.sampling import normal, sample  # noqa: E402
+from experiments import convert  # noqa: E402
+from experiments.train_lsun import parse  # noqa: E402
+from torch_ref import bridge, compare  # noqa: E402
+from torch_ref import process as torch_process  # noqa: E402
+
+OPTIONS = [
+    *("--preset", "mnist", "--image-size", "28", "--images-per-class", "20", "--seed", "3"),
+    *("--diffusion-steps", "50", "--batch-size", "8", "--num-samples", "4", "--log-every", "1"),
+    *("--steps", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A small model in the original's format, and the run made of it."""
+    folder = tmp_path_factory.mktemp("convert")
+    model = compare.perturbed(
+        channels=1, base_channels=16, multiples=(1, 2), attention_levels=(), num_res_blocks=1
+    )
+    with torch.no_grad():  # a gentle denoiser: the chain of a perturbed one explodes
+        for name, parameter in model.final_block.conv.named_parameters():
+            parameter *= 0.1 if name == "weight" else 0.0
+    bridge.save(folder / "original.pt", model.state_dict())
+    arguments = [*OPTIONS, "--run-dir", str(folder / "run")]
+    convert.from_torch(folder / "original.pt", None, arguments)
+    return folder, model, arguments
+
+
+def test_a_converted_checkpoint_samples_as_the_original(original):
+    """Same start and noise in both; the run is faithful and knows its shape and mean."""
+    folder, model, _ = original
+    trained = run.load_model(folder / "run")
+    assert trained.step == 0
+    assert trained.shape == (28, 28, 1)
+    assert trained.sampler.faithful
+    digits = np.asarray(trained.mean)
+    assert 0.1 < digits[0] < 0.2
+    key = jax.random.key(7)
+    got = sample(trained.sampler, trained.denoiser, key, 3, trained.shape)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(3))
+    noise = [compare.nchw(normal(keys, jnp.int32(s), trained.shape)) for s in range(51)]
+    tables = torch_process.linear_schedule(50)
+    want = torch_process.ancestral_chain(
+        tables, model, noise[50], torch.stack(noise[:50]), faithful=True
+    )
+    assert compare.relative_error(got, compare.nhwc(want)) < 1e-4
+    assert np.abs(got).max() > 0.5
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_converted_and_converted_back_is_bit_equal(original, suffix):
+    folder, model, _ = original
+    convert.to_torch(folder / "run", folder / f"back{suffix}")
+    back, want = bridge.load(folder / f"back{suffix}"), model.state_dict()
+    assert set(back) == set(want)
+    for name, tensor in want.items():
+        if name == bridge.TIME_TABLE:
+            assert torch.allclose(back[name], tensor, atol=1e-7)
+        else:
+            assert torch.equal(back[name], tensor), name
+    model.load_state_dict(back)
+
+
+def test_a_converted_run_trains_on(original, capsys):
+    folder, _, arguments = original
+    with pytest.raises(UserError, match="holds a run already"):
+        convert.from_torch(folder / "original.pt", [0.1], arguments)
+    copy = folder / "further"
+    convert.from_torch(folder / "original.pt", None, [*arguments[:-1], str(copy)])
+    command = capsys.readouterr().out.strip().split("\n")[-1].split()
+    config = parse(command[command.index("experiments.train_lsun") + 1 :])
+    assert config.model.multiples == (1, 2)
+    before = run.load_model(copy).denoiser.params
+    run.train(config)
+    after = run.load_model(copy)
+    assert after.step == 2
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after.denoiser.params)
+    assert 0 < max(jax.tree.leaves(moved)) < 1e-3
+
+
+def test_bad_input_leaves_nothing_behind(original, tmp_path, monkeypatch, capsys):
+    folder, model, _ = original
+    broken = {name: value for name, value in model.state_dict().items() if "init_conv" not in name}
+    bridge.save(tmp_path / "broken.pt", broken)
+    arguments = ["--run-dir", str(tmp_path / "run"), *OPTIONS]
+    words = ["convert", "from-torch", str(tmp_path / "broken.pt"), "--mean", "0.1", *arguments]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        convert.main()
+    assert stopped.value.code == 1
+    message = capsys.readouterr().err
+    assert "missing: init_conv.bias, init_conv.weight" in message
+    assert not (tmp_path / "run").exists()
+
+    with pytest.raises(UserError, match="the mean has 3"):
+        convert.from_torch(folder / "original.pt", [0.1, 0.2, 0.3], arguments)
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        convert.to_torch(tmp_path / "nowhere", tmp_path / "out.pt")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "out.pt").exists()

@@ -1,0 +1,319 @@
+"""State dicts of the original UNet to Flax parameters and back, and their files.
+
+The one place where both are known. A state dict has the names and shapes of `torch_ref.unet.UNet`;
+Flax parameters have kernels (height, width, in, out) or (in, out).
+"""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.torch
+import torch
+from flax import traverse_util
+from torch import Tensor
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.unet import UNet
+from torch_ref.unet import TIME_STEPS, sinusoidal_table
+
+StateDict = dict[str, Tensor]
+Shape = tuple[int, ...]
+
+TIME_TABLE = "time_embeddings.time_mlp.0.weight"
+# Frequencies are rounded to float32 after an exponential whose last bit differs between versions
+# of torch and processors; that bit moves the angle of step 999 by 6e-5. Another convention (k + 1
+# in place of k, sines and cosines interleaved) is off by far more.
+TIME_TABLE_BOUND = 1e-4
+
+# Flax's names to the original's, by substitutions made one after the other.
+_RENAMED = (
+    (r"^time_dense1", "time_embeddings.time_mlp.1"),
+    (r"^time_dense2", "time_embeddings.time_mlp.3"),
+    (r"^encoder(\d+)\.(kernel|bias)$", r"encoder_blocks.\1.downsample.\2"),
+    (r"^decoder(\d+)\.(kernel|bias)$", r"decoder_blocks.\1.upsample.1.\2"),
+    (r"^(encoder|bottleneck|decoder)(\d+)", r"\1_blocks.\2"),
+    (r"attention\.norm", "attention.group_norm"),
+    (r"attention\.in_proj\.kernel", "attention.mhsa.in_proj_weight"),
+    (r"attention\.in_proj\.bias", "attention.mhsa.in_proj_bias"),
+    (r"attention\.out_proj", "attention.mhsa.out_proj"),
+    (r"\.(kernel|scale)$", ".weight"),
+)
+
+# Flax's axes in the original's order and the reverse, by the number of axes.
+_TO_TORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+_TO_FLAX = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+
+
+def _torch_name(flax_name: str) -> str:
+    for pattern, replacement in _RENAMED:
+        flax_name = re.sub(pattern, replacement, flax_name)
+    return flax_name
+
+
+@lru_cache(maxsize=8)
+def _flax_shapes(model: UNet) -> dict[str, Shape]:
+    """Names, joined by dots, and shapes of the model's parameters.
+
+    Raises:
+      UserError: there is no such model.
+    """
+    side = 2 ** (len(model.multiples) - 1)
+    image = jax.ShapeDtypeStruct((1, side, side, model.channels), jnp.float32)
+    step = jax.ShapeDtypeStruct((1,), jnp.int32)
+    init = model.copy(dtype=jnp.float32).init
+    params = jax.eval_shape(init, jax.random.key(0), image, step)["params"]
+    return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(params, sep=".").items()}
+
+
+def _torch_shapes(model: UNet) -> dict[str, Shape]:
+    """Names and shapes of the model's state dict."""
+    shapes: dict[str, Shape] = {TIME_TABLE: (TIME_STEPS, model.base_channels)}
+    for name, shape in _flax_shapes(model).items():
+        shapes[_torch_name(name)] = tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
+    return shapes
+
+
+def _infer(shapes: Mapping[str, Shape]) -> UNet:
+    """The configuration for which most entries of a state dict speak.
+
+    So a missing or misshapen entry does not hide the rest. What no entry tells has its default; the
+    comparison with the state dict then says what is wrong.
+    """
+
+    def vote(*votes: tuple[str, int], default: int) -> int:
+        """The commonest length among (pattern of names, axis)."""
+        lengths = [
+            shape[axis]
+            for pattern, axis in votes
+            for name, shape in shapes.items()
+            if len(shape) > axis and shape[axis] > 0 and re.fullmatch(pattern, name)
+        ]
+        return Counter(lengths).most_common(1)[0][0] if lengths else default
+
+    def indices(pattern: str) -> list[int]:
+        matches = (re.match(pattern, name) for name in shapes)
+        return sorted({int(match[1]) for match in matches if match})
+
+    channels = vote(
+        (r"init_conv\.weight", 1), (r"final_block\.conv\.(weight|bias)", 0), default=UNet.channels
+    )
+    base_channels = vote(
+        (r"init_conv\.(weight|bias)", 0),
+        (r"time_embeddings\.time_mlp\.[01]\.weight", 1),
+        default=UNet.base_channels,
+    )
+    encoder, decoder = indices(r"encoder_blocks\.(\d+)\."), indices(r"decoder_blocks\.(\d+)\.")
+    if not encoder or not decoder:
+        return UNet(channels, base_channels)
+
+    # A level ends with a down- or up-sampling, the last level alone with a residual block.
+    downs = [*indices(r"encoder_blocks\.(\d+)\.downsample\."), encoder[-1] + 1]
+    ups = [*indices(r"decoder_blocks\.(\d+)\.upsample\."), decoder[-1] + 1]
+    gaps = [b - a - 1 for a, b in pairwise([-1, *downs])]
+    gaps += [b - a - 2 for a, b in pairwise([-1, *ups])]
+    num_res_blocks = max(Counter(gaps).most_common(1)[0][0], 1)
+    num_levels = max(-(-downs[-1] // (num_res_blocks + 1)), -(-ups[-1] // (num_res_blocks + 2)))
+
+    multiples, attention_levels = [], []
+    for level in range(1, num_levels + 1):
+        start = (level - 1) * (num_res_blocks + 1)
+        down = "|".join(map(str, range(start, start + num_res_blocks)))
+        start = (num_levels - level) * (num_res_blocks + 2)
+        up = "|".join(map(str, range(start, start + num_res_blocks + 1)))
+        block = rf"(encoder_blocks\.({down})|decoder_blocks\.({up}))\."
+        outputs = block + r"(dense|block1\.conv|block2\.norm|block2\.conv)\.(weight|bias)"
+        multiples.append(max(vote((outputs, 0), default=0) // base_channels, 1))
+        if any(re.match(block + r"attention\.", name) for name in shapes):
+            attention_levels.append(level)
+    return UNet(channels, base_channels, tuple(multiples), tuple(attention_levels), num_res_blocks)
+
+
+def _compare(
+    what: str, model: UNet, found: Mapping[str, Shape], expected: dict[str, Shape]
+) -> None:
+    """Raises a UserError naming every entry of `found` that is not as expected."""
+    faults = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} {found[name]} for {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    listed = [f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names]
+    if listed:
+        raise UserError(
+            f"{what} are not those of a UNet with channels = {model.channels}, base_channels = "
+            f"{model.base_channels}, multiples = {model.multiples}, attention_levels = "
+            f"{model.attention_levels}, num_res_blocks = {model.num_res_blocks}; "
+            f"{'; '.join(listed)}"
+        )
+
+
+def _check_types(what: str, types: Mapping[str, str]) -> None:
+    """Raises a UserError unless all entries are float32, or all float64."""
+    if set(types.values()) not in ({"float32"}, {"float64"}):
+        common = Counter(types.values()).most_common(1)[0][0]
+        allowed = common if common in ("float32", "float64") else "float32"
+        wrong = [f"{name} {kind}" for name, kind in types.items() if kind != allowed]
+        raise UserError(
+            f"{what} must all be float32, or all float64: convert {', '.join(wrong)} to {allowed}"
+        )
+
+
+def from_torch(state_dict: Mapping[str, Tensor]) -> tuple[UNet, dict[str, Any]]:
+    """The Flax model and parameters of a state dict of the original UNet, bit for bit.
+
+    Width, levels and attention follow from the entries' names and shapes. Dropout is not in a state
+    dict: the model has the default. The time table is not a parameter in Flax; it is checked, and
+    `to_torch` makes it anew.
+
+    Args:
+      state_dict: float32 or float64 tensors; every name may have the prefix `module.` that
+        DataParallel leaves.
+
+    Returns:
+      The model, of the state dict's type, and its parameters as NumPy arrays, so that float64 is
+      kept even where JAX's 64-bit types are not enabled; to compute in it, enable them. The noise
+      is `model.apply({"params": params}, x, step)`, x (batch, height, width, channels).
+
+    Raises:
+      UserError: not a state dict of this architecture (every missing, unexpected or misshapen entry
+        is named), a time table that is not the sinusoid, or another type.
+    """
+    strange = [repr(name) for name, value in state_dict.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise UserError(
+            f"a state dict holds tensors alone, but these are none: {', '.join(strange)}"
+        )
+    if all(name.startswith("module.") for name in state_dict):
+        state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    found = {name: tuple(value.shape) for name, value in state_dict.items()}
+    model = _infer(found)
+    _compare("the state dict's entries", model, found, _torch_shapes(model))
+    types = {name: str(value.dtype).removeprefix("torch.") for name, value in state_dict.items()}
+    _check_types("the state dict's entries", types)
+    arrays = {name: value.detach().cpu().numpy() for name, value in state_dict.items()}
+
+    table = sinusoidal_table(model.base_channels, torch.float64).numpy()
+    error = np.abs(arrays[TIME_TABLE] - table).max()
+    if not error <= TIME_TABLE_BOUND:
+        raise UserError(
+            f"{TIME_TABLE} is not the table of sines and cosines of the steps that the UNet has, "
+            f"but up to {error:.2g} off; this model has another time embedding"
+        )
+    flat = {}
+    for name, shape in _flax_shapes(model).items():
+        array = arrays[_torch_name(name)]
+        flat[name] = np.array(array.transpose(_TO_FLAX[len(shape)]), order="C")
+    if types[TIME_TABLE] == "float64":
+        model = model.copy(dtype=jnp.float64)
+    return model, traverse_util.unflatten_dict(flat, sep=".")
+
+
+def to_torch(model: UNet, params: Mapping[str, Any]) -> StateDict:
+    """The original's state dict of a Flax model, bit for bit; the inverse of `from_torch`.
+
+    Args:
+      model: the Flax model.
+      params: its parameters, float32 or float64, on any devices.
+
+    Returns:
+      Tensors on the CPU, of the parameters' type, the fixed time table among them.
+
+    Raises:
+      UserError: the parameters are not the model's (every missing, unexpected or misshapen one is
+        named), or of another type.
+    """
+    flat = traverse_util.flatten_dict(params, sep=".")
+    found = {name: tuple(np.shape(leaf)) for name, leaf in flat.items()}
+    _compare("the parameters", model, found, _flax_shapes(model))
+    _check_types("the parameters", {name: str(leaf.dtype) for name, leaf in flat.items()})
+    state_dict = {}
+    for name, leaf in flat.items():
+        array = np.asarray(leaf).transpose(_TO_TORCH[np.ndim(leaf)])
+        state_dict[_torch_name(name)] = torch.from_numpy(np.array(array, order="C"))
+    dtype = state_dict["init_conv.weight"].dtype
+    return {TIME_TABLE: sinusoidal_table(model.base_channels, dtype)} | state_dict
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise UserError(f"{path} must be named .pt, .pth or .safetensors, which tells its format")
+    return path.suffix == ".safetensors"
+
+
+def load(path: Path) -> StateDict:
+    """Reads a state dict from a .pt, .pth or .safetensors file, onto the CPU.
+
+    Nothing but tensors is ever unpickled. A .pt or .pth may hold the state dict itself, or a
+    dictionary with it under "state_dict", "model_state_dict" or "model".
+
+    Raises:
+      UserError: the file cannot be read, is damaged, or is not one of weights.
+    """
+    safe = _is_safetensors(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from error
+    try:
+        if safe:
+            return safetensors.torch.load(data)
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes torch raise almost anything
+        remedy = "fetch it again"
+        if not safe:
+            remedy += (
+                "; or if it holds more than weights, which is never unpickled as it may run any "
+                "program, save its state dict alone: torch.save(model.state_dict(), PATH)"
+            )
+        raise UserError(f"{path} is damaged or not a file of weights; {remedy}") from error
+    if isinstance(content, Mapping):
+        for key in ("state_dict", "model_state_dict", "model"):
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+        if all(isinstance(value, Tensor) for value in content.values()):
+            return dict(content)
+        held = f"a dictionary of {', '.join(map(str, content))}"
+    else:
+        held = f"an object of type {type(content).__name__}"
+    raise UserError(
+        f"{path} holds {held}, not a state dict, neither as it is nor under 'state_dict', "
+        f"'model_state_dict' or 'model'; save model.state_dict()"
+    )
+
+
+def save(path: Path, state_dict: Mapping[str, Tensor]) -> None:
+    """Writes a state dict to a .pt, .pth or .safetensors file, whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    safe = _is_safetensors(path)
+    tensors = {name: value.detach().contiguous() for name, value in state_dict.items()}
+    if safe:
+        data = safetensors.torch.save(tensors)
+    else:
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        data = buffer.getvalue()
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give another path") from error
+    finally:
+        partial.unlink(missing_ok=True)
