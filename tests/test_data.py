@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -198,6 +200,34 @@ def test_unwritable_prepared_folder(folders, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write the prepared images"):
         load(folders[0], prepared=tmp_path / "file" / "prepared")
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from diffusion_jax.data import lsun
+from diffusion_jax.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder, prepared = map(Path, sys.argv[1:])
+lsun.prepare(folder, prepared, ("church_outdoor",), 2, 64, chunk=2)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    lsun.prepare(folder, prepared, ("church_outdoor",), 6, 64, chunk=2)
+except UserError as error:
+    print(error)
+    sys.exit(1)
+"""
+
+
+def test_a_disk_that_refuses_the_bytes_keeps_what_is_prepared(folders, tmp_path):
+    """Files may not grow past 20 kB: a chunk of two images takes 25."""
+    prepared = tmp_path / "prepared"
+    words = [sys.executable, "-c", FULL_DISK, str(folders[0]), str(prepared)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1, result.stderr
+    assert f"cannot write the prepared images to {prepared}" in result.stdout
+    chunks = lsun.prepare(folders[0], prepared, ("church_outdoor",), 2, 64, chunk=2)
+    assert len(chunks["church_outdoor"][0].as_data_source("train")) == 2
 
 
 def test_unknown_class_of_photographs(tmp_path):

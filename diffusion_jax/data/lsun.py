@@ -196,10 +196,11 @@ def prepare(
                 )
                 for category in categories
             }
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # ArrayRecord reports a full disk as the latter
         raise UserError(
-            f"cannot write the prepared images to {prepared_dir}: {error}; name another folder "
-            f"with --prepared-dir (what is already prepared is kept)"
+            f"cannot write the prepared images to {prepared_dir}: {str(error).splitlines()[0]}; "
+            f"free some space or name another folder with --prepared-dir (what is already prepared "
+            f"is kept)"
         ) from error
 
 
