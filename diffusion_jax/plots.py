@@ -82,7 +82,7 @@ def save_parity_curves(
         bottom.plot(updates, difference, ".", markersize=3, color=color, label=name)
         bottom.axhline(bounds[name], color=color, linestyle="--", linewidth=1)
     bottom.set(xlabel="update", ylabel="relative difference", yscale="log")
-    bottom.legend(frameon=False, title="dashed: bound", loc="center right")
+    bottom.legend(frameon=False, title="dashed: bound", loc=(0.75, 0.3))
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

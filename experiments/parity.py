@@ -1,8 +1,8 @@
 """Holds the JAX model against the PyTorch reference: python -m experiments.parity [--out DIR].
 
 Prints a table of relative errors and writes it to DIR/parity.json, with a figure of the losses of
-two trainings on the same digits. Exits with status 1 where a bound is broken. About three minutes
-on two CPU cores.
+two trainings on the same digits. Exits with status 1 where a bound is broken. It takes several
+minutes on two CPU cores, most of them for float64 convolutions, which XLA does not make fast.
 """
 
 import json
@@ -26,7 +26,7 @@ from experiments.command import reports_errors
 BLOCKS = (
     ("block", "final_block", "final_block", 64, 64),
     ("residual block", "encoder0", "encoder_blocks.0", 64, 64),
-    ("residual block, wider, with attention", "encoder3", "encoder_blocks.3", 32, 64),
+    ("residual block with attention", "encoder3", "encoder_blocks.3", 32, 64),
     ("residual block on a skip", "decoder0", "decoder_blocks.0", 8, 512),
     ("attention", "bottleneck0.attention", "bottleneck_blocks.0.attention", 8, 256),
     ("down-sampling", "encoder2", "encoder_blocks.2", 64, 64),
