@@ -5,6 +5,8 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# Small models gain nothing from torch's threads, which spin where the cores are busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Commands that tests start share what they compile.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="diffusion-jax-tests-"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"

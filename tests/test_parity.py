@@ -41,15 +41,6 @@ TINY = {"base_channels": 16, "multiples": (1, 2), "attention_levels": (2,), "num
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small models gain nothing from more, and on a busy machine torch's threads spin."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def assert_within(errors, dtype):
     for kind, error in errors.items():
         assert error <= BOUNDS[dtype][kind], kind

@@ -12,15 +12,6 @@ from torch_ref.unet import UNet, sinusoidal_table  # noqa: E402
 DATA = Path(__file__).parent / "data"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small models gain nothing from more, and on a busy machine torch's threads spin."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def small():
     with np.load(DATA / "unet_small.npz") as arrays:
