@@ -62,6 +62,18 @@ class TrainedModel:
     step: int
 
 
+def _read_config(path: Path) -> dict[str, Any]:
+    """A run's config.json.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}; restore it or give another folder") from error
+
+
 def _claim(config: Config) -> None:
     """Makes the run's folder, or checks that the run in it has the same configuration."""
     folder = config.output.run_dir
@@ -70,7 +82,7 @@ def _claim(config: Config) -> None:
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         if path.exists():
-            changed = differences(json.loads(path.read_text()), wanted)
+            changed = differences(_read_config(path), wanted)
             if changed:
                 raise UserError(
                     f"{folder} holds a run with another configuration ({'; '.join(changed)}); "
@@ -79,8 +91,6 @@ def _claim(config: Config) -> None:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(wanted, indent=2) + "\n")
         partial.replace(path)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}; give another --run-dir") from error
     except OSError as error:
         raise UserError(
             f"cannot write to the run's folder {folder}: {error}; give another --run-dir"
@@ -312,7 +322,7 @@ def load_model(run_dir: Path) -> TrainedModel:
     path = run_dir / "config.json"
     if not path.is_file():
         raise UserError(f"{run_dir} is not the folder of a run: it has no config.json")
-    config = from_dict(json.loads(path.read_text()))
+    config = from_dict(_read_config(path))
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
     with Checkpoints(run_dir / "checkpoints") as checkpoints:

@@ -258,6 +258,15 @@ def test_configuration_survives_json():
         from_dict(to_dict(Config()) | {"colour": 1})
 
 
+def test_a_damaged_configuration_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"steps": 5')
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        run.load_model(tmp_path)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        run.train(parse([*TINY, "--run-dir", str(tmp_path)]))
+    assert (tmp_path / "config.json").read_text() == '{"steps": 5'
+
+
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match="is not the folder of a run"):
         run.load_model(tmp_path)
