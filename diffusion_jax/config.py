@@ -110,7 +110,7 @@ class TrainingConfig:
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
         for name in ("batch_size", "accumulation", "learning_rate", "clip_norm"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # NaN is not either
                 raise UserError(f"{name} = {getattr(self, name)} must be positive")
         if self.warmup_steps < 0:
             raise UserError(f"warmup_steps = {self.warmup_steps} must not be negative")

@@ -74,6 +74,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: {error}; restore it or give another folder") from error
 
 
+def _has_checkpoint(folder: Path) -> bool:
+    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+
+
 def _claim(config: Config) -> None:
     """Makes the run's folder, or checks that the run in it has the same configuration."""
     folder = config.output.run_dir
@@ -81,7 +85,8 @@ def _claim(config: Config) -> None:
     wanted = to_dict(config)
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        # A start that failed before its first checkpoint binds nobody.
+        if path.exists() and _has_checkpoint(folder):
             changed = differences(_read_config(path), wanted)
             if changed:
                 raise UserError(
@@ -182,6 +187,11 @@ def train(config: Config) -> None:
             init = jax.jit(fresh, compiler_options={"xla_backend_optimization_level": 0})
             state = jax.device_put(init(), replicated())
         if start >= config.steps:
+            if not _grid_path(config, start).exists():  # killed while drawing it
+                denoiser = TrainedDenoiser(state.ema_params, model)
+                sampler = AncestralSampler(schedule, config.training.faithful)
+                _draw_samples(config, start, denoiser, sampler, images.mean, shape)
+            plots.save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
             print(f"All {config.steps} steps are done; give a larger --steps to go on")
             return
         shown = np.random.default_rng(config.seed).permutation(len(images.images))
@@ -201,14 +211,15 @@ def train(config: Config) -> None:
                 last = step == config.steps
                 if last or step % config.output.checkpoint_every == 0:
                     recorder.drain()
+                    _check_finite(step, state)
                     checkpoints.save(step, state, metadata)
-                    telemetry.pause()
+                    telemetry.pause(step)
                 if last or step % config.output.sample_every == 0:
                     recorder.drain()
                     denoiser = TrainedDenoiser(state.ema_params, model)
                     sampler = AncestralSampler(schedule, config.training.faithful)
                     _draw_samples(config, step, denoiser, sampler, images.mean, shape)
-                    telemetry.pause()
+                    telemetry.pause(step)
         checkpoints.wait()
     plots.save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
     print(f"Done: {config.steps} steps. Samples, loss curve and checkpoints are in {folder}")
@@ -248,11 +259,20 @@ class _Recorder:
                     if good
                     else "nothing is saved"
                 )
-                + "; try a lower --learning-rate, a longer --warmup-steps or --dtype float32"
+                + "; try, in another --run-dir, a lower "
+                "--learning-rate, a longer --warmup-steps or --dtype float32"
             )
         self._telemetry.advance(step, values["loss"])
         if step % self._config.output.log_every == 0 or step == self._config.steps:
             self._telemetry.log(step, values)
+
+
+def _check_finite(step: int, state: TrainState) -> None:
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.params)):
+        raise UserError(
+            f"the parameters are not finite after step {step}, which is not saved; try a lower "
+            f"--learning-rate in another --run-dir"
+        )
 
 
 def _check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -275,8 +295,11 @@ def _draw_samples(
     # Its own key, so that drawing samples more or less often changes nothing in the training.
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     images = sample(sampler, denoiser, key, config.output.num_samples, shape)
-    path = config.output.run_dir / "samples" / f"step_{step:08d}.png"
-    plots.save_image_grid(path, images, mean)
+    plots.save_image_grid(_grid_path(config, step), images, mean)
+
+
+def _grid_path(config: Config, step: int) -> Path:
+    return config.output.run_dir / "samples" / f"step_{step:08d}.png"
 
 
 def import_parameters(
@@ -296,7 +319,7 @@ def import_parameters(
     """
     config.check()
     folder = config.output.run_dir
-    if (folder / "config.json").exists():
+    if _has_checkpoint(folder):
         raise UserError(f"{folder} holds a run already; give another --run-dir")
     model, optimizer = config.model.build(shape[-1]), make_optimizer(config.training)
     model.check(*shape)

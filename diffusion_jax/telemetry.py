@@ -114,7 +114,7 @@ class Telemetry:
         """
         now = time.monotonic()
         last_step, last_time = self._last
-        speed = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
+        speed = max(step - last_step, 0) * self._batch_size / max(now - last_time, 1e-9)
         self._last = (step, now)
         record = metrics | {"images_per_second": speed} | memory()
         try:
@@ -133,6 +133,6 @@ class Telemetry:
                 f"step {step}  loss {metrics['loss']:.4f}  {speed:.1f} images/s", highlight=False
             )
 
-    def pause(self) -> None:
-        """Takes what was done since the last logged step out of the next throughput."""
-        self._last = (self._last[0], time.monotonic())
+    def pause(self, step: int) -> None:
+        """Starts the next throughput after this update, leaving out what is not training."""
+        self._last = (step, time.monotonic())

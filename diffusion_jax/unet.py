@@ -249,7 +249,7 @@ class UNet(nn.Module):
             )
         if channels != self.channels:
             raise UserError(f"the UNet takes {self.channels} channels, the images have {channels}")
-        if self.base_channels % GROUPS:
+        if self.base_channels < GROUPS or self.base_channels % GROUPS:
             raise UserError(
                 f"base_channels = {self.base_channels} must be a multiple of {GROUPS}, the number "
                 f"of groups of its norms"

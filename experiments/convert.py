@@ -92,7 +92,11 @@ def main() -> None:
     target = commands.add_parser("to-torch", help="a run becomes a state dict")
     target.add_argument("run_dir", type=Path)
     target.add_argument("file", type=Path)
-    options, rest = parser.parse_known_args()
+    words = sys.argv[1:]
+    misplaced = words[:1] == ["from-torch"] and words[1:2] != ["--help"]
+    if misplaced and words[1:] and words[1].startswith("--"):
+        parser.error("CHECKPOINT comes right after from-torch, the options after it")
+    options, rest = parser.parse_known_args(words)
     backend.configure()
     try:
         if options.command == "from-torch":

@@ -52,6 +52,11 @@ def assert_trees_close(got, want, bound):
         assert worst < bound, jax.tree_util.keystr(path)
 
 
+def test_a_nan_is_not_overlooked():
+    good, bad = np.ones(2), np.full(2, np.nan)
+    assert np.isnan(compare.worst_error([good, bad, good], [good, good, good]))
+
+
 # One block of each kind within the model TINY: place in Flax and in the reference, input channels.
 BLOCKS = {
     "block": ("final_block", "final_block", 16),

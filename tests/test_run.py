@@ -125,7 +125,10 @@ def test_a_killed_run_resumes_bit_for_bit(uninterrupted, tmp_path):
     np.testing.assert_array_equal(losses(run_dir), losses(uninterrupted[0]))
     for a, b in zip(saved(run_dir, 60), saved(uninterrupted[0], 60), strict=True):
         np.testing.assert_array_equal(a, b)
+    grid = run_dir / "samples" / "step_00000060.png"
+    grid.unlink()  # as after a kill while it was drawn
     assert "All 60 steps are done" in train(run_dir, "--steps", 60)
+    assert grid.exists()
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
@@ -258,8 +261,16 @@ def test_configuration_survives_json():
         from_dict(to_dict(Config()) | {"colour": 1})
 
 
+def test_a_failed_first_start_binds_nobody(tmp_path):
+    with pytest.raises(UserError, match="holds 500"):
+        run.train(parse([*TINY, "--run-dir", str(tmp_path), "--images-per-class", "501"]))
+    with pytest.raises(UserError, match="divisible by 8"):  # past the check of the configuration
+        run.train(parse([*TINY, "--run-dir", str(tmp_path), "--multiples", "1", "1", "1", "1"]))
+
+
 def test_a_damaged_configuration_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"steps": 5')
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         run.load_model(tmp_path)
     with pytest.raises(UserError, match=r"config\.json is damaged"):

@@ -191,10 +191,14 @@ def from_torch(state_dict: Mapping[str, Tensor]) -> tuple[UNet, dict[str, Any]]:
       UserError: not a state dict of this architecture (every missing, unexpected or misshapen entry
         is named), a time table that is not the sinusoid, or another type.
     """
-    strange = [repr(name) for name, value in state_dict.items() if not isinstance(value, Tensor)]
+    strange = [
+        repr(name)
+        for name, value in state_dict.items()
+        if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
     if strange:
         raise UserError(
-            f"a state dict holds tensors alone, but these are none: {', '.join(strange)}"
+            f"a state dict holds named tensors alone, but these are none: {', '.join(strange)}"
         )
     if all(name.startswith("module.") for name in state_dict):
         state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
