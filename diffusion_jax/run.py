@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import data, plots
+from diffusion_jax import data
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config, differences, from_dict, to_dict
 from diffusion_jax.data.batches import device_batches
@@ -23,6 +23,7 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.devices import replicated
 from diffusion_jax.errors import UserError
+from diffusion_jax.plots.training import save_image_grid, save_loss_curve
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
 from diffusion_jax.sampling import AncestralSampler, sample
 from diffusion_jax.telemetry import Telemetry
@@ -191,12 +192,12 @@ def train(config: Config) -> None:
                 denoiser = TrainedDenoiser(state.ema_params, model)
                 sampler = AncestralSampler(schedule, config.training.faithful)
                 _draw_samples(config, start, denoiser, sampler, images.mean, shape)
-            plots.save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
+            save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
             print(f"All {config.steps} steps are done; give a larger --steps to go on")
             return
         shown = np.random.default_rng(config.seed).permutation(len(images.images))
         shown = shown[: config.output.num_samples]
-        plots.save_image_grid(
+        save_image_grid(
             folder / "samples" / "training_images.png",
             images.images[shown] / 255 - images.mean,
             images.mean,
@@ -221,7 +222,7 @@ def train(config: Config) -> None:
                     _draw_samples(config, step, denoiser, sampler, images.mean, shape)
                     telemetry.pause(step)
         checkpoints.wait()
-    plots.save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
+    save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
     print(f"Done: {config.steps} steps. Samples, loss curve and checkpoints are in {folder}")
 
 
@@ -295,7 +296,7 @@ def _draw_samples(
     # Its own key, so that drawing samples more or less often changes nothing in the training.
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     images = sample(sampler, denoiser, key, config.output.num_samples, shape)
-    plots.save_image_grid(_grid_path(config, step), images, mean)
+    save_image_grid(_grid_path(config, step), images, mean)
 
 
 def _grid_path(config: Config, step: int) -> Path:

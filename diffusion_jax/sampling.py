@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jax.typing import ArrayLike
 
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.devices import replicated, sharded
@@ -64,25 +65,35 @@ def normal(keys: Array, step: Array, shape: tuple[int, ...]) -> Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def sampling_loop(sampler: Sampler, denoiser: Denoiser, x: Array, keys: Array) -> Array:
-    """Runs a sampler backwards through all L steps of its schedule.
+def sampling_loop(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    x: Array,
+    keys: Array,
+    start: ArrayLike | None = None,
+    stop: ArrayLike = 0,
+) -> Array:
+    """Runs a sampler backwards through the steps start - 1, ..., stop of its schedule.
 
     Args:
       sampler: see `Sampler`.
       denoiser: see `Denoiser`.
-      x: state at the last step's noise level, (batch, ...).
+      x: state at noise level alpha_bar_{start - 1}, (batch, ...).
       keys: one PRNG key an example (batch,).
+      start: number of steps still to go down to 0; by default all L, from pure noise.
+      stop: the last step executed; 0 ends at clean data. Two clones that share the steps L-1..b
+        come from one run with stop = b, and two with start = b and keys of their own.
 
     Returns:
-      Samples, the shape of x.
+      State after the step `stop`, the shape of x.
     """
-    num_steps = sampler.schedule.num_steps
+    first = jnp.asarray(sampler.schedule.num_steps if start is None else start)
 
     def body(i: Array, x: Array) -> Array:
-        step = num_steps - 1 - i
+        step = first - 1 - i
         return sampler.step(denoiser, x, step, normal(keys, step, x.shape[1:]).astype(x.dtype))
 
-    return jax.lax.fori_loop(0, num_steps, body, x)
+    return jax.lax.fori_loop(0, first - stop, body, x)
 
 
 @partial(jax.jit, static_argnames="shape")

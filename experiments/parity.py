@@ -19,9 +19,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_jax import backend, plots
+from diffusion_jax import backend
 from diffusion_jax.data import mnist
 from diffusion_jax.errors import UserError
+from diffusion_jax.plots.training import save_parity_curves
 from experiments.command import reports_errors
 
 # Name, place in the Flax model and in the reference, side and channels of the input, at the paper's
@@ -134,7 +135,7 @@ def main() -> None:
     }
     (options.out / "parity.json").write_text(json.dumps(report, indent=1) + "\n")
     training_bounds = {dtype: bounds["training"] for dtype, bounds in BOUNDS.items()}
-    plots.save_parity_curves(options.out / "training.png", losses, training_bounds)
+    save_parity_curves(options.out / "training.png", losses, training_bounds)
     print(f"Wrote {options.out / 'parity.json'} and {options.out / 'training.png'}")
     if broken:
         print("\n".join(["Bounds broken:", *broken]), file=sys.stderr)

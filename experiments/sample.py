@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import tyro
 
-from diffusion_jax import backend, plots, run
+from diffusion_jax import backend, run
 from diffusion_jax.errors import UserError
+from diffusion_jax.plots.training import save_image_grid
 from diffusion_jax.sampling import sample
 from experiments.command import reports_errors
 
@@ -54,7 +55,7 @@ def main() -> None:
         options.batch_size,
     )
     np.save(out.with_suffix(".npy"), images + model.mean)
-    plots.save_image_grid(out.with_suffix(".png"), images, model.mean)
+    save_image_grid(out.with_suffix(".png"), images, model.mean)
     print(f"Wrote {out.with_suffix('.png')} and {out.with_suffix('.npy')} (in [0, 1] units)")
 
 

@@ -1,15 +1,11 @@
-"""Every figure."""
+"""Figures of a training: image grids, losses, the comparison of two frameworks."""
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
+from diffusion_jax.plots import style
 from diffusion_jax.telemetry import read_metrics
 
 
@@ -49,14 +45,12 @@ def save_loss_curve(path: Path, metrics: Path) -> None:
     loss = np.array([record["loss"] for record in records])
     window = max(1, len(loss) // 20)
     median = [np.median(loss[max(0, i - window) : i + window + 1]) for i in range(len(loss))]
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = style.new()
     axes.plot(step, loss, color="0.75", linewidth=0.8, label="one update")
     axes.plot(step, median, color="C0", label="running median")
     axes.set(xlabel="update", ylabel="loss (mean squared error of the noise)", yscale="log")
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    style.save(figure, path)
 
 
 def save_parity_curves(
@@ -69,12 +63,13 @@ def save_parity_curves(
       losses: for each float type, the losses in JAX and in PyTorch.
       bounds: for each float type, the largest relative difference allowed.
     """
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(6, 6), sharex=True, layout="constrained")
+    figure, (top, bottom) = style.new(2, 1, height=6)
     jax_losses, torch_losses = losses["float32"]
     updates = np.arange(1, len(jax_losses) + 1)
     top.plot(updates, torch_losses, color="C1", linewidth=3, alpha=0.5, label="PyTorch")
     top.plot(updates, jax_losses, color="C0", linewidth=1, label="JAX")
     top.set(ylabel="loss, float32", yscale="log")
+    top.sharex(bottom)
     top.legend(frameon=False)
     for color, (name, (a, b)) in zip(("C2", "C3"), losses.items(), strict=True):
         # Equal losses have no place on a logarithmic axis.
@@ -83,7 +78,4 @@ def save_parity_curves(
         bottom.axhline(bounds[name], color=color, linestyle="--", linewidth=1)
     bottom.set(xlabel="update", ylabel="relative difference", yscale="log")
     bottom.legend(frameon=False, title="dashed: bound", loc=(0.75, 0.3))
-    for axes in (top, bottom):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    style.save(figure, path)
