@@ -1,0 +1,280 @@
+"""The posterior engine: the exact score's speciation and collapse from one pass over the data.
+
+Draw mu uniformly among the n training points and x_t = e^-t a_mu + sqrt(Delta_t) z. The posterior
+over the training points is
+
+    p(nu | x_t) = softmax_nu(logit_nu),
+    logit_nu = -(r^2/2) |a_mu - a_nu|^2 - r z.(a_mu - a_nu),    r = 1/sqrt(e^2t - 1),
+
+which is -(|x_t - e^-t a_nu|^2 - |x_t - e^-t a_mu|^2)/(2 Delta_t). The same (mu, z) serves every
+time: two matrix products give |a_mu - a_nu|^2 and z.(a_mu - a_nu), and a time costs one pass over n
+numbers a draw. What two clones of a forked trajectory do then needs no trajectory: they end in
+independent draws from p(. | x_t), so that
+
+    phi_C(t) = E sum_nu p(nu | x_t)^2        (same training point)
+    phi(t)   = E sum_c  p(c | x_t)^2         (same class)
+    f^e(t)   = E H(p(. | x_t))/d             (the excess entropy)
+
+The last holds because P_t^e(x_t) = (1/n) (2 pi Delta_t)^(-d/2) e^(-|z|^2/2)/p(mu | x_t). The
+average of log P_t^e that Biroli et al. (2024) take is thus that of -log p(mu | x_t), whose mean
+given x_t is the posterior's entropy, and of |z|^2/2, which fluctuates and says nothing.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from diffusion_jax.devices import replicated, sharded
+from diffusion_jax.errors import UserError
+
+# Stands for the squared distance of a point left out: its weight underflows to zero at every
+# time, yet no product with it is infinite, which zero times would make NaN.
+_LEFT_OUT = 1e30
+# Neighbours whose differences are formed explicitly. |a|^2 + |b|^2 - 2 a.b has lost all digits
+# where a and b nearly agree, and those are the points that matter at small t.
+_NEIGHBOURS = 8
+_CHUNK_BYTES = 2**25
+
+
+@struct.dataclass
+class TrainingSet:
+    """Training points on the devices, in the order of their classes.
+
+    Attributes:
+      points: float32 (n, d), less their mean.
+      squared_norms: |a_nu|^2 (n,).
+      order: place in the caller's array of each point (n,).
+      offsets: where each class begins, and n at the end.
+    """
+
+    points: Array
+    squared_norms: Array
+    order: Array
+    offsets: tuple[int, ...] = struct.field(pytree_node=False)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What the posterior of each draw says at each time; N draws, T times, C classes.
+
+    Attributes:
+      times: Ornstein-Uhlenbeck times (T,).
+      index: the training point mu of each draw (N,).
+      labels: its class (N,).
+      entropy: H(p(. | x_t)) in nats (N, T).
+      collision: sum_nu p(nu | x_t)^2 (N, T).
+      log_own: log p(mu | x_t) (N, T).
+      log_evidence: log sum_{nu in c, nu != mu} e^logit_nu, (N, T, C): the evidence of each class
+        with the source point left out; -inf where that leaves none.
+    """
+
+    times: np.ndarray
+    index: np.ndarray
+    labels: np.ndarray
+    entropy: np.ndarray
+    collision: np.ndarray
+    log_own: np.ndarray
+    log_evidence: np.ndarray
+
+    @property
+    def log_others(self) -> np.ndarray:
+        """log((1 - p(mu | x_t))/p(mu | x_t)), (N, T): the leave-one-out excess entropy times d."""
+        return np.logaddexp.reduce(self.log_evidence, axis=2)
+
+    @property
+    def class_probability(self) -> np.ndarray:
+        """p(c | x_t), (N, T, C): the weights of a class's points summed, the source included."""
+        own = np.arange(self.log_evidence.shape[2]) == self.labels[:, None]
+        evidence = np.logaddexp(self.log_evidence, np.where(own, 0.0, -np.inf)[:, None, :])
+        evidence -= evidence.max(2, keepdims=True)
+        weight = np.exp(evidence)
+        return weight / weight.sum(2, keepdims=True)
+
+
+def training_set(points: np.ndarray, labels: np.ndarray | None = None) -> TrainingSet:
+    """Puts the training points on every device, sorted by class.
+
+    Args:
+      points: (n, ...), flattened; uint8 is scaled to [0, 1], floats are taken as they are.
+      labels: classes 0..C-1 (n,); all one class where there are none.
+
+    Raises:
+      UserError: fewer than two points, values that are not finite, a label missing from 0..C-1.
+    """
+    n = len(points)
+    if n < 2:
+        raise UserError(f"the posterior needs at least two training points, not {n}")
+    labels = np.zeros(n, np.int64) if labels is None else np.asarray(labels)
+    if labels.shape != (n,):
+        raise UserError(f"labels of shape {labels.shape} for {n} training points")
+    counts = np.bincount(labels)
+    if not counts.all():
+        raise UserError(f"class {int(np.argmin(counts))} has no training points")
+    order = np.argsort(labels, kind="stable")
+    rows = points.reshape(n, -1)[order]
+    rows = rows / np.float32(255) if rows.dtype == np.uint8 else rows.astype(np.float32)
+    if not (finite := np.isfinite(rows).all(axis=1)).all():
+        raise UserError(
+            f"training point {order[np.argmin(finite)]} holds values that are not finite"
+        )
+    rows -= rows.mean(0, dtype=np.float64).astype(np.float32)  # only differences matter
+    squared_norms = np.einsum("nd,nd->n", rows, rows)
+    offsets = (0, *(int(c) for c in np.cumsum(counts)))
+    put = partial(jax.device_put, device=replicated())
+    return TrainingSet(put(rows), put(squared_norms), put(order.astype(np.int32)), offsets)
+
+
+def _differences(training: TrainingSet, source: Array, noise: Array) -> tuple[Array, Array]:
+    """|a_mu - a_nu|^2 and z.(a_mu - a_nu), (draws, n), of sources mu (draws,), z (draws, d)."""
+    points, norms = training.points, training.squared_norms
+    product = partial(jnp.matmul, precision="highest")
+    chosen = points[source]
+    squared = norms[source][:, None] + norms[None, :] - 2 * product(chosen, points.T)
+    projected = product(noise, points.T)
+    overlap = jnp.take_along_axis(projected, source[:, None], 1) - projected
+    # The nearest are formed again from their differences, one neighbour at a time.
+    _, nearest = jax.lax.top_k(-squared, min(_NEIGHBOURS + 1, points.shape[0]))
+    rows = jnp.arange(len(source))
+
+    def refine(i: Array, both: tuple[Array, Array]) -> tuple[Array, Array]:
+        neighbour = nearest[:, i]
+        difference = chosen - points[neighbour]
+        place = (rows, neighbour)
+        return (
+            both[0].at[place].set(jnp.sum(difference * difference, axis=1)),
+            both[1].at[place].set(jnp.sum(noise * difference, axis=1)),
+        )
+
+    squared, overlap = jax.lax.fori_loop(0, nearest.shape[1], refine, (squared, overlap))
+    return jnp.maximum(squared, 0).at[rows, source].set(_LEFT_OUT), overlap
+
+
+def _statistics(
+    logits: Array, alone: Array, offsets: tuple[int, ...]
+) -> tuple[Array, Array, Array, Array]:
+    """Entropy, collision, log p(mu | x) (draws,) and evidences (draws, classes) at one time.
+
+    Args:
+      logits: (draws, n), with the source point weighing nothing: its logit, 0, is added here.
+      alone: whether leaving the source point out leaves a class empty (draws, classes).
+      offsets: where each class begins, and n at the end.
+    """
+    top, sums = [], []
+    for start, stop in pairwise(offsets):
+        part = logits[:, start:stop]
+        top.append(jnp.max(part, axis=1))
+        # Without the barrier XLA takes the exponentials once for each sum.
+        weight = jax.lax.optimization_barrier(jnp.exp(part - top[-1][:, None]))
+        sums.append([jnp.sum(weight, 1), jnp.sum(weight * part, 1), jnp.sum(weight * weight, 1)])
+    tops = jnp.stack(top, 1)
+    zeroth, first, second = (jnp.stack(each, 1) for each in zip(*sums, strict=True))
+    evidence = jnp.where(alone, -jnp.inf, tops + jnp.log(zeroth))
+    total = jnp.logaddexp(jax.nn.logsumexp(evidence, axis=1), 0.0)
+    scale = jnp.exp(tops - total[:, None])
+    entropy = total - jnp.sum(scale * first, axis=1)
+    collision = jnp.exp(-2 * total) + jnp.sum(scale * scale * second, axis=1)
+    return entropy, collision, -total, evidence
+
+
+@partial(jax.jit, static_argnames="num_times")
+def _chunk(
+    training: TrainingSet, source: Array, keys: Array, r: Array, active: Array, num_times: int
+) -> tuple[Array, ...]:
+    """The statistics of some draws, each (num_times, draws, ...), at the first `active` times."""
+    shape = (training.points.shape[1],)
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+    squared, overlap = _differences(training, source, noise)
+    starts, stops = jnp.array(training.offsets[:-1]), jnp.array(training.offsets[1:])
+    own = (source[:, None] >= starts[None]) & (source[:, None] < stops[None])
+    alone = own & (stops - starts == 1)[None]
+
+    def at(i: Array) -> tuple[Array, ...]:
+        logits = -(r[i] ** 2 / 2) * squared - r[i] * overlap
+        return _statistics(logits, alone, training.offsets)
+
+    def body(i: Array, out: tuple[Array, ...]) -> tuple[Array, ...]:
+        return jax.tree.map(lambda table, row: table.at[i].set(row), out, at(i))
+
+    empty = jax.tree.map(
+        lambda leaf: jnp.full((num_times, *leaf.shape), jnp.nan, leaf.dtype),
+        jax.eval_shape(at, jnp.int32(0)),
+    )
+    return jax.lax.fori_loop(0, active, body, empty)
+
+
+def stratified(key: Array, n: int, first: int, last: int) -> np.ndarray:
+    """Source points of the draws first..last-1: permutations of 0..n-1 laid end to end.
+
+    So every point is drawn equally often where the number of draws is a multiple of n.
+    """
+    epochs = range(first // n, (last - 1) // n + 1)
+    order = [np.asarray(jax.random.permutation(jax.random.fold_in(key, e), n)) for e in epochs]
+    return np.concatenate(order)[first - epochs[0] * n : last - epochs[0] * n]
+
+
+def draw_from(training: TrainingSet, times: np.ndarray, key: Array, first: int, last: int) -> Draws:
+    """The draws number first..last-1, see `draw`, from points that are on the devices already."""
+    n, d = training.points.shape
+    devices = jax.device_count()
+    # About eight arrays of (draws, n) and four of (draws, d) live at once.
+    per_device = int(np.clip(_CHUNK_BYTES // (4 * (8 * n + 4 * d)), 1, 256))
+    chunk = min(per_device, -(-(last - first) // devices)) * devices
+    times = np.asarray(times, np.float64)
+    active, padded = len(times), -(-len(times) // 16) * 16
+    r = np.ones(padded)
+    r[:active] = 1 / np.sqrt(np.expm1(2 * times))
+    key_source, key_noise = jax.random.split(key)
+    source = stratified(key_source, n, first, -(-(last - first) // chunk) * chunk + first)
+    results = []
+    for start in range(0, last - first, chunk):
+        numbers = jnp.arange(first + start, first + start + chunk)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, numbers)
+        arguments = jax.device_put((source[start : start + chunk], keys), sharded())
+        constants = jax.device_put((r.astype(np.float32), np.int32(active)), replicated())
+        results.append(_chunk(training, *arguments, *constants, num_times=padded))
+    tables = (
+        np.concatenate([np.swapaxes(np.asarray(part[i]), 0, 1) for part in results])
+        for i in range(4)
+    )
+    entropy, collision, log_own, evidence = (t[: last - first, :active] for t in tables)
+    source = source[: last - first]
+    index = np.asarray(training.order)[source]
+    labels = np.searchsorted(training.offsets, source, side="right") - 1
+    return Draws(times, index, labels, np.maximum(entropy, 0), collision, log_own, evidence)
+
+
+def draw(
+    points: np.ndarray,
+    labels: np.ndarray | None,
+    times: np.ndarray,
+    key: Array,
+    num_draws: int,
+) -> Draws:
+    """Draws points and noise, and forms the posterior over the training points at every time.
+
+    Draw i depends on `key` and i alone, not on the number of devices. Computed in float32; the
+    differences to the nearest neighbours are formed explicitly, so that near-duplicates keep their
+    digits down to t = 1e-3. Each device holds all points: 4 n d bytes.
+
+    Args:
+      points: training points (n, ...); uint8 is scaled to [0, 1].
+      labels: classes 0..C-1 (n,), or None.
+      times: Ornstein-Uhlenbeck times (T,), positive.
+      key: typed PRNG key.
+      num_draws: number of draws, spread evenly over the points.
+
+    Returns:
+      See `Draws`.
+
+    Raises:
+      UserError: see `training_set`; times that are not positive; no draws.
+    """
+    if num_draws < 1 or not np.all(np.asarray(times) > 0):
+        raise UserError("the posterior engine needs at least one draw, and positive times")
+    return draw_from(training_set(points, labels), times, key, 0, num_draws)
