@@ -63,6 +63,8 @@ class TrainingSet:
 class Draws:
     """What the posterior of each draw says at each time; N draws, T times, C classes.
 
+    NaN marks the times at which a draw was not taken (see `transitions.measure`).
+
     Attributes:
       times: Ornstein-Uhlenbeck times (T,).
       index: the training point mu of each draw (N,).
@@ -85,13 +87,16 @@ class Draws:
     @property
     def log_others(self) -> np.ndarray:
         """log((1 - p(mu | x_t))/p(mu | x_t)), (N, T): the leave-one-out excess entropy times d."""
-        return np.logaddexp.reduce(self.log_evidence, axis=2)
+        with np.errstate(invalid="ignore"):  # NaN marks what was not drawn
+            return np.logaddexp.reduce(self.log_evidence, axis=2)
 
     @property
     def class_probability(self) -> np.ndarray:
         """p(c | x_t), (N, T, C): the weights of a class's points summed, the source included."""
         own = np.arange(self.log_evidence.shape[2]) == self.labels[:, None]
-        evidence = np.logaddexp(self.log_evidence, np.where(own, 0.0, -np.inf)[:, None, :])
+        source = np.where(own, 0, -np.inf).astype(self.log_evidence.dtype)
+        with np.errstate(invalid="ignore"):
+            evidence = np.logaddexp(self.log_evidence, source[:, None, :])
         evidence -= evidence.max(2, keepdims=True)
         weight = np.exp(evidence)
         return weight / weight.sum(2, keepdims=True)

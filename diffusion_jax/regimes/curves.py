@@ -1,0 +1,123 @@
+"""Averages over draws along time, their intervals, and the times at which they cross a level."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+REPLICATES = 400
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An average over draws at each time.
+
+    Attributes:
+      times: increasing Ornstein-Uhlenbeck times (T,).
+      mean: average (T,).
+      standard_error: of the mean, over draws (T,).
+      replicates: the average in each bootstrap replicate of the draws (R, T). The same draws serve
+        all times, so errors are correlated along a curve; a replicate is a whole curve.
+    """
+
+    times: np.ndarray
+    mean: np.ndarray
+    standard_error: np.ndarray
+    replicates: np.ndarray
+
+    @cached_property
+    def interval(self) -> np.ndarray:
+        """Lower and upper end of the 95 % interval at each time (2, T)."""
+        return np.percentile(self.replicates, [2.5, 97.5], axis=0)
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Curve":
+        """The curve of a monotone function of the average.
+
+        Its standard error is half of how far the function moves from one standard error below to
+        one above.
+        """
+        above = function(self.mean + self.standard_error)
+        below = function(self.mean - self.standard_error)
+        error = np.abs(above - below) / 2
+        return Curve(self.times, function(self.mean), error, function(self.replicates))
+
+    def crossing(self, level: float) -> Estimate:
+        """The time at which the curve crosses a level: the largest, if there are several.
+
+        Between the times the curve is a monotone cubic (PCHIP) in log t. The interval is that of
+        the replicates' crossings; where more than one in forty has none, its ends are NaN.
+
+        Args:
+          level: the level.
+
+        Returns:
+          Time and interval; NaN throughout where the curve does not cross.
+        """
+        log_times = np.log(self.times)
+
+        def root(values: np.ndarray) -> float:
+            # The neighbourhood of the last change of sign is all that the cubic depends on.
+            above = values >= level
+            changes = np.flatnonzero(above[1:] != above[:-1])
+            if len(changes) == 0:
+                return np.nan
+            part = slice(max(0, changes[-1] - 2), changes[-1] + 4)
+            roots = PchipInterpolator(log_times[part], values[part]).solve(level, extrapolate=False)
+            return float(np.exp(roots[-1])) if len(roots) else np.nan
+
+        roots = np.array([root(values) for values in self.replicates])
+        found = roots[np.isfinite(roots)]
+        if len(found) < 0.975 * len(roots):
+            return Estimate(root(self.mean), np.nan, np.nan)
+        return Estimate(root(self.mean), *map(float, np.percentile(found, [2.5, 97.5])))
+
+
+def average(
+    times: np.ndarray, values: Iterable[np.ndarray], seed: int = 0, num_replicates: int = REPLICATES
+) -> list[Curve]:
+    """Averages several per-draw quantities over the same draws, with one Poisson bootstrap for all.
+
+    In a replicate each draw counts a Poisson(1) number of times. The draws are resampled as if
+    independent; since they are spread evenly over the training points, the intervals are on the
+    wide side.
+
+    Args:
+      times: Ornstein-Uhlenbeck times (T,).
+      values: quantities (N, T), NaN where a draw was not taken at a time.
+      seed: of the bootstrap.
+      num_replicates: number R of replicates.
+
+    Returns:
+      One curve a quantity.
+    """
+    tables = list(values)
+    rng = np.random.default_rng(seed)
+    n = len(tables[0])
+    sums = np.zeros((len(tables), num_replicates, len(times)))
+    counts = np.zeros_like(sums)
+    for start in range(0, n, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        weight = rng.poisson(1.0, (num_replicates, len(tables[0][block]))).astype(np.float32)
+        for i, table in enumerate(tables):
+            taken = ~np.isnan(table[block])
+            sums[i] += weight @ np.where(taken, table[block], 0).astype(np.float32)
+            counts[i] += weight @ taken.astype(np.float32)
+    curves = []
+    for table, total, count in zip(tables, sums, counts, strict=True):
+        number = np.sum(~np.isnan(table), axis=0)
+        mean = np.asarray(np.nanmean(table, axis=0, dtype=np.float64))
+        spread = np.asarray(np.nanstd(table, axis=0, ddof=1, dtype=np.float64))
+        curves.append(Curve(np.asarray(times), mean, spread / np.sqrt(number), total / count))
+    return curves

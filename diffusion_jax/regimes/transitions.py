@@ -1,0 +1,182 @@
+"""Speciation and collapse of a data set under its exact score: the curves and their times."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jax import Array
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.regimes.curves import Curve, Estimate, average
+from diffusion_jax.regimes.posterior import Draws, draw_from, training_set
+
+TIMES = np.geomspace(1e-3, 10, 96)
+# (phi - floor)/(1 - floor) at phi = 0.7752, the value for two Gaussians at s = 1.
+SPECIATION_LEVEL = 0.5504
+# f^e/alpha at the collapse of Gaussian mixtures: see experiments.collapse_definitions.
+ENTROPY_LEVEL = 0.12
+_FIRST_ROUND = 1024
+
+
+@dataclass(frozen=True)
+class Regimes:
+    """Curves and times of a data set, or of the draws that start from one of its classes.
+
+    Curves, with alpha = log(n)/d and n the number of all training points:
+      phi: probability that two clones forked at t end in the same class; of a single class, that a
+        clone ends in the class that its draw started from. Missing without classes.
+      class_entropy: entropy of p(c | x_t) in nats. Missing without classes.
+      phi_C: probability that two clones end in the same training point.
+      excess_entropy: f^e(t)/alpha, which is the posterior's entropy over log n.
+      leave_one_out: f_loo(t)/alpha = E log((1 - p_mu)/p_mu)/log n.
+      effective_points: exp E H(p(. | x_t)), the effective number of points behind x_t.
+
+    Times:
+      t_S_phi: (phi - floor)/(1 - floor) = 0.5504, which is phi = 0.7752 for two classes of equal
+        weight. Missing without classes.
+      t_C_entropy: f^e = 0.12 alpha.
+      t_C_phi: phi_C = 1/2.
+      t_C_leave_one_out: f_loo = 0.
+      t_C_phi_60: phi_C = 0.6.
+
+    Attributes:
+      curves: the curves by name.
+      times: the times by name; NaN where a curve does not cross its level.
+      floor: what phi tends to at large t: sum_c pi_c^2, or pi_c for a single class.
+      num_draws: draws taken at each time (T,).
+    """
+
+    curves: dict[str, Curve]
+    times: dict[str, Estimate]
+    floor: float
+    num_draws: np.ndarray
+
+
+def summarize(draws: Draws, num_points: int, class_weights: np.ndarray, seed: int = 0) -> Regimes:
+    """Averages draws into curves, and finds the times; see `Regimes`.
+
+    Args:
+      draws: from the posterior engine; NaN marks what was not taken.
+      num_points: number n of training points.
+      class_weights: pi_c (C,).
+      seed: of the bootstrap.
+    """
+    return _summarize(draws, num_points, class_weights, None, seed)
+
+
+def summarize_class(
+    draws: Draws, num_points: int, class_weights: np.ndarray, label: int, seed: int = 0
+) -> Regimes:
+    """The same over the draws that start from one class."""
+    chosen = draws.labels == label
+    tables = {
+        field.name: table if field.name == "times" else table[chosen]
+        for field in fields(draws)
+        for table in [getattr(draws, field.name)]
+    }
+    return _summarize(Draws(**tables), num_points, class_weights, label, seed)
+
+
+def _summarize(
+    draws: Draws, num_points: int, class_weights: np.ndarray, label: int | None, seed: int
+) -> Regimes:
+    log_n = np.log(num_points)
+    values = {
+        "phi_C": draws.collision,
+        "excess_entropy": draws.entropy / log_n,
+        "leave_one_out": draws.log_others / log_n,
+    }
+    floor = 1.0
+    if len(class_weights) > 1:
+        p = draws.class_probability
+        values["phi"] = np.sum(p * p, axis=2) if label is None else p[..., label]
+        values["class_entropy"] = -np.sum(p * np.log(np.maximum(p, 1e-38)), axis=2)
+        floor = float(np.sum(class_weights**2) if label is None else class_weights[label])
+    curves = dict(zip(values, average(draws.times, values.values(), seed), strict=True))
+    times = {
+        "t_C_entropy": curves["excess_entropy"].crossing(ENTROPY_LEVEL),
+        "t_C_phi": curves["phi_C"].crossing(0.5),
+        "t_C_leave_one_out": curves["leave_one_out"].crossing(0.0),
+        "t_C_phi_60": curves["phi_C"].crossing(0.6),
+    }
+    if "phi" in curves:
+        times["t_S_phi"] = curves["phi"].crossing(floor + (1 - floor) * SPECIATION_LEVEL)
+    curves["effective_points"] = curves["excess_entropy"].map(lambda f: np.exp(f * log_n))
+    return Regimes(curves, times, floor, np.sum(~np.isnan(draws.entropy), axis=0))
+
+
+def _combine(rounds: list[Draws], times: np.ndarray) -> Draws:
+    """One set of draws at all times, NaN at those that a round left out."""
+
+    def stack(name: str) -> np.ndarray:
+        tables = []
+        for part in rounds:
+            table = getattr(part, name)
+            wide = np.full((len(table), len(times), *table.shape[2:]), np.nan, table.dtype)
+            wide[:, np.searchsorted(times, part.times)] = table
+            tables.append(wide)
+        return np.concatenate(tables)
+
+    return Draws(
+        times,
+        np.concatenate([part.index for part in rounds]),
+        np.concatenate([part.labels for part in rounds]),
+        *(stack(name) for name in ("entropy", "collision", "log_own", "log_evidence")),
+    )
+
+
+def measure(
+    points: np.ndarray,
+    labels: np.ndarray | None,
+    key: Array,
+    accuracy: float = 2e-3,
+    max_draws: int = 50_000,
+    times: np.ndarray = TIMES,
+    progress: Callable[[int, float], None] = lambda num_draws, error: None,
+) -> Draws:
+    """Draws from the posterior engine until the curves are accurate, most where they are not yet.
+
+    A first round takes every time; each further round doubles the draws, at the times alone where
+    the standard error of phi, phi_C or f^e/alpha is still over what is asked for.
+
+    Args:
+      points: training points (n, ...), see `posterior.draw`.
+      labels: classes 0..C-1 (n,), or None.
+      key: typed PRNG key.
+      accuracy: largest standard error of phi, phi_C and f^e/alpha.
+      max_draws: most draws at any time, reached where the accuracy is too much to ask.
+      times: increasing Ornstein-Uhlenbeck times (T,).
+      progress: called after each round with the draws so far and the largest standard error.
+
+    Returns:
+      The draws; NaN at the times that a round left out.
+
+    Raises:
+      UserError: see `posterior.training_set`; an accuracy that is not positive.
+    """
+    if not accuracy > 0 or max_draws < 1:
+        raise UserError(f"accuracy = {accuracy} and max_draws = {max_draws} must be positive")
+    training = training_set(points, labels)
+    times = np.asarray(times, np.float64)
+    log_n = np.log(len(points))
+    active = np.ones(len(times), bool)
+    # Sums of the three quantities and of their squares, and the draws, at each time.
+    first, second = np.zeros((3, len(times))), np.zeros((3, len(times)))
+    count = np.zeros(len(times))
+    rounds: list[Draws] = []
+    taken = 0
+    while active.any() and taken < max_draws:
+        last = min(max_draws, max(_FIRST_ROUND, 2 * taken))
+        draws = draw_from(training, times[active], key, taken, last)
+        taken = last
+        rounds.append(draws)
+        p = draws.class_probability
+        values = np.stack([np.sum(p * p, 2), draws.collision, draws.entropy / log_n])
+        first[:, active] += values.sum(1, dtype=np.float64)
+        second[:, active] += (values.astype(np.float64) ** 2).sum(1)
+        count[active] = taken
+        variance = np.maximum(second / count - (first / count) ** 2, 0)
+        error = np.sqrt(variance / count).max(0)
+        active &= error > accuracy
+        progress(taken, float(error.max()))
+    return _combine(rounds, times)
