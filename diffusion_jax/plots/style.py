@@ -22,3 +22,8 @@ def save(figure: Figure, path: Path) -> None:
 def new(rows: int = 1, columns: int = 1, width: float = 6, height: float = 4) -> tuple[Figure, Any]:
     """A figure of the given size in inches and its axes (an array where there are several)."""
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
+
+
+def blank(width: float, height: float) -> Figure:
+    """A figure without axes, for grids of unequal parts."""
+    return plt.figure(figsize=(width, height), layout="constrained")

@@ -1,22 +1,121 @@
-"""The largest eigenvalue of the data's covariance, and the speciation time that follows from it."""
+"""The spectrum of the data's covariance, and what it says about the forward process.
+
+With eigenvalues lambda_i of the data's covariance C_0, the covariance of x_t has the same modes and
+
+    eigenvalues lambda_i e^-2t + Delta_t,   Delta_t = 1 - e^-2t.
+
+Everything works on the data itself, a block of rows at a time: neither the d x d covariance nor,
+for large data, a float copy of them is formed.
+"""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import eigvalsh, eigvalsh_tridiagonal
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-_CHUNK_BYTES = 2**28
+from diffusion_jax.errors import UserError
+from diffusion_jax.regimes.curves import Estimate
+
+_BLOCK_BYTES = 2**28
+_KEPT_BYTES = 2**30
+_LARGEST_GRAM = 20_000
+
+
+class Rows:
+    """The flattened images less their mean image, in float32 blocks.
+
+    Data whose float copy takes less than 1 GiB are converted once, larger ones at each pass.
+
+    Attributes:
+      n: number of images.
+      d: pixels of an image, over the channels taken.
+    """
+
+    def __init__(self, images: np.ndarray, all_channels: bool = False) -> None:
+        """See `largest_eigenvalue` for the arguments and errors."""
+        if len(images) < 2:
+            raise UserError(f"a covariance needs at least two images, not {len(images)}")
+        chosen = images if all_channels or images.ndim < 4 else images[..., :1]
+        self._rows = chosen.reshape(len(images), -1)
+        self._scale = np.float32(1 / 255 if images.dtype == np.uint8 else 1)
+        self.n, self.d = self._rows.shape
+        self._mean = (self._rows.mean(axis=0, dtype=np.float64) * self._scale).astype(np.float32)
+        self._kept = list(self._blocks()) if 4 * self._rows.size < _KEPT_BYTES else None
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        size = max(1, _BLOCK_BYTES // (4 * self.d))
+        for start in range(0, self.n, size):
+            yield self._rows[start : start + size] * self._scale - self._mean
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The blocks in order, each (rows, d)."""
+        return iter(self._kept) if self._kept is not None else self._blocks()
+
+    def covariance_product(self, v: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """C v with C = 1/(n - 1) sum_i (a_i - mean)(a_i - mean)^T.
+
+        Args:
+          v: vectors (d, k).
+          weights: how often image i counts for vector k (n, k), each column summing to n; the mean
+            is then the weighted one. Once each by default.
+
+        Returns:
+          float32 (d, k).
+        """
+        v = v.astype(np.float32)
+        out = np.zeros(v.shape, np.float32)
+        weighted_mean = np.zeros(v.shape, np.float32)
+        place = 0
+        for block in self.blocks():
+            projected = block @ v
+            if weights is not None:
+                weight = weights[place : place + len(block)]
+                projected *= weight
+                weighted_mean += block.T @ weight
+                place += len(block)
+            out += block.T @ projected
+        out -= weighted_mean * (np.sum(weighted_mean * v, axis=0) / self.n)
+        return out / (self.n - 1)
+
+
+def eigenmodes(rows: Rows, num_modes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest eigenvalues of the covariance and their modes, by Lanczos iteration.
+
+    Args:
+      rows: the data.
+      num_modes: how many, less than d.
+
+    Returns:
+      Eigenvalues, decreasing (k,), in squared pixel units of the [0, 1] scale, and unit modes
+      (k, d).
+    """
+    d = rows.d
+    if d == 1:
+        return rows.covariance_product(np.ones((1, 1)))[0].astype(float), np.ones((1, 1))
+    start = np.random.default_rng(0).standard_normal(d)
+    if not np.any(rows.covariance_product(start[:, None])):
+        return np.zeros(num_modes), np.eye(num_modes, d)
+    operator = LinearOperator(
+        (d, d),
+        matvec=lambda v: rows.covariance_product(v.reshape(d, 1))[:, 0],
+        dtype=np.float32,
+    )
+    # A small subspace: each product passes over the whole data.
+    subspace = min(d, max(8, 2 * num_modes + 1))
+    values, modes = eigsh(operator, k=num_modes, ncv=subspace, v0=start, tol=1e-5)
+    return np.maximum(values[::-1], 0).astype(float), modes.T[::-1]
 
 
 def largest_eigenvalue(images: np.ndarray, all_channels: bool = False) -> float:
     """Largest eigenvalue Lambda of the covariance of the flattened images.
 
-    C = 1/(n - 1) sum_i (a_i - mean)(a_i - mean)^T, with a_i the pixels in [0, 1]. Found by Lanczos
-    iteration from products with the data alone: neither C nor a float copy of the whole data is
-    formed.
+    C = 1/(n - 1) sum_i (a_i - mean)(a_i - mean)^T, with a_i the pixels in [0, 1].
 
     Args:
-      images: uint8 (n, height, width, channels).
+      images: (n, height, width, channels) or (n, d); uint8 is scaled to [0, 1].
       all_channels: all channels flattened together; by default the first alone, as in the values
         that Biroli et al. (2024) publish.
 
@@ -24,36 +123,127 @@ def largest_eigenvalue(images: np.ndarray, all_channels: bool = False) -> float:
       Lambda, in squared pixel units of the [0, 1] scale; 0 for constant images.
 
     Raises:
-      ValueError: fewer than two images.
+      UserError: fewer than two images.
     """
-    n = len(images)
-    if n < 2:
-        raise ValueError(f"a covariance needs at least two images, not {n}")
-    rows = (images if all_channels else images[..., :1]).reshape(n, -1)
-    d = rows.shape[1]
-    chunk = max(1, _CHUNK_BYTES // (4 * d))
-    parts = [slice(i, i + chunk) for i in range(0, n, chunk)]
-    mean = rows.mean(axis=0, dtype=np.float64) / 255
+    return float(eigenmodes(Rows(images, all_channels), 1)[0][0])
 
-    def matvec(v: np.ndarray) -> np.ndarray:
-        v = v.ravel()
-        out = np.zeros(d)
-        for part in parts:
-            centred = rows[part].astype(np.float32) / np.float32(255) - mean.astype(np.float32)
-            out += centred.T @ (centred @ v.astype(np.float32))
-        return out / (n - 1)
 
-    if d == 1:
-        return float(matvec(np.ones(1))[0])
-    start = np.random.default_rng(0).standard_normal(d)
-    if not np.any(matvec(start)):
-        return 0.0
-    operator = LinearOperator((d, d), matvec=matvec, dtype=np.float64)
-    # A small subspace: each product passes over the whole data, and eight usually do.
-    found = eigsh(operator, k=1, ncv=min(8, d), v0=start, tol=1e-5, return_eigenvectors=False)
-    return float(found[0])
+def full_spectrum(rows: Rows) -> np.ndarray:
+    """All eigenvalues that can differ from zero, min(n, d) of them, decreasing.
+
+    From the smaller of the covariance (d x d) and the Gram matrix of the images (n x n), in
+    float64.
+
+    Raises:
+      UserError: both n and d are over 20 000.
+    """
+    if min(rows.n, rows.d) > _LARGEST_GRAM:
+        raise UserError(
+            f"the full spectrum of {rows.n} images of {rows.d} pixels needs a matrix of that size; "
+            f"take at most {_LARGEST_GRAM} images"
+        )
+    if rows.d <= rows.n:
+        gram = np.zeros((rows.d, rows.d))
+        for block in rows.blocks():
+            gram += block.T @ block
+    else:
+        data = np.concatenate(list(rows.blocks()))
+        gram = (data @ data.T).astype(np.float64)
+    return np.maximum(eigvalsh(gram / (rows.n - 1), overwrite_a=True)[::-1], 0)
+
+
+def bootstrap_largest_eigenvalue(
+    rows: Rows, mode: np.ndarray, num_replicates: int = 200, seed: int = 0, num_steps: int = 12
+) -> np.ndarray:
+    """Lambda of data sets resampled with replacement, all replicates at once.
+
+    Each replicate takes some Lanczos steps of its own from the data's first mode, which is nearly
+    its own already; the products with the data are shared.
+
+    Args:
+      rows: the data.
+      mode: the first mode (d,).
+      num_replicates: number of resampled data sets.
+      seed: of the resampling.
+      num_steps: Lanczos steps.
+
+    Returns:
+      Lambda in each replicate (num_replicates,).
+    """
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(rows.n, np.full(rows.n, 1 / rows.n), num_replicates)
+    weights = counts.T.astype(np.float32)
+    num_steps = min(num_steps, rows.d)
+    # A little noise, so that no replicate's first mode is out of reach.
+    v = mode[:, None] + 0.01 / math.sqrt(rows.d) * rng.standard_normal((rows.d, num_replicates))
+    v /= np.linalg.norm(v, axis=0)
+    basis = [v]
+    diagonal, off_diagonal = [], []
+    for _ in range(num_steps):
+        product = rows.covariance_product(basis[-1], weights).astype(np.float64)
+        diagonal.append(np.sum(product * basis[-1], axis=0))
+        for _ in range(2):  # once is not enough to keep the basis orthogonal
+            for u in basis:
+                product -= u * np.sum(u * product, axis=0)
+        off_diagonal.append(np.linalg.norm(product, axis=0))
+        basis.append(product / np.maximum(off_diagonal[-1], 1e-30))
+    return np.array(
+        [
+            eigvalsh_tridiagonal(a, b[:-1], select="i", select_range=(num_steps - 1, num_steps - 1))
+            for a, b in zip(np.transpose(diagonal), np.transpose(off_diagonal), strict=True)
+        ]
+    )[:, 0]
 
 
 def speciation_time(eigenvalue: float) -> float:
     """t_S = 1/2 log Lambda (Biroli et al. 2024), in Ornstein-Uhlenbeck time; -inf for Lambda 0."""
     return 0.5 * math.log(eigenvalue) if eigenvalue > 0 else -math.inf
+
+
+def mode_times(eigenvalues: np.ndarray) -> np.ndarray:
+    """The time at which signal and noise of each mode are equal, lambda e^-2t = Delta_t.
+
+    t_i = 1/2 log(1 + lambda_i), another thing than t_S = 1/2 log Lambda.
+    """
+    return 0.5 * np.log1p(eigenvalues)
+
+
+def eigenvalues_at(eigenvalues: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Eigenvalues of the covariance of x_t, lambda_i e^-2t + Delta_t, shape (T, modes)."""
+    times = np.asarray(times)[:, None]
+    return eigenvalues * np.exp(-2 * times) - np.expm1(-2 * times)
+
+
+@dataclass(frozen=True)
+class SquaredNorm:
+    """E|x_t|^2 = d + e^-2t (E|a|^2 - d).
+
+    Attributes:
+      dimension: d.
+      initial: E|a|^2 of the data as the process starts from them; the mean image counts, so that
+        this is not the covariance's trace.
+    """
+
+    dimension: int
+    initial: float
+
+    def at(self, times: np.ndarray) -> np.ndarray:
+        """E|x_t|^2 (T,)."""
+        return self.dimension + np.exp(-2 * np.asarray(times)) * (self.initial - self.dimension)
+
+    @property
+    def critical_point(self) -> str:
+        """Where the derivative in t vanishes: "everywhere" if E|a|^2 = d, else "nowhere"."""
+        return "everywhere" if math.isclose(self.initial, self.dimension) else "nowhere"
+
+
+def speciation_estimate(eigenvalue: float, replicates: np.ndarray) -> tuple[Estimate, Estimate]:
+    """Lambda and t_S = 1/2 log Lambda with 95 % bootstrap intervals.
+
+    The interval is the basic one in log Lambda: resampling shifts the largest eigenvalue upwards,
+    as sampling did, and the reflection takes that shift off again.
+    """
+    low, high = np.percentile(np.log(replicates), [2.5, 97.5])
+    center = math.log(eigenvalue)
+    ends = (center, 2 * center - float(high), 2 * center - float(low))
+    return Estimate(*(math.exp(end) for end in ends)), Estimate(*(end / 2 for end in ends))

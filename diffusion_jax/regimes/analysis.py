@@ -1,0 +1,198 @@
+"""Everything that can be said of a data set without training: its spectrum, t_S and t_C."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from diffusion_jax.regimes import spectrum
+from diffusion_jax.regimes.curves import Curve, Estimate
+from diffusion_jax.regimes.lipschitz import LipschitzCurve, lipschitz_curve
+from diffusion_jax.regimes.posterior import Draws
+from diffusion_jax.regimes.transitions import Regimes, measure, summarize, summarize_class
+
+NUM_MODES = 16
+LIPSCHITZ_TIMES = np.geomspace(1e-2, 5, 16)
+_FULL_SPECTRUM = 2500
+_LIPSCHITZ_WORK = 5e7
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The regimes of a data set.
+
+    Attributes:
+      Lambda: largest eigenvalue of the covariance of the first channel.
+      t_S_spectrum: 1/2 log Lambda.
+      Lambda_all_channels: the same of all channels together.
+      eigenvalues: of the covariance of all channels, decreasing: all of them where n or d is at
+        most 2 500, else the first 16.
+      modes: the first 16 modes (k, d) of all channels.
+      norm: E|x_t|^2 along time.
+      overall: curves and times of all draws.
+      per_class: those of the draws from each class, by its name; empty without labels.
+      lipschitz: the constants of the empirical score.
+      num_points: number n of images.
+    """
+
+    Lambda: Estimate
+    t_S_spectrum: Estimate
+    Lambda_all_channels: Estimate
+    eigenvalues: np.ndarray
+    modes: np.ndarray
+    norm: spectrum.SquaredNorm
+    overall: Regimes
+    per_class: dict[str, Regimes]
+    lipschitz: LipschitzCurve
+    num_points: int
+
+    @property
+    def times(self) -> dict[str, Estimate]:
+        """All times of the whole data set by name."""
+        return {"t_S_spectrum": self.t_S_spectrum, **self.overall.times}
+
+
+def _lambda(images: np.ndarray, all_channels: bool) -> tuple[Estimate, Estimate, np.ndarray]:
+    """Lambda, t_S and the first modes."""
+    rows = spectrum.Rows(images, all_channels)
+    values, modes = spectrum.eigenmodes(rows, min(NUM_MODES, max(1, min(rows.d, rows.n) - 1)))
+    if values[0] <= 0:
+        return Estimate(0.0, 0.0, 0.0), Estimate(-math.inf, -math.inf, -math.inf), modes
+    replicates = spectrum.bootstrap_largest_eigenvalue(rows, modes[0])
+    return *spectrum.speciation_estimate(float(values[0]), replicates), modes
+
+
+def analyse(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    class_names: tuple[str, ...],
+    mean: np.ndarray,
+    key: Array,
+    accuracy: float,
+    max_draws: int,
+    progress: Callable[[int, float], None] = lambda num_draws, error: None,
+) -> tuple[Analysis, Draws]:
+    """Measures the regimes of a data set.
+
+    Args:
+      images: (n, height, width, channels); uint8 is scaled to [0, 1].
+      labels: classes 0..C-1 (n,), or None.
+      class_names: one name a class.
+      mean: per-channel mean of the images on the scale of [0, 1], which the process starts less of.
+      key: typed PRNG key.
+      accuracy: largest standard error of phi, phi_C and f^e/alpha.
+      max_draws: most draws.
+      progress: see `transitions.measure`.
+
+    Returns:
+      The analysis, and the draws that it rests on.
+
+    Raises:
+      UserError: see `posterior.training_set`.
+    """
+    Lambda, t_S, modes = _lambda(images, False)
+    Lambda_all = Lambda
+    if images.shape[-1] > 1:
+        Lambda_all, _, modes = _lambda(images, True)
+    rows = spectrum.Rows(images, True)
+    if min(rows.n, rows.d) <= _FULL_SPECTRUM:
+        eigenvalues = spectrum.full_spectrum(rows)
+    else:
+        eigenvalues = spectrum.eigenmodes(rows, NUM_MODES)[0]
+    scale = 255 if images.dtype == np.uint8 else 1
+    squares = (np.sum((part / scale - mean) ** 2) for part in np.array_split(images, 64))
+    norm = spectrum.SquaredNorm(rows.d, float(sum(squares)) / rows.n)
+    del rows
+
+    draws = measure(images, labels, key, accuracy, max_draws, progress=progress)
+    counts = np.bincount(labels) if labels is not None else np.array([len(images)])
+    weights = counts / len(images)
+    overall = summarize(draws, len(images), weights)
+    per_class = {}
+    if len(weights) > 1:
+        for label, name in enumerate(class_names):
+            per_class[name] = summarize_class(draws, len(images), weights, label)
+    points = images.reshape(len(images), -1) / np.float32(scale)
+    num_draws = int(np.clip(_LIPSCHITZ_WORK / points.size, 4, 32))
+    lipschitz = lipschitz_curve(points, LIPSCHITZ_TIMES, key, num_draws)
+    return (
+        Analysis(
+            Lambda,
+            t_S,
+            Lambda_all,
+            eigenvalues,
+            modes,
+            norm,
+            overall,
+            per_class,
+            lipschitz,
+            len(images),
+        ),
+        draws,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON knows: null for what is not finite."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (np.ndarray, list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    low, high = curve.interval
+    return {
+        "time": curve.times,
+        "mean": curve.mean,
+        "standard_error": curve.standard_error,
+        "low": low,
+        "high": high,
+    }
+
+
+def _regimes(regimes: Regimes) -> dict[str, Any]:
+    return {
+        **{name: asdict(time) for name, time in regimes.times.items()},
+        "phi_floor": regimes.floor,
+        "num_draws": regimes.num_draws,
+        "curves": {name: _curve(curve) for name, curve in regimes.curves.items()},
+    }
+
+
+def to_json(analysis: Analysis) -> dict[str, Any]:
+    """The numbers of an analysis as JSON has them; null where there is none."""
+    result = {
+        "Lambda": asdict(analysis.Lambda),
+        "Lambda_all_channels": asdict(analysis.Lambda_all_channels),
+        "t_S_spectrum": asdict(analysis.t_S_spectrum),
+        **_regimes(analysis.overall),
+        "num_points": analysis.num_points,
+        "dimension": analysis.norm.dimension,
+        "eigenvalues": analysis.eigenvalues,
+        "mode_times": spectrum.mode_times(analysis.eigenvalues),
+        "squared_norm": {
+            "initial": analysis.norm.initial,
+            "critical_point": analysis.norm.critical_point,
+        },
+        "lipschitz": {
+            "time": analysis.lipschitz.times,
+            **{
+                f"{name}_{percent}": np.percentile(table, percent, axis=0)
+                for name, table in (
+                    ("local", analysis.lipschitz.local),
+                    ("one_sided", analysis.lipschitz.one_sided),
+                )
+                for percent in (5, 50, 95)
+            },
+            "bound": analysis.lipschitz.bound,
+        },
+        "per_class": {name: _regimes(each) for name, each in analysis.per_class.items()},
+    }
+    return _plain(result)

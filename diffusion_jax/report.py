@@ -1,0 +1,81 @@
+"""One self-contained HTML page from text, tables and figures."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: .25rem .9rem .25rem 0; text-align: left; border-bottom: 1px solid #ddd;
+         vertical-align: top; }
+figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; }
+.warning { border-left: .3rem solid #c60; padding-left: .8rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its header and its rows of cells, as text."""
+
+    header: Sequence[str]
+    rows: Iterable[Sequence[str]]
+
+    def html(self) -> str:
+        """The table as HTML."""
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in self.rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG, which the page will contain, and its caption."""
+
+    path: Path
+    caption: str
+
+    def html(self) -> str:
+        """The figure as HTML."""
+        data = base64.b64encode(self.path.read_bytes()).decode()
+        caption = escape(self.caption)
+        return (
+            f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Text; a warning stands out."""
+
+    text: str
+    warning: bool = False
+
+    def html(self) -> str:
+        """The paragraph as HTML."""
+        mark = ' class="warning"' if self.warning else ""
+        return f"<p{mark}>{escape(self.text)}</p>"
+
+
+def save(path: Path, title: str, parts: Iterable[Table | Picture | Paragraph]) -> None:
+    """Writes a page that needs no other file.
+
+    Args:
+      path: the HTML file.
+      title: heading of the page.
+      parts: what it shows, in order.
+    """
+    body = "\n".join(part.html() for part in parts)
+    path.write_text(
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n",
+        encoding="utf-8",
+    )

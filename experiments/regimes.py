@@ -1,0 +1,287 @@
+"""Speciation and collapse of a data set: python -m experiments.regimes --data DATA [--out DIR].
+
+DATA is mnist, photographs, lsun (from its LMDB folders, or as prepared by a training), a folder of
+images (a subfolder a class), or an .npy or .npz file of images and labels. No training is needed:
+the answers come from the data's covariance and from their exact empirical score. Prints a table,
+and writes result.json, the figures and report.html, which shows them all.
+"""
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_jax import backend, data, report
+from diffusion_jax.data.checks import check, require_memory
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.errors import UserError
+from diffusion_jax.plots import regimes as plots
+from diffusion_jax.regimes.analysis import Analysis, analyse, to_json
+from diffusion_jax.regimes.curves import Estimate
+from diffusion_jax.regimes.transitions import SPECIATION_LEVEL
+from experiments.command import reports_errors
+from experiments.train_lsun import DATA_DEFAULTS
+
+MEANING = {
+    "Lambda": "first channel",
+    "Lambda_all_channels": "all channels",
+    "t_S_spectrum": "1/2 log Lambda",
+    "t_S_phi": "phi = {level:.3f}",
+    "t_C_entropy": "f^e = 0.12 alpha",
+    "t_C_phi": "phi_C = 1/2",
+    "t_C_leave_one_out": "f_loo = 0",
+    "t_C_phi_60": "phi_C = 0.6",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measures speciation and collapse of a data set, without training."""
+
+    data: str
+    """mnist, photographs, lsun, a folder of images, or an .npy or .npz file."""
+    out: Path | None = None
+    """Folder for result.json, the figures and report.html; by default runs/regimes/NAME."""
+    classes: tuple[str, ...] | None = None
+    """Digits, LSUN categories or classes of photographs; by default those of the paper (1 and 8,
+    church_outdoor and conference_room), or of the sample run."""
+    images_per_class: int | None = None
+    """The first so many images of each class."""
+    image_size: int | None = None
+    """Pixels a side, to which images are cropped and resized."""
+    data_dir: Path | None = None
+    """Where the files of lsun or photographs lie; by default data/NAME below the current folder."""
+    prepared_dir: Path | None = None
+    """Where lsun's prepared images lie; by default DATA_DIR/prepared."""
+    accuracy: float = 2e-3
+    """Standard error asked for of phi, phi_C and f^e/alpha, at every time."""
+    max_draws: int = 50_000
+    """Most draws of the posterior engine."""
+    seed: int = 0
+    """Seed of the draws."""
+    memory: float | None = None
+    """Memory that may be used, in GiB; by default what is free."""
+
+
+def load(options: Options) -> ImageSet:
+    """The images that the options name.
+
+    Raises:
+      UserError: options that do not belong to the data named, and all that the sources raise.
+    """
+    if options.data in DATA_DEFAULTS:
+        chosen = {
+            name: value
+            for name in ("classes", "images_per_class", "image_size", "data_dir", "prepared_dir")
+            if (value := getattr(options, name)) is not None
+        }
+        return data.load(replace(DATA_DEFAULTS[options.data], **chosen))
+    for name in ("classes", "data_dir", "prepared_dir"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is not for files of your own")
+    path = Path(options.data)
+    return data.load_files(path, options.image_size, options.images_per_class, options.memory)
+
+
+def _number(estimate: Estimate | None, interval: bool = True) -> str:
+    if estimate is None:
+        return ""
+    if not math.isfinite(estimate.value):
+        return "not reached"
+    if not interval or not math.isfinite(estimate.low):
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def table_of(analysis: Analysis, class_intervals: bool) -> tuple[list[str], list[list[str]]]:
+    """The table's header and rows: each time, overall and for the draws from each class."""
+    level = analysis.overall.floor + (1 - analysis.overall.floor) * SPECIATION_LEVEL
+    classes = analysis.per_class if len(analysis.per_class) <= 4 else {}
+    header = ["", "where", "value [95 % interval]", *(f"from {name}" for name in classes)]
+    overall = {"Lambda": analysis.Lambda, **analysis.times}
+    if analysis.Lambda_all_channels != analysis.Lambda:
+        overall["Lambda_all_channels"] = analysis.Lambda_all_channels
+    rows = []
+    for name, meaning in MEANING.items():
+        if name in overall:
+            of_classes = (
+                _number(each.times.get(name), class_intervals) for each in classes.values()
+            )
+            rows.append([name, meaning.format(level=level), _number(overall[name]), *of_classes])
+    return header, rows
+
+
+def _figures(out: Path, images: ImageSet, analysis: Analysis) -> list[report.Picture]:
+    pixels = images.images
+    overall, times = analysis.overall, analysis.times
+    is_image = min(pixels.shape[1:3]) > 1
+    pictures = []
+
+    def add(name: str, caption: str) -> Path:
+        pictures.append(report.Picture(out / name, caption))
+        return out / name
+
+    if math.isfinite(analysis.t_S_spectrum.value):
+        plots.save_spectrum(
+            add(
+                "spectrum.png",
+                "Eigenvalues of the covariance (all channels), the time at which signal and noise "
+                "of each mode are equal, and the first modes.",
+            ),
+            analysis.eigenvalues,
+            analysis.modes,
+            pixels.shape[1:] if is_image and pixels.shape[3] in (1, 3) else None,
+            analysis.t_S_spectrum,
+        )
+    if "phi" in overall.curves:
+        plots.save_speciation(
+            add(
+                "speciation.png",
+                "Probability that two clones forked at time t end in the same class, with 95 % "
+                "intervals, overall and of the draws that start from each class.",
+            ),
+            overall.curves,
+            {name: each.curves["phi"] for name, each in analysis.per_class.items()},
+            times,
+            overall.floor,
+            overall.floor + (1 - overall.floor) * SPECIATION_LEVEL,
+        )
+    plots.save_collapse(
+        add(
+            "collapse.png",
+            "Above: excess entropy over alpha = log(n)/d, and the probability that two clones end "
+            "in the same training point. Below: exp of the posterior's entropy, the effective "
+            "number of training points behind x_t. Bands are 95 % intervals.",
+        ),
+        overall.curves,
+        times,
+        analysis.num_points,
+    )
+    plots.save_lipschitz(
+        add(
+            "lipschitz.png",
+            "Lipschitz constant of the exact empirical score. An explicit Euler step eta in "
+            "Ornstein-Uhlenbeck time is stable while eta (2/Delta_t - 1) <= 2.",
+        ),
+        analysis.lipschitz,
+    )
+    if is_image and pixels.shape[3] in (1, 3):
+        if images.labels is None:
+            chosen = np.linspace(0, len(pixels) - 1, 4).astype(int)
+        else:
+            names = range(min(4, len(images.class_names)))
+            each = 2 if len(names) < 4 else 1
+            chosen = np.concatenate([np.flatnonzero(images.labels == c)[:each] for c in names])
+        scale = 255 if pixels.dtype == np.uint8 else 1
+        named = {"image": 0.0, "": 5.0}
+        for name, label in (
+            ("t_C_entropy", "$t_C$ (f$^e$)"),
+            ("t_C_phi", "$t_C$ (φ$_C$)"),
+            ("t_S_phi", "$t_S$ (φ)"),
+            ("t_S_spectrum", "$t_S$ (Λ)"),
+        ):
+            if name in times and math.isfinite(times[name].value) and times[name].value > 0:
+                named[label] = times[name].value
+        plots.save_noisy_samples(
+            add("samples.png", "Images with the noise of the named times, x_t."),
+            pixels[chosen] / np.float32(scale) - images.mean,
+            images.mean,
+            named,
+        )
+    return pictures
+
+
+@reports_errors
+def main() -> None:
+    """Loads, measures, prints and writes."""
+    start = time.monotonic()
+    options = tyro.cli(Options, prog="python -m experiments.regimes", description=__doc__)
+    if not 0 <= options.seed < 2**32:
+        raise UserError("seed must lie between 0 and 2^32 - 1")
+    backend.configure()
+    images = load(options)
+    warnings = check(images)
+    n, d = len(images.images), math.prod(images.images.shape[1:])
+    copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    require_memory(f"measuring {n} images of {d} values", (8 + 4 * copies) * n * d, options.memory)
+    out = options.out or Path("runs/regimes") / (Path(options.data).stem or "data")
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    kinds = f" in {len(images.class_names)} classes" if images.labels is not None else ""
+    console.print(f"{n} images of {d} values{kinds}")
+    if images.labels is None:
+        warnings.append(
+            "the images have no labels: phi, the class entropy and t_S_phi need them and are not "
+            "given; t_S_spectrum and the collapse need none"
+        )
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    with console.status("Measuring") as status:
+        analysis, _ = analyse(
+            images.images,
+            images.labels,
+            images.class_names,
+            images.mean,
+            jax.random.key(options.seed),
+            options.accuracy,
+            options.max_draws,
+            lambda draws, error: status.update(
+                f"{draws} draws, largest standard error {error:.4f}"
+            ),
+        )
+    table = Table(box=box.SIMPLE)
+    header, rows = table_of(analysis, class_intervals=False)
+    for name in header:
+        table.add_column(name, no_wrap=name != "where")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if analysis.norm.critical_point == "nowhere":
+        norm = f"E|a|^2 = {analysis.norm.initial:.4g}, d = {d}: E|x_t|^2 has no stationary point"
+    else:
+        norm = f"E|a|^2 = d = {d}: E|x_t|^2 is the same at every t"
+    console.print(norm, highlight=False)
+    settings = {
+        "data": options.data,
+        "classes": images.class_names,
+        "shape": images.images.shape[1:],
+        "accuracy": options.accuracy,
+        "max_draws": options.max_draws,
+        "seed": options.seed,
+        "warnings": warnings,
+    }
+    result = {"settings": settings, **to_json(analysis)}
+    (out / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    pictures = _figures(out, images, analysis)
+    report.save(
+        out / "report.html",
+        f"Regimes of {Path(options.data).name}",
+        [
+            report.Paragraph(
+                f"{n} images of {d} values{kinds}. Times are Ornstein-Uhlenbeck times: "
+                "x_t = e^-t a + sqrt(1 - e^-2t) z. The curves are those of the exact empirical "
+                "score; intervals cover the draws, and for Lambda the choice of the images."
+            ),
+            *(report.Paragraph(f"Warning: {warning}.", warning=True) for warning in warnings),
+            report.Table(*table_of(analysis, class_intervals=True)),
+            report.Paragraph(norm + "."),
+            *pictures,
+        ],
+    )
+    seconds = time.monotonic() - start
+    print(
+        f"Wrote {out / 'result.json'}, {len(pictures)} figures and report.html in {seconds:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
