@@ -62,7 +62,7 @@ class Options:
     """Where the files of lsun or photographs lie; by default data/NAME below the current folder."""
     prepared_dir: Path | None = None
     """Where lsun's prepared images lie; by default DATA_DIR/prepared."""
-    accuracy: float = 2e-3
+    accuracy: float = 1e-3
     """Standard error asked for of phi, phi_C and f^e/alpha, at every time."""
     max_draws: int = 50_000
     """Most draws of the posterior engine."""
@@ -241,7 +241,7 @@ def main() -> None:
     table = Table(box=box.SIMPLE)
     header, rows = table_of(analysis, class_intervals=False)
     for name in header:
-        table.add_column(name, no_wrap=name != "where")
+        table.add_column(name, no_wrap=not name.startswith("from"))
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -129,7 +129,7 @@ def measure(
     points: np.ndarray,
     labels: np.ndarray | None,
     key: Array,
-    accuracy: float = 2e-3,
+    accuracy: float = 1e-3,
     max_draws: int = 50_000,
     times: np.ndarray = TIMES,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,

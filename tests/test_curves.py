@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from diffusion_jax.regimes.curves import Curve, average
+
+TIMES = np.geomspace(0.01, 10, 40)
+
+
+def smooth(log_time):
+    return 0.75 - 0.25 * np.tanh(1.3 * log_time)
+
+
+def test_the_crossing_of_a_known_curve():
+    values = smooth(np.log(TIMES))
+    curve = Curve(TIMES, values, np.zeros_like(values), np.stack([values, values]))
+    for level in (0.6, 0.775, 0.9):
+        exact = np.exp(np.arctanh((0.75 - level) / 0.25) / 1.3)
+        found = curve.crossing(level)
+        assert found.value == pytest.approx(exact, rel=2e-3)
+        assert found.low == found.high == pytest.approx(found.value)
+
+
+def test_the_largest_of_several_crossings():
+    values = np.sin(np.log(TIMES))  # 0 at t = e^-pi and 1
+    curve = Curve(TIMES, values, np.zeros_like(values), np.stack([values, values]))
+    assert curve.crossing(0.0).value == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_level_that_is_not_reached():
+    values = smooth(np.log(TIMES))
+    curve = Curve(TIMES, values, np.zeros_like(values), np.stack([values, values]))
+    assert np.isnan([curve.crossing(0.4).value, curve.crossing(0.4).low]).all()
+
+
+def test_an_interval_that_many_replicates_miss_is_not_made_up():
+    values = smooth(np.log(TIMES))
+    curve = Curve(TIMES, values, np.zeros_like(values), np.stack([values, values - 0.5]))
+    found = curve.crossing(0.775)
+    assert np.isfinite(found.value)
+    assert np.isnan(found.low)
+    assert np.isnan(found.high)
+
+
+def test_intervals_cover():
+    # Correlated along time, as the draws of the engine are.
+    rng = np.random.default_rng(0)
+    exact_mean = smooth(np.log(TIMES))
+    exact_time = np.exp(np.arctanh((0.75 - 0.775) / 0.25) / 1.3)
+    trials, mean_covered, time_covered = 80, 0, 0
+    for trial in range(trials):
+        shift = rng.standard_normal((300, 1))
+        (curve,) = average(TIMES, [exact_mean + 0.2 * shift * np.exp(-(np.log(TIMES) ** 2))], trial)
+        low, high = curve.interval
+        mean_covered += low[20] <= exact_mean[20] <= high[20]
+        crossing = curve.crossing(0.775)
+        time_covered += crossing.low <= exact_time <= crossing.high
+    for covered in (mean_covered, time_covered):
+        assert binomtest(int(covered), trials, 0.95).pvalue > 1e-3
+
+
+def test_averages_of_what_was_drawn():
+    rng = np.random.default_rng(1)
+    table = rng.standard_normal((5000, 3)).astype(np.float32)
+    table[1000:, 1] = np.nan
+    a, b = average(np.array([1.0, 2.0, 3.0]), [table, 2 * table + 1], num_replicates=2000)
+    np.testing.assert_allclose(a.mean, np.nanmean(table, 0), atol=1e-6)
+    np.testing.assert_allclose(a.standard_error, [5000**-0.5, 1000**-0.5, 5000**-0.5], rtol=0.05)
+    np.testing.assert_allclose(a.replicates.std(0), a.standard_error, rtol=0.06)
+    # The same replicates of the draws serve both.
+    np.testing.assert_allclose(b.replicates, 2 * a.replicates + 1, atol=1e-5)
+
+
+def test_a_function_of_a_curve():
+    rng = np.random.default_rng(2)
+    (curve,) = average(np.array([1.0]), [3 + 0.1 * rng.standard_normal((2000, 1))])
+    mapped = curve.map(np.exp)
+    assert mapped.mean[0] == pytest.approx(np.exp(curve.mean[0]))
+    assert mapped.standard_error[0] == pytest.approx(
+        np.exp(curve.mean[0]) * curve.standard_error[0], rel=1e-3
+    )
+    np.testing.assert_allclose(mapped.interval, np.exp(curve.interval), rtol=1e-6)

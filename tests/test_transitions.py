@@ -1,0 +1,120 @@
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.data import mnist
+from diffusion_jax.errors import UserError
+from diffusion_jax.regimes.posterior import draw
+from diffusion_jax.regimes.transitions import TIMES, measure, summarize, summarize_class
+
+HALF = np.array([0.5, 0.5])
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images = mnist.load(("1", "8"), 500, 32)
+    draws = measure(images.images, images.labels, jax.random.key(0), accuracy=4e-3)
+    return images, draws
+
+
+def test_ones_and_eights_speciate_where_the_spectrum_says(digits):
+    images, _ = digits
+    times = np.geomspace(0.2, 1.2, 28)
+    draws = draw(images.images, images.labels, times, jax.random.key(0), 20_000)
+    regimes = summarize(draws, 1000, HALF)
+    t_S = regimes.times["t_S_phi"]
+    assert t_S.value == pytest.approx(1.00, abs=0.02)
+    assert t_S.low < t_S.value < t_S.high < t_S.low + 0.05
+    assert regimes.curves["phi"].crossing(0.775).value == pytest.approx(1.00, abs=0.02)
+    # phi_C = 1/2 at 0.28 for ones, 0.67 for eights; overall between the two.
+    ones, eights = (summarize_class(draws, 1000, HALF, c) for c in (0, 1))
+    assert ones.times["t_C_phi"].value == pytest.approx(0.28, abs=0.01)
+    assert eights.times["t_C_phi"].value == pytest.approx(0.67, abs=0.01)
+    assert regimes.times["t_C_entropy"].value == pytest.approx(0.31, abs=0.015)
+    assert regimes.times["t_C_leave_one_out"].value == pytest.approx(0.55, abs=0.01)
+
+
+def test_limits_of_the_curves(digits):
+    _, draws = digits
+    curves = summarize(draws, 1000, HALF).curves
+    for name, first, last in (
+        ("phi", 1, 0.5),
+        ("phi_C", 1, 1e-3),
+        ("excess_entropy", 0, 1),
+        ("effective_points", 1, 1000),
+        ("class_entropy", 0, np.log(2)),
+    ):
+        assert curves[name].mean[0] == pytest.approx(first, abs=2e-3)
+        assert curves[name].mean[-1] == pytest.approx(last, rel=1e-2)
+    # f_loo/alpha tends to log(n - 1)/log n.
+    assert curves["leave_one_out"].mean[-1] == pytest.approx(np.log(999) / np.log(1000), abs=1e-3)
+
+
+def test_phi_is_the_mean_over_the_classes(digits):
+    # E[p(c|x)] over draws from c, averaged over c, is E[sum_c p(c|x)^2].
+    _, draws = digits
+    phi = summarize(draws, 1000, HALF).curves["phi"]
+    ones, eights = (summarize_class(draws, 1000, HALF, c).curves["phi"] for c in (0, 1))
+    mean = (ones.mean + eights.mean) / 2
+    error = np.hypot(ones.standard_error, eights.standard_error) / 2 + phi.standard_error
+    assert np.all(np.abs(mean - phi.mean) < 4 * error + 1e-6)
+
+
+def test_draws_go_where_the_error_is(digits):
+    _, draws = digits
+    regimes = summarize(draws, 1000, HALF)
+    for name in ("phi", "phi_C", "excess_entropy"):
+        assert regimes.curves[name].standard_error.max() < 4.1e-3
+    # Far from both transitions the first round is enough.
+    assert regimes.num_draws[0] == regimes.num_draws[-1] == 1024
+    assert regimes.num_draws.max() >= 8192
+    busiest = TIMES[np.argmax(regimes.num_draws)]
+    assert 0.1 < busiest < 2
+
+
+def test_unequal_classes_have_their_own_floor():
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(-1, 0.5, (90, 6)), rng.normal(1, 0.5, (30, 6))])
+    labels = np.repeat([0, 1], [90, 30])
+    weights = np.array([0.75, 0.25])
+    draws = measure(points, labels, jax.random.key(1), accuracy=5e-3)
+    regimes = summarize(draws, 120, weights)
+    assert regimes.floor == 0.75**2 + 0.25**2
+    assert regimes.curves["phi"].mean[-1] == pytest.approx(regimes.floor, abs=1e-3)
+    minority = summarize_class(draws, 120, weights, 1)
+    assert minority.curves["phi"].mean[-1] == pytest.approx(0.25, abs=1e-3)
+    level = regimes.floor + (1 - regimes.floor) * 0.5504
+    assert regimes.curves["phi"].crossing(level) == regimes.times["t_S_phi"]
+
+
+@pytest.mark.parametrize(("n", "d"), [(1000, 64), (4000, 256)])
+def test_collapse_of_a_mixture_lies_at_its_closed_form(n, d):
+    # t_C = 1/2 log(1 + sigma^2/(n^(2/d) - 1)) with sigma = 1 (Biroli et al. 2024).
+    rng = np.random.default_rng(n)
+    labels = np.arange(n) % 2
+    points = rng.standard_normal((n, d)) + (2 * labels - 1)[:, None]
+    exact = 0.5 * np.log1p(1 / np.expm1(2 * np.log(n) / d))
+    times = exact * np.linspace(0.85, 1.15, 13)
+    draws = draw(points, labels, times, jax.random.key(2), 3000)
+    found = summarize(draws, n, HALF).times
+    assert found["t_C_entropy"].value == pytest.approx(exact, rel=0.03)
+    # phi_C = 1/2 and f_loo = 0 sit where n/4 points collapse.
+    quarter = 0.5 * np.log1p(1 / np.expm1(2 * np.log(n / 4) / d))
+    wide = draw(points, labels, quarter * np.linspace(0.9, 1.1, 9), jax.random.key(3), 3000)
+    found = summarize(wide, n, HALF).times
+    for name in ("t_C_phi", "t_C_leave_one_out"):
+        assert found[name].value == pytest.approx(quarter, rel=0.02)
+
+
+def test_without_classes_there_is_no_phi():
+    points = np.random.default_rng(3).standard_normal((50, 4))
+    draws = measure(points, None, jax.random.key(0), accuracy=2e-2)
+    regimes = summarize(draws, 50, np.ones(1))
+    assert "phi" not in regimes.curves
+    assert "t_S_phi" not in regimes.times
+    assert np.isfinite(regimes.times["t_C_phi"].value)
+
+
+def test_an_accuracy_must_be_positive():
+    with pytest.raises(UserError, match="accuracy = 0"):
+        measure(np.eye(3), None, jax.random.key(0), accuracy=0)
