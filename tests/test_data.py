@@ -1,10 +1,11 @@
 import io
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from lmdb_folders import put, read, write_folder
+from lmdb_folders import decode_independently, put, read, write_folder
 from PIL import Image
 
 from diffusion_jax import data
@@ -38,33 +39,12 @@ def load(data_dir, n=6, size=64, prepared=None):
     return data.load(config)
 
 
-def independent(encoded, size):
-    """Decode, crop as torchvision does, and an antialiased bilinear resize written out in numpy.
-
-    The filter is a triangle of the scale's width, its weights are rounded to 22 bits, and each of
-    the two passes rounds to whole grey levels: the arithmetic of torch's and Pillow's uint8 resize.
-    """
-    image = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-    top, left = (round((length - 256) / 2.0) for length in image.shape[:2])
-    crop = image[top : top + 256, left : left + 256].astype(np.int64)
-    scale = 256 / size
-    centre = (np.arange(size)[:, None] + 0.5) * scale
-    weights = np.maximum(0, 1 - np.abs(np.arange(256) + 0.5 - centre) / scale)
-    weights = np.floor(weights / weights.sum(1, keepdims=True) * 2**22 + 0.5).astype(np.int64)
-
-    def along(axis, pixels):
-        total = np.moveaxis(np.tensordot(weights, pixels, (1, axis)), 0, axis)
-        return np.clip((total + 2**21) >> 22, 0, 255)
-
-    return along(0, along(1, crop))
-
-
 @pytest.mark.parametrize("size", [32, 64])
 def test_prepared_lsun_equals_an_independent_decode(folders, size):
     data_dir, values = folders
     images = load(data_dir, n=5, size=size)
     expected = [
-        independent(values[category][key], size)
+        decode_independently(values[category][key], size)
         for category in CATEGORIES
         for key in sorted(values[category])[:5]  # the first n keys in byte order
     ]
@@ -91,7 +71,7 @@ def test_prepared_photographs_equal_an_independent_decode(tmp_path):
         pairs = read(lsun.lmdb_folder(tmp_path, name))
         assert [key for key, _ in pairs] == sorted(key for key, _ in pairs)
         for _, value in pairs:
-            np.testing.assert_array_equal(images.images[position], independent(value, 32))
+            np.testing.assert_array_equal(images.images[position], decode_independently(value, 32))
             position += 1
     again = data.load(config)
     np.testing.assert_array_equal(images.images, again.images)
@@ -194,6 +174,45 @@ def test_prepared_from_another_lmdb_is_noticed(folders):
     put(lsun.lmdb_folder(data_dir, CATEGORIES[0]), {b"zz": another})
     with pytest.raises(UserError, match="prepared from another church_outdoor_train_lmdb"):
         load(data_dir)
+
+
+def test_prepared_images_need_no_lmdb(folders, tmp_path):
+    data_dir, _ = folders
+    before = load(data_dir, n=5)
+    for category in CATEGORIES:
+        shutil.rmtree(lsun.lmdb_folder(data_dir, category))
+    again = load(data_dir, n=5)
+    np.testing.assert_array_equal(again.images, before.images)
+    np.testing.assert_array_equal(again.labels, before.labels)
+    with pytest.raises(UserError, match="LSUN's church_outdoor was not found"):
+        load(data_dir, n=4)  # never prepared
+
+
+def test_prepared_images_need_no_lmdb_but_all_their_chunks(folders, tmp_path):
+    data_dir, _ = folders
+    arguments = (data_dir, tmp_path / "prepared", CATEGORIES, 6, 64)
+    before = lsun.prepare(*arguments, chunk=2)
+    shutil.rmtree(lsun.lmdb_folder(data_dir, CATEGORIES[1]))
+    assert lsun.prepare(*arguments, chunk=2).keys() == before.keys()
+    shutil.rmtree(before[CATEGORIES[1]][1].data_path)
+    with pytest.raises(UserError, match="LSUN's conference_room was not found"):
+        lsun.prepare(*arguments, chunk=2)
+
+
+def test_advice_for_a_damaged_lmdb_depends_on_who_made_it(tmp_path):
+    config = DataConfig(
+        data="photographs", classes=("everyday",), images_per_class=2, data_dir=tmp_path
+    )
+    folder = lsun.lmdb_folder(tmp_path, "everyday")
+    write_folder(folder, [(256, 256), (200, 200)])
+    with pytest.raises(UserError, match=r"everyday_train_lmdb cannot be used.*it is made again$"):
+        data.load(config)
+    (folder / "data.mdb").write_bytes(b"not an lmdb" * 1000)
+    with pytest.raises(UserError, match=r"cannot be read.*remove that folder"):
+        data.load(config)
+    folder.rename(lsun.lmdb_folder(tmp_path, CATEGORIES[0]))
+    with pytest.raises(UserError, match=r"cannot be read.*; unpack it again$"):
+        data.load(DataConfig(classes=CATEGORIES[:1], images_per_class=2, data_dir=tmp_path))
 
 
 def test_unwritable_prepared_folder(folders, tmp_path):

@@ -1,5 +1,7 @@
-"""A set of labelled images in memory, and the pixel arithmetic that all sources share."""
+"""A set of images in memory, and the pixel arithmetic that all sources share."""
 
+import struct
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -7,38 +9,75 @@ import numpy as np
 from PIL import Image
 
 CROP = 256
+# What Pillow raises at a damaged file, whatever its format.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images in memory.
+    """Images in memory, with or without labels.
 
     Attributes:
-      images: uint8 (n, height, width, channels).
-      labels: int64 (n,), indices into class_names.
-      class_names: one name a class.
+      images: (n, height, width, channels): uint8 grey levels, where 255 stands for 1, or float32,
+        which are taken as they are.
+      labels: int64 (n,), indices into class_names; None where there are none.
+      class_names: one name a class; empty without labels.
+      notes: what the source found worth telling a reader of the results, a sentence each.
     """
 
     images: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def mean(self) -> np.ndarray:
-        """Per-channel mean of the images scaled to [0, 1], float32 (channels,).
+        """Per-channel mean of the images on the scale of [0, 1], float32 (channels,).
 
-        Summed in integers, so that it is the same on every machine.
+        Summed in integers for uint8, so that it is the same on every machine; in float64 for
+        float32.
         """
-        total = np.sum(self.images, axis=(0, 1, 2), dtype=np.int64)
+        integer = self.images.dtype == np.uint8
+        total = np.sum(self.images, axis=(0, 1, 2), dtype=np.int64 if integer else np.float64)
         pixels = self.images.size // self.images.shape[-1]
-        return (total / (255 * pixels)).astype(np.float32)
+        return (total / ((255 if integer else 1) * pixels)).astype(np.float32)
+
+    def rows(self, all_channels: bool = True) -> np.ndarray:
+        """The images flattened, (n, d) in their own type; of the first channel alone if asked."""
+        chosen = self.images if all_channels else self.images[..., :1]
+        return chosen.reshape(len(chosen), -1)
+
+
+def crop_and_resize(image: Image.Image, side: int, size: int) -> np.ndarray:
+    """The central square of an image, resized with antialiasing (Pillow's BILINEAR).
+
+    The crop's corner is rounded as torchvision rounds it.
+
+    Args:
+      image: both sides at least `side` pixels, mode L or RGB.
+      side: pixels a side of the square.
+      size: pixels a side of the result.
+
+    Returns:
+      uint8 (size, size) or (size, size, 3).
+    """
+    left, top = (round((length - side) / 2) for length in image.size)
+    image = image.crop((left, top, left + side, top + side))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def centre_crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
     """The original's pre-processing: the central 256 x 256 pixels, resized with antialiasing.
 
-    The crop's corner is rounded as torchvision rounds it. The result is within one grey level of
-    the original's, which resizes in floating point.
+    The result is within one grey level of the original's, which resizes in floating point.
 
     Args:
       image: both sides at least 256 pixels.
@@ -53,6 +92,4 @@ def centre_crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
     width, height = image.size
     if min(width, height) < CROP:
         raise ValueError(f"it is {width} x {height} pixels, less than {CROP} a side")
-    left, top = round((width - CROP) / 2), round((height - CROP) / 2)
-    image = image.convert("RGB").crop((left, top, left + CROP, top + CROP))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    return crop_and_resize(image.convert("RGB"), CROP, size)

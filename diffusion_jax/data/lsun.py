@@ -21,10 +21,14 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from diffusion_jax.data.images import ImageSet, centre_crop_and_resize
+from diffusion_jax.data.images import UNREADABLE, ImageSet, centre_crop_and_resize
 from diffusion_jax.errors import UserError
 
 CHUNK = 2048
+
+
+class DamagedLmdb(UserError):
+    """An LMDB that cannot be used as it is; what to do about it depends on who made it."""
 
 
 def lmdb_folder(data_dir: Path, category: str) -> Path:
@@ -36,20 +40,19 @@ def _open(folder: Path) -> lmdb.Environment:
     """Opens an LMDB for reading.
 
     Raises:
-      UserError: it is damaged or truncated. Reading past a truncated file's end would end the
+      DamagedLmdb: it is damaged or truncated. Reading past a truncated file's end would end the
         process without a word.
     """
     try:
         env = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
-        raise UserError(f"the LMDB {folder} cannot be read ({error}); unpack it again") from error
+        raise DamagedLmdb(f"the LMDB {folder} cannot be read ({error})") from error
     expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     actual = (folder / "data.mdb").stat().st_size
     if actual < expected:
         env.close()
-        raise UserError(
-            f"the LMDB {folder} is truncated: data.mdb has {actual} of at least {expected} bytes; "
-            f"unpack it again"
+        raise DamagedLmdb(
+            f"the LMDB {folder} is truncated: data.mdb has {actual} of at least {expected} bytes"
         )
     return env
 
@@ -67,7 +70,7 @@ def read_lmdb(folder: Path, start: int, stop: int, image_size: int) -> Iterator[
       uint8 (image_size, image_size, 3), see `images.centre_crop_and_resize`.
 
     Raises:
-      UserError: a damaged LMDB, or an image that cannot be decoded or is too small.
+      DamagedLmdb: it cannot be read, or an image in it cannot be decoded or is too small.
     """
     with _open(folder) as env, env.begin(buffers=True) as transaction:
         try:
@@ -78,15 +81,13 @@ def read_lmdb(folder: Path, start: int, stop: int, image_size: int) -> Iterator[
                     continue
                 try:
                     yield centre_crop_and_resize(Image.open(io.BytesIO(value)), image_size)
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                    raise UserError(
-                        f"image {bytes(key).decode(errors='replace')} (number {rank}) of {folder} "
-                        f"cannot be used: {error}; unpack the LMDB again"
+                except UNREADABLE as error:
+                    raise DamagedLmdb(
+                        f"image {bytes(key).decode(errors='replace')} (number {rank}) of the LMDB "
+                        f"{folder} cannot be used: {error}"
                     ) from error
         except lmdb.Error as error:
-            raise UserError(
-                f"the LMDB {folder} cannot be read ({error}); unpack it again"
-            ) from error
+            raise DamagedLmdb(f"the LMDB {folder} cannot be read ({error})") from error
 
 
 @dataclass
@@ -151,7 +152,7 @@ def _check_source(folder: Path, category: str, images_per_class: int) -> dict[st
     with _open(folder) as env:
         entries = env.stat()["entries"]
     if entries == 0:
-        raise UserError(f"the LMDB {folder} holds no images; unpack it again")
+        raise DamagedLmdb(f"the LMDB {folder} holds no images")
     if entries < images_per_class:
         raise UserError(
             f"{folder} holds {entries} images, fewer than images_per_class = {images_per_class}; "
@@ -169,6 +170,9 @@ def prepare(
     chunk: int = CHUNK,
 ) -> dict[str, list[Lsun]]:
     """Prepares the first images of each category, with a progress bar; done chunks are kept.
+
+    A category whose chunks are all there needs its LMDB no more; where the LMDB is there too, it
+    must be the one that they came from.
 
     Args:
       data_dir: holds CATEGORY_train_lmdb for each category.
@@ -207,7 +211,14 @@ def prepare(
 def _prepare_category(
     folder: Path, prepared_dir: Path, category: str, bounds: list[int], image_size: int
 ) -> list[Lsun]:
-    source = _check_source(folder, category, bounds[-1])
+    spans = [
+        {"start": start, "stop": stop, "image_size": image_size} for start, stop in pairwise(bounds)
+    ]
+    source = None
+    if (folder / "data.mdb").is_file() or not all(
+        Path(_builder(prepared_dir, category, **span).data_dir).exists() for span in spans
+    ):
+        source = _check_source(folder, category, bounds[-1])
     progress = Progress(
         TextColumn("Preparing {task.description}"),
         BarColumn(),
@@ -220,14 +231,12 @@ def _prepare_category(
     builders = []
     tfds.disable_progress_bar()
     with progress:
-        for start, stop in pairwise(bounds):
+        for span in spans:
             builder = _builder(
                 prepared_dir,
                 category,
+                **span,
                 folder=folder,
-                start=start,
-                stop=stop,
-                image_size=image_size,
                 source=source,
                 advance=lambda: progress.update(task, advance=1, visible=True),
             )
@@ -240,14 +249,14 @@ def _prepare_category(
                     builder.download_and_prepare(
                         download_config=tfds.download.DownloadConfig(manual_dir=str(folder.parent))
                     )
-            elif (was := dict(builder.info.metadata)) != source:
+            elif source is not None and (was := dict(builder.info.metadata)) != source:
                 raise UserError(
                     f"the images in {prepared_dir} were prepared from another {folder.name} "
                     f"({was}, now {source}); remove {target.parent} or name another folder with "
                     f"--prepared-dir"
                 )
             else:
-                progress.update(task, advance=stop - start)
+                progress.update(task, advance=span["stop"] - span["start"])
             builders.append(builder)
     return builders
 

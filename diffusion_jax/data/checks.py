@@ -1,0 +1,143 @@
+"""What a set of images must be for its regimes to mean something, and what is worth a warning."""
+
+import hashlib
+from collections import defaultdict
+
+import numpy as np
+import psutil
+
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.errors import UserError
+
+_CHUNK_BYTES = 2**26
+
+
+def require_memory(what: str, num_bytes: int, memory_gib: float | None = None) -> None:
+    """Refuses what does not fit, before it is tried.
+
+    Args:
+      what: the subject of the message, such as "loading images.npy".
+      num_bytes: bytes needed.
+      memory_gib: the limit in GiB; by default the memory that is free now.
+
+    Raises:
+      UserError: more bytes are needed than the limit.
+    """
+    limit = psutil.virtual_memory().available if memory_gib is None else memory_gib * 2**30
+    if num_bytes > limit:
+        raise UserError(
+            f"{what} takes {num_bytes / 2**30:.3g} GiB of memory, more than the "
+            f"{limit / 2**30:.3g} GiB that are {'free' if memory_gib is None else 'allowed'}; "
+            f"take fewer or smaller images"
+        )
+
+
+def chunks(images: np.ndarray) -> list[slice]:
+    """Stretches of some images each, so that what is computed of a stretch stays small."""
+    step = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
+    return [slice(start, start + step) for start in range(0, len(images), step)]
+
+
+def check(images: ImageSet) -> list[str]:
+    """Refuses a set of images that has no regimes, and says what is odd about one that has.
+
+    Duplicates are exact ones: near-duplicates, such as overlapping crops, are not looked for. A
+    point with m - 1 copies has a posterior p(mu | x_t) of at most 1/m, so that phi_C tends for
+    small t to E[1/m] = (number of different images)/n in place of 1.
+
+    Returns:
+      Warnings, a sentence each: the source's notes, duplicates, constant images, labels of which
+      one class, or some more than others, hold all images.
+
+    Raises:
+      UserError: fewer than two images, NaN or infinity, or nothing but copies of one image.
+    """
+    pixels = images.images
+    n = len(pixels)
+    if n < 2:
+        raise UserError(f"a covariance and a posterior need at least two images, not {n}")
+    if pixels.dtype.kind == "f":
+        for part in chunks(pixels):
+            if not (finite := np.isfinite(pixels[part])).all():
+                place = np.argwhere(~finite)[0] + [part.start, 0, 0, 0]
+                raise UserError(f"images{place.tolist()} is {pixels[tuple(place)]}, not finite")
+    groups = _copies(pixels)
+    if len(groups) == 1 and len(groups[0]) == n:
+        raise UserError(f"all {n} images are equal: they have no variance, no t_S and no t_C")
+    return [
+        *images.notes,
+        *_duplicates(images, groups),
+        *_constant(pixels),
+        *_unbalanced(images),
+    ]
+
+
+def _copies(pixels: np.ndarray) -> list[list[int]]:
+    """The places of equal images, for each image that occurs more than once."""
+    places = defaultdict(list)
+    for i, image in enumerate(pixels):
+        # Adding 0 makes -0.0, which equals 0.0, the same bytes.
+        plain = np.ascontiguousarray(image if image.dtype == np.uint8 else image + 0)
+        places[hashlib.blake2b(plain.data, digest_size=16).digest()].append(i)
+    return [group for group in places.values() if len(group) > 1]
+
+
+def _duplicates(images: ImageSet, groups: list[list[int]]) -> list[str]:
+    if not groups:
+        return []
+    n, copies = len(images.images), sum(len(group) for group in groups)
+    different = n - copies + len(groups)
+    first, second = groups[0][:2]
+    text = (
+        f"{copies} of {n} images are exact copies of one another, in {len(groups)} "
+        f"group{'s' * (len(groups) > 1)} (the first: images {first} and {second}, counted from 0)."
+        f" Copies merge the lumps that collapse tells apart: the posterior cannot separate them, "
+        f"phi_C tends to {different / n:.4g} for small t in place of 1, and t_C is biased"
+    )
+    labels = images.labels
+    if labels is not None and (
+        mixed := sum(len(set(labels[group].tolist())) > 1 for group in groups)
+    ):
+        text += f"; {mixed} of the groups have copies in different classes, so phi stays below 1"
+    return [text]
+
+
+def _constant(pixels: np.ndarray) -> list[str]:
+    if pixels.shape[1] * pixels.shape[2] == 1:
+        return []
+    flat = np.concatenate(
+        [np.all(pixels[part] == pixels[part][:, :1, :1], axis=(1, 2, 3)) for part in chunks(pixels)]
+    )
+    if not flat.any():
+        return []
+    return [
+        f"{flat.sum()} of {len(pixels)} images are constant, of one colour all over "
+        f"(the first: image {np.argmax(flat)}, counted from 0)"
+    ]
+
+
+def _unbalanced(images: ImageSet) -> list[str]:
+    if images.labels is None:
+        return []
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    if np.count_nonzero(counts) == 1:
+        name = images.class_names[int(np.argmax(counts))]
+        return [f"there is one class only, {name}: phi is 1 at every time"]
+    if counts.min() == counts.max() > 1:
+        return []
+    least, most = (int(choose(counts)) for choose in (np.argmin, np.argmax))
+    floor = float(np.sum((counts / counts.sum()) ** 2))
+    texts = []
+    if counts.min() < counts.max():
+        texts.append(
+            f"the classes differ in size, from {counts[least]} images ({images.class_names[least]})"
+            f" to {counts[most]} ({images.class_names[most]}): phi tends to {floor:.4g}, the sum of"
+            f" their squared shares, for large t"
+        )
+    if alone := int(np.sum(counts == 1)):
+        texts.append(
+            f"{alone} class{'es hold' if alone > 1 else ' holds'} a single image "
+            f"(the first: {images.class_names[int(np.argmax(counts == 1))]}): without its own "
+            f"image such a class is empty"
+        )
+    return texts

@@ -1,0 +1,179 @@
+"""A folder of images: a subfolder a class, or the images themselves."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from diffusion_jax.data.checks import require_memory
+from diffusion_jax.data.images import UNREADABLE, ImageSet, crop_and_resize
+from diffusion_jax.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+
+
+def load(
+    folder: Path,
+    image_size: int | None = None,
+    images_per_class: int | None = None,
+    memory_gib: float | None = None,
+) -> ImageSet:
+    """Loads a folder of images.
+
+    Each subfolder is a class, in the order of the names; images directly in the folder have no
+    labels. Files are taken in the order of their names (so 10.png comes before 2.png) and known by
+    their extension; hidden ones are passed over, others counted in the notes. Grey images have one
+    channel; if any image has colour, all have three. Transparency is dropped, palettes are turned
+    into their colours, and orientations in EXIF are not applied.
+
+    Args:
+      folder: holds PNG, JPEG, WebP, TIFF, BMP, GIF or PPM files of 8 bits a channel.
+      image_size: pixels a side. The largest central square of each image is cut out and resized to
+        it with antialiasing (Pillow's BILINEAR, as for LSUN), never enlarged. By default all images
+        must have one size, and are taken as they are.
+      images_per_class: at most the first so many of each class; of all, without labels.
+      memory_gib: memory that the images may take, in GiB; by default what is free.
+
+    Returns:
+      uint8 images, class after class.
+
+    Raises:
+      UserError: a folder without images or that mixes images and subfolders; a file that cannot be
+        read, holds several frames or more than 8 bits a channel; images of different sizes without
+        image_size, or smaller than it; too many images for the memory.
+    """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size = {image_size} must be at least 1")
+    class_names, files, notes = _find(folder)
+    files = [paths[:images_per_class] for paths in files]
+    paths = [path for found in files for path in found]
+    headers = [_inspect(path) for path in paths]
+    width, height = _common_size(paths, [size for size, _ in headers], image_size)
+    mode, channels = ("L", 1) if all(grey for _, grey in headers) else ("RGB", 3)
+    shape = (len(paths), height, width, channels)
+    require_memory(f"loading {len(paths)} images of {folder}", int(np.prod(shape)), memory_gib)
+    images, transparent = np.empty(shape, np.uint8), 0
+    console = Console(stderr=True)
+    for place, path in enumerate(track(paths, "Reading images", console=console, transient=True)):
+        with _opened(path) as image:
+            transparent += _is_transparent(image)
+            plain = image.convert(mode)
+            pixels = (
+                np.asarray(plain)
+                if image_size is None
+                else crop_and_resize(plain, min(plain.size), image_size)
+            )
+            images[place] = pixels.reshape(shape[1:])
+    if transparent:
+        notes.append(f"{transparent} of {len(paths)} images have transparency, which was dropped")
+    labels = np.repeat(np.arange(len(files)), [len(found) for found in files])
+    return ImageSet(images, labels if class_names else None, class_names, tuple(notes))
+
+
+def _visible(folder: Path) -> list[Path]:
+    """A folder's entries in the order of their names, but for the hidden ones."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be read: {error}") from error
+
+
+def _find(folder: Path) -> tuple[tuple[str, ...], list[list[Path]], list[str]]:
+    """Class names (none for images directly in the folder), the files of each, and notes."""
+    subfolders = [path for path in _visible(folder) if path.is_dir()]
+    for subfolder in subfolders:
+        if nested := [path for path in _visible(subfolder) if path.is_dir()]:
+            raise UserError(
+                f"{nested[0]} is a folder in a class: each subfolder of {folder} should be a class "
+                f"and hold nothing but its images; name {subfolder} if its subfolders are the "
+                f"classes"
+            )
+    known = {ext for ext, kind in Image.registered_extensions().items() if kind in FORMATS}
+    ignored, files = set(), []
+    for place in subfolders or [folder]:
+        entries = _visible(place)
+        files.append([path for path in entries if path.suffix.lower() in known])
+        ignored |= set(entries) - set(files[-1])
+        if not files[-1]:
+            raise UserError(
+                f"{place} holds no images ({', '.join(FORMATS)}, known by their extension)"
+            )
+    if subfolders:
+        others = set(_visible(folder)) - set(subfolders)
+        if stray := sorted(path for path in others if path.suffix.lower() in known):
+            raise UserError(
+                f"{folder} holds images, such as {stray[0].name}, beside subfolders, such as "
+                f"{subfolders[0].name}: give either a subfolder a class or images alone"
+            )
+        ignored |= others
+    notes = []
+    if ignored:
+        kinds = ", ".join(sorted({path.suffix or path.name for path in ignored})[:5])
+        notes.append(f"{len(ignored)} files of {folder} are no images by their names ({kinds})")
+    return tuple(path.name for path in subfolders), files, notes
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An open image; whatever goes wrong with the file in the block names the file."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        raise UserError(
+            f"{path} cannot be read as an image ({error}); repair it or take it out of the folder"
+        ) from error
+
+
+def _inspect(path: Path) -> tuple[tuple[int, int], bool]:
+    """Width and height, and whether the image is grey, from the file's header."""
+    with _opened(path) as image:
+        if image.mode[0] in "IF":
+            raise UserError(
+                f"{path} has more than 8 bits a pixel (mode {image.mode}): convert it to 8 bits, "
+                f"or save the images as floats in [0, 1] in an .npy file"
+            )
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview in it
+            raise UserError(f"{path} holds {frames} images: save each as a file of its own")
+        grey = image.mode in ("1", "L", "LA", "La")
+        if image.mode == "P":
+            palette = np.reshape(image.getpalette() or [], (-1, 3))
+            grey = bool(np.all(palette == palette[:, :1]))
+        return image.size, grey
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return False
+    return bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
+
+
+def _common_size(
+    paths: list[Path], sizes: list[tuple[int, int]], image_size: int | None
+) -> tuple[int, int]:
+    """Width and height of the loaded images."""
+    smallest = min(range(len(sizes)), key=lambda i: min(sizes[i]))
+    side = min(sizes[smallest])
+    if image_size is not None:
+        if side < image_size:
+            width, height = sizes[smallest]
+            raise UserError(
+                f"{paths[smallest]} is {width} x {height} pixels, smaller than image_size = "
+                f"{image_size}: images are not enlarged; give --image-size {side} or less"
+            )
+        return image_size, image_size
+    for path, size in zip(paths, sizes, strict=True):
+        if size != sizes[0]:
+            raise UserError(
+                f"{path} is {size[0]} x {size[1]} pixels, but {paths[0]} is {sizes[0][0]} x "
+                f"{sizes[0][1]}: --image-size {side} (or less) cuts out the central square of each "
+                f"and resizes it"
+            )
+    return sizes[0]
