@@ -4,8 +4,16 @@ import pytest
 
 from diffusion_jax.data import mnist
 from diffusion_jax.errors import UserError
+from diffusion_jax.regimes.curves import Curve
 from diffusion_jax.regimes.posterior import draw
-from diffusion_jax.regimes.transitions import TIMES, measure, summarize, summarize_class
+from diffusion_jax.regimes.transitions import (
+    TIMES,
+    collapse_times,
+    measure,
+    summarize,
+    summarize_class,
+    tangent_intercept,
+)
 
 HALF = np.array([0.5, 0.5])
 
@@ -118,3 +126,29 @@ def test_without_classes_there_is_no_phi():
 def test_an_accuracy_must_be_positive():
     with pytest.raises(UserError, match="accuracy = 0"):
         measure(np.eye(3), None, jax.random.key(0), accuracy=0)
+
+
+def test_definitions_of_collapse_keep_their_order():
+    # On mixtures the thresholds of f^e are crossed in order, and 0.12 alpha is the truth.
+    n, d = 1000, 64
+    labels = np.arange(n) % 2
+    exact = 0.5 * np.log1p(1 / np.expm1(2 * np.log(n) / d))
+    times = exact * np.linspace(0.5, 1.6, 30)
+    found = []
+    for seed in range(5):  # at this size a single sample of points is off by one or two per cent
+        points = np.random.default_rng(seed).standard_normal((n, d)) + (2 * labels - 1)[:, None]
+        draws = draw(points, labels, times, jax.random.key(5), 1000)
+        found.append(collapse_times(summarize(draws, n, HALF)))
+    bias = {name: np.mean([each[name] for each in found]) / exact - 1 for name in found[0]}
+    levels = [bias[f"f^e = {level} alpha"] for level in (0.01, 0.05, 0.12)]
+    assert levels == sorted(levels)
+    assert abs(levels[2]) < 0.03 < abs(levels[1])
+    assert bias["phi_C = 0.6"] < bias["phi_C = 0.5"]
+
+
+def test_tangent_of_a_known_curve():
+    # 1 + tanh(t - 3) is steepest, with slope 1, at t = 3, where it is 1.
+    times = np.linspace(0.5, 6, 60)
+    values = 1 + np.tanh(times - 3)
+    curve = Curve(times, values, np.zeros_like(values), values[None])
+    assert tangent_intercept(curve) == pytest.approx(2, abs=0.02)

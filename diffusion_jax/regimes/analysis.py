@@ -135,12 +135,12 @@ def analyse(
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numbers that JSON knows: null for what is not finite."""
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: plain(each) for name, each in value.items()}
     if isinstance(value, (np.ndarray, list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
@@ -195,4 +195,4 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         },
         "per_class": {name: _regimes(each) for name, each in analysis.per_class.items()},
     }
-    return _plain(result)
+    return plain(result)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from jax import Array
+from scipy.interpolate import PchipInterpolator
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.curves import Curve, Estimate, average
@@ -180,3 +181,27 @@ def measure(
         active &= error > accuracy
         progress(taken, float(error.max()))
     return _combine(rounds, times)
+
+
+def tangent_intercept(curve: Curve) -> float:
+    """Where the steepest tangent of an increasing curve meets zero."""
+    cubic = PchipInterpolator(curve.times, curve.mean)
+    fine = np.linspace(curve.times[0], curve.times[-1], 2000)
+    steepest = fine[np.argmax(cubic(fine, 1))]
+    return float(steepest - cubic(steepest) / cubic(steepest, 1))
+
+
+def collapse_times(regimes: Regimes) -> dict[str, float]:
+    """Candidates for t_C, to hold against the closed form of the Gaussian mixture.
+
+    The threshold of f^e/alpha is not its zero: at finite n that zero is rounded, by a width set by
+    log n, and f^e/alpha is about 0.12 at the t_C of the infinite system.
+    """
+    entropy, phi_C = regimes.curves["excess_entropy"], regimes.curves["phi_C"]
+    return {
+        **{f"f^e = {level} alpha": entropy.crossing(level).value for level in (0.01, 0.05, 0.12)},
+        "tangent of f^e": tangent_intercept(entropy),
+        "phi_C = 0.5": phi_C.crossing(0.5).value,
+        "phi_C = 0.6": phi_C.crossing(0.6).value,
+        "f_loo = 0": regimes.curves["leave_one_out"].crossing(0.0).value,
+    }

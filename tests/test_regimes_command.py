@@ -1,0 +1,116 @@
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import regimes
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["regimes", *map(str, arguments)])
+    try:
+        regimes.main()
+    except SystemExit as exit:
+        return exit.code
+    return 0
+
+
+@pytest.fixture
+def blobs():
+    """Two classes of 6 x 6 colour images, far enough apart to speciate before they collapse."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 40)
+    centre = rng.uniform(0.3, 0.7, (2, 6, 6, 3))
+    return np.clip(centre[labels] + 0.1 * rng.standard_normal((80, 6, 6, 3)), 0, 1), labels
+
+
+FAST = ("--accuracy", "0.02")
+
+
+def test_images_with_labels(blobs, tmp_path, monkeypatch, capsys):
+    images, labels = blobs
+    np.savez(tmp_path / "mine.npz", images=images.astype(np.float32), labels=labels)
+    out = tmp_path / "out"
+    assert run(monkeypatch, "--data", tmp_path / "mine.npz", "--out", out, *FAST) == 0
+    result = json.loads((out / "result.json").read_text())
+    covariance = np.cov(images[..., 0].reshape(80, -1), rowvar=False)
+    Lambda = np.linalg.eigvalsh(covariance)[-1]
+    assert result["Lambda"]["value"] == pytest.approx(Lambda, rel=1e-4)
+    assert result["t_S_spectrum"]["value"] == pytest.approx(0.5 * np.log(Lambda), abs=1e-4)
+    assert result["Lambda"]["low"] < Lambda < result["Lambda"]["high"]
+    for name in ("t_S_phi", "t_C_entropy", "t_C_phi"):
+        assert result[name]["low"] <= result[name]["value"] <= result[name]["high"]
+    assert result["t_C_phi"]["value"] < result["t_S_phi"]["value"]
+    phi = result["curves"]["phi"]
+    assert phi["mean"][0] == pytest.approx(1, abs=1e-3)
+    assert phi["mean"][-1] == pytest.approx(0.5, abs=1e-3)
+    assert max(phi["standard_error"]) <= 0.02
+    mean_norm = np.mean(np.sum((images - images.mean((0, 1, 2))) ** 2, (1, 2, 3)))
+    assert result["squared_norm"]["initial"] == pytest.approx(mean_norm, rel=1e-4)
+    assert set(result["per_class"]) == {"0", "1"}
+    # The page needs no other file: its pictures are in it.
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "t_S_phi" in capsys.readouterr().out
+
+
+def test_a_folder_without_labels_says_what_is_missing(blobs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine").mkdir()
+    for i, image in enumerate(blobs[0][:30]):
+        Image.fromarray((255 * image).astype(np.uint8)).save(tmp_path / "mine" / f"{i:02d}.png")
+    out = tmp_path / "out"
+    assert run(monkeypatch, "--data", tmp_path / "mine", "--out", out, *FAST) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the images have no labels: phi, the class entropy and t_S_phi need them" in text
+    result = json.loads((out / "result.json").read_text())
+    assert "t_S_phi" not in result
+    assert result["t_C_phi"]["value"] > 0
+    assert any("no labels" in warning for warning in result["settings"]["warnings"])
+    assert "no labels" in (out / "report.html").read_text()
+
+
+def test_copies_and_a_single_class_are_named(tmp_path, monkeypatch, capsys):
+    images = np.random.default_rng(1).integers(0, 256, (20, 5, 5), dtype=np.uint8)
+    images[7] = images[3]
+    np.savez(tmp_path / "a.npz", images=images, labels=np.zeros(20, int))
+    assert run(monkeypatch, "--data", tmp_path / "a.npz", "--out", tmp_path / "o", *FAST) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "2 of 20 images are exact copies" in text
+    assert "one class only" in text
+    result = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert result["curves"]["phi_C"]["mean"][0] == pytest.approx(19 / 20, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 6, 6), np.uint8), "at least two images"),
+        (np.full((5, 6, 6), 7, np.uint8), "all 5 images are equal"),
+        (np.full((5, 6, 6), np.nan), r"images\[0, 0, 0\] is nan"),
+        (np.full((5, 6, 6), 300), "300"),
+    ],
+)
+def test_images_without_regimes(images, message, tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "a.npy", images)
+    assert run(monkeypatch, "--data", tmp_path / "a.npy", "--out", tmp_path / "o", *FAST) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert re.search(message, error)
+    assert not (tmp_path / "o").exists()
+
+
+def test_other_bad_options(blobs, tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "a.npy", blobs[0].astype(np.float32))
+    for arguments, message in (
+        (("--data", tmp_path / "none"), "none does not exist"),
+        (("--data", tmp_path / "a.npy", "--classes", "1"), "--classes is not for files"),
+        (("--data", tmp_path / "a.npy", "--memory", "1e-6"), "GiB"),
+        (("--data", tmp_path / "a.npy", "--accuracy", "-1"), "accuracy"),
+        (("--data", "mnist", "--classes", "x"), "must be digits"),
+    ):
+        assert run(monkeypatch, *arguments, "--out", tmp_path / "o") == 1
+        assert message in capsys.readouterr().err
