@@ -130,12 +130,13 @@ def test_an_accuracy_must_be_positive():
 
 def test_definitions_of_collapse_keep_their_order():
     # On mixtures the thresholds of f^e are crossed in order, and 0.12 alpha is the truth.
-    n, d = 1000, 64
+    # (At n = 1000 and d = 64 it is 3.3 % early, with a standard error of 0.2 %.)
+    n, d = 4000, 64
     labels = np.arange(n) % 2
     exact = 0.5 * np.log1p(1 / np.expm1(2 * np.log(n) / d))
     times = exact * np.linspace(0.5, 1.6, 30)
     found = []
-    for seed in range(5):  # at this size a single sample of points is off by one or two per cent
+    for seed in range(4):  # at this size a single sample of points is off by a per cent or so
         points = np.random.default_rng(seed).standard_normal((n, d)) + (2 * labels - 1)[:, None]
         draws = draw(points, labels, times, jax.random.key(5), 1000)
         found.append(collapse_times(summarize(draws, n, HALF)))
