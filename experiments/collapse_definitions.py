@@ -6,6 +6,7 @@ Those that sit at the t_C of n/4 points are held against that too.
 """
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,13 @@ def main() -> None:
         cases[d, n] = {name: float(value) for name, value in bias.items()}
     table = Table("definition", "smallest bias", "largest bias", box=box.SIMPLE)
     for name in next(iter(cases.values())):
-        values = [bias[name] for bias in cases.values()]
-        table.add_row(name, f"{100 * min(values):+.1f} %", f"{100 * max(values):+.1f} %")
+        values = [bias[name] for bias in cases.values() if math.isfinite(bias[name])]
+        if len(values) < len(cases):
+            name += f" (not reached in {len(cases) - len(values)} of {len(cases)} cases)"
+        if not values:
+            table.add_row(name, "", "")
+            continue
+        table.add_row(name, *(f"{100 * v:+.1f} %" for v in (min(values), max(values))))
     Console().print(table)
     options.out.mkdir(parents=True, exist_ok=True)
     result = [{"d": d, "n": n, "bias": plain(bias)} for (d, n), bias in cases.items()]

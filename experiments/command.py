@@ -26,7 +26,7 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            print("interrupted; a training goes on from its last checkpoint", file=sys.stderr)
             sys.exit(130)
 
     return wrapped

@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from diffusion_jax import backend, data, report
@@ -27,7 +28,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.plots import regimes as plots
 from diffusion_jax.regimes.analysis import Analysis, analyse, to_json
 from diffusion_jax.regimes.curves import Estimate
-from diffusion_jax.regimes.transitions import SPECIATION_LEVEL
+from diffusion_jax.regimes.transitions import SPECIATION_LEVEL, Regimes, check_accuracy
 from experiments.command import reports_errors
 from experiments.train_lsun import DATA_DEFAULTS
 
@@ -35,12 +36,17 @@ MEANING = {
     "Lambda": "first channel",
     "Lambda_all_channels": "all channels",
     "t_S_spectrum": "1/2 log Lambda",
-    "t_S_phi": "phi = {level:.3f}",
+    "t_S_all_channels": "the same, all",
+    "t_S_phi": "{phi}",
     "t_C_entropy": "f^e = 0.12 alpha",
     "t_C_phi": "phi_C = 1/2",
     "t_C_leave_one_out": "f_loo = 0",
     "t_C_phi_60": "phi_C = 0.6",
 }
+
+
+MOST_COLUMNS = 4
+FIGURES = ("spectrum.png", "speciation.png", "collapse.png", "lipschitz.png", "samples.png")
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Options:
     """Where the files of lsun or photographs lie; by default data/NAME below the current folder."""
     prepared_dir: Path | None = None
     """Where lsun's prepared images lie; by default DATA_DIR/prepared."""
-    accuracy: float = 1e-3
+    accuracy: float = 2e-3
     """Standard error asked for of phi, phi_C and f^e/alpha, at every time."""
     max_draws: int = 50_000
     """Most draws of the posterior engine."""
@@ -79,6 +85,8 @@ def load(options: Options) -> ImageSet:
       UserError: options that do not belong to the data named, and all that the sources raise.
     """
     if options.data in DATA_DEFAULTS:
+        if options.data == "mnist" and (options.data_dir or options.prepared_dir):
+            raise UserError("mnist comes with a package: it has no --data-dir and --prepared-dir")
         chosen = {
             name: value
             for name in ("classes", "images_per_class", "image_size", "data_dir", "prepared_dir")
@@ -92,32 +100,46 @@ def load(options: Options) -> ImageSet:
     return data.load_files(path, options.image_size, options.images_per_class, options.memory)
 
 
-def _number(estimate: Estimate | None, interval: bool = True) -> str:
-    if estimate is None:
+def _interval(estimate: Estimate) -> str:
+    if not math.isfinite(estimate.low):
+        return f"{estimate.value:.4g}"
+    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+
+
+def _time(regimes: Regimes, name: str, interval: bool) -> str:
+    if name not in regimes.times:
         return ""
+    estimate = regimes.times[name]
     if not math.isfinite(estimate.value):
-        return "not reached"
-    if not interval or not math.isfinite(estimate.low):
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+        return regimes.beyond(name)
+    return _interval(estimate) if interval else f"{estimate.value:.4g}"
 
 
 def table_of(analysis: Analysis, class_intervals: bool) -> tuple[list[str], list[list[str]]]:
     """The table's header and rows: each time, overall and for the draws from each class."""
-    level = analysis.overall.floor + (1 - analysis.overall.floor) * SPECIATION_LEVEL
-    classes = analysis.per_class if len(analysis.per_class) <= 4 else {}
-    header = ["", "where", "value [95 % interval]", *(f"from {name}" for name in classes)]
-    overall = {"Lambda": analysis.Lambda, **analysis.times}
-    if analysis.Lambda_all_channels != analysis.Lambda:
-        overall["Lambda_all_channels"] = analysis.Lambda_all_channels
+    overall, classes = analysis.overall, analysis.per_class
+    if len(classes) > MOST_COLUMNS:
+        classes = {}
+    spectra = {
+        "Lambda": analysis.first_channel.Lambda,
+        "t_S_spectrum": analysis.first_channel.t_S,
+    }
+    if analysis.all_channels is not analysis.first_channel:
+        spectra["Lambda_all_channels"] = analysis.all_channels.Lambda
+        spectra["t_S_all_channels"] = analysis.all_channels.t_S
+    floors = {round(each.floor, 6) for each in (overall, *classes.values())}
+    phi = f"phi = {overall.floor + (1 - overall.floor) * SPECIATION_LEVEL:.3f}"
+    if len(floors) > 1:  # each has its own level
+        phi = f"{100 * SPECIATION_LEVEL:.0f} % above floor"
     rows = []
     for name, meaning in MEANING.items():
-        if name in overall:
-            of_classes = (
-                _number(each.times.get(name), class_intervals) for each in classes.values()
-            )
-            rows.append([name, meaning.format(level=level), _number(overall[name]), *of_classes])
-    return header, rows
+        cells = [name, meaning.format(phi=phi)]
+        if name in spectra:
+            rows.append([*cells, _interval(spectra[name]), *("" for _ in classes)])
+        elif name in overall.times:
+            own = (_time(each, name, class_intervals) for each in classes.values())
+            rows.append([*cells, _time(overall, name, True), *own])
+    return ["", "where", "value [95 % interval]", *(f"from {name}" for name in classes)], rows
 
 
 def _figures(out: Path, images: ImageSet, analysis: Analysis) -> list[report.Picture]:
@@ -130,24 +152,25 @@ def _figures(out: Path, images: ImageSet, analysis: Analysis) -> list[report.Pic
         pictures.append(report.Picture(out / name, caption))
         return out / name
 
-    if math.isfinite(analysis.t_S_spectrum.value):
+    if math.isfinite(analysis.all_channels.t_S.value):
         plots.save_spectrum(
             add(
                 "spectrum.png",
                 "Eigenvalues of the covariance (all channels), the time at which signal and noise "
-                "of each mode are equal, and the first modes.",
+                "of each mode are equal with t_S = 1/2 log Lambda of all channels, and the first modes.",
             ),
             analysis.eigenvalues,
-            analysis.modes,
+            analysis.all_channels.modes,
             pixels.shape[1:] if is_image and pixels.shape[3] in (1, 3) else None,
-            analysis.t_S_spectrum,
+            analysis.all_channels.t_S,
         )
     if "phi" in overall.curves:
         plots.save_speciation(
             add(
                 "speciation.png",
                 "Probability that two clones forked at time t end in the same class, with 95 % "
-                "intervals, overall and of the draws that start from each class.",
+                "intervals, overall and of the draws that start from each class. The horizontal line is "
+                "the level of t_S (phi). The regimes are parted by phi_C = 1/2 and by that level.",
             ),
             overall.curves,
             {name: each.curves["phi"] for name, each in analysis.per_class.items()},
@@ -160,7 +183,8 @@ def _figures(out: Path, images: ImageSet, analysis: Analysis) -> list[report.Pic
             "collapse.png",
             "Above: excess entropy over alpha = log(n)/d, and the probability that two clones end "
             "in the same training point. Below: exp of the posterior's entropy, the effective "
-            "number of training points behind x_t. Bands are 95 % intervals.",
+            "number of training points behind x_t. Bands are 95 % intervals. The regimes are parted by "
+            "phi_C = 1/2 and by t_S (phi); the other t_C is as good a boundary.",
         ),
         overall.curves,
         times,
@@ -207,6 +231,9 @@ def main() -> None:
     options = tyro.cli(Options, prog="python -m experiments.regimes", description=__doc__)
     if not 0 <= options.seed < 2**32:
         raise UserError("seed must lie between 0 and 2^32 - 1")
+    if options.memory is not None and not 0 < options.memory < math.inf:
+        raise UserError(f"memory = {options.memory} must be a positive number of GiB")
+    check_accuracy(options.accuracy, options.max_draws)
     backend.configure()
     images = load(options)
     warnings = check(images)
@@ -214,7 +241,12 @@ def main() -> None:
     copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
     require_memory(f"measuring {n} images of {d} values", (8 + 4 * copies) * n * d, options.memory)
     out = options.out or Path("runs/regimes") / (Path(options.data).stem or "data")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made a folder: {error.strerror}") from error
+    for name in FIGURES:  # of an earlier run
+        (out / name).unlink(missing_ok=True)
     console = Console()
     kinds = f" in {len(images.class_names)} classes" if images.labels is not None else ""
     console.print(f"{n} images of {d} values{kinds}")
@@ -224,7 +256,7 @@ def main() -> None:
             "given; t_S_spectrum and the collapse need none"
         )
     for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False)
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     with console.status("Measuring") as status:
         analysis, _ = analyse(
             images.images,
@@ -239,11 +271,14 @@ def main() -> None:
             ),
         )
     table = Table(box=box.SIMPLE)
+    for warning in analysis.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+    warnings.extend(analysis.warnings)
     header, rows = table_of(analysis, class_intervals=False)
     for name in header:
-        table.add_column(name, no_wrap=not name.startswith("from"))
+        table.add_column(escape(name), no_wrap=not name.startswith("from"))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     if analysis.norm.critical_point == "nowhere":
         norm = f"E|a|^2 = {analysis.norm.initial:.4g}, d = {d}: E|x_t|^2 has no stationary point"
@@ -253,6 +288,9 @@ def main() -> None:
     settings = {
         "data": options.data,
         "classes": images.class_names,
+        "images_per_class": options.images_per_class,
+        "image_size": options.image_size,
+        "data_dir": str(options.data_dir) if options.data_dir else None,
         "shape": images.images.shape[1:],
         "accuracy": options.accuracy,
         "max_draws": options.max_draws,
@@ -273,6 +311,11 @@ def main() -> None:
             ),
             *(report.Paragraph(f"Warning: {warning}.", warning=True) for warning in warnings),
             report.Table(*table_of(analysis, class_intervals=True)),
+            *(
+                [report.Paragraph("The times of each class are in result.json.")]
+                if len(analysis.per_class) > MOST_COLUMNS
+                else []
+            ),
             report.Paragraph(norm + "."),
             *pictures,
         ],

@@ -80,3 +80,26 @@ def test_a_function_of_a_curve():
         np.exp(curve.mean[0]) * curve.standard_error[0], rel=1e-3
     )
     np.testing.assert_allclose(mapped.interval, np.exp(curve.interval), rtol=1e-6)
+
+
+def flat_curve(values):
+    values = np.asarray(values, float)
+    return Curve(np.arange(1.0, len(values) + 1), values, np.zeros_like(values), values[None])
+
+
+@pytest.mark.parametrize(
+    ("values", "between"),
+    [
+        ([0.2, 0.4, 0.6, 0.7, 0.5, 0.7], (2, 3)),  # the touch at the fifth is no crossing
+        ([0.9, 0.7, 0.5, 0.5 - 1e-9, 0.5], None),  # nor is a plateau on the level
+        ([0.9, 0.7, 0.5, 0.5 + 1e-9, 0.3], (3, 5)),  # but through it is one
+        ([0.9, np.nan, 0.4, 0.3, np.nan], (1, 3)),  # times without draws are passed over
+        ([np.nan, np.nan, np.nan], None),
+    ],
+)
+def test_touches_plateaus_and_gaps(values, between):
+    found = flat_curve(values).crossing(0.5).value
+    if between is None:
+        assert np.isnan(found)
+    else:
+        assert between[0] < found < between[1] or found == pytest.approx(between[0])

@@ -223,9 +223,9 @@ def test_what_a_training_set_must_be(points, labels, message):
         training_set(points, labels)
 
 
-@pytest.mark.parametrize(("times", "draws"), [([0.0, 1.0], 5), ([1.0], 0)])
+@pytest.mark.parametrize(("times", "draws"), [([0.0, 1.0], 5), ([1.0, 40.0], 5), ([1.0], 0)])
 def test_what_a_draw_needs(times, draws):
-    with pytest.raises(UserError, match="at least one draw, and positive times"):
+    with pytest.raises(UserError, match="at least one draw, and times from 1e-06 to 30"):
         draw(np.eye(3), None, np.array(times), jax.random.key(0), draws)
 
 

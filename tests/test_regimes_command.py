@@ -109,8 +109,44 @@ def test_other_bad_options(blobs, tmp_path, monkeypatch, capsys):
         (("--data", tmp_path / "none"), "none does not exist"),
         (("--data", tmp_path / "a.npy", "--classes", "1"), "--classes is not for files"),
         (("--data", tmp_path / "a.npy", "--memory", "1e-6"), "GiB"),
-        (("--data", tmp_path / "a.npy", "--accuracy", "-1"), "accuracy"),
+        (("--data", tmp_path / "a.npy", "--accuracy", "-1"), "accuracy = -1"),
+        (("--data", tmp_path / "a.npy", "--accuracy", "inf"), "accuracy = inf"),
+        (("--data", tmp_path / "a.npy", "--memory", "nan"), "memory = nan"),
+        (("--data", "mnist", "--data-dir", "x"), "mnist comes with a package"),
         (("--data", "mnist", "--classes", "x"), "must be digits"),
     ):
         assert run(monkeypatch, *arguments, "--out", tmp_path / "o") == 1
         assert message in capsys.readouterr().err
+
+
+def test_out_must_be_a_folder(blobs, tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "a.npy", blobs[0].astype(np.float32))
+    assert run(monkeypatch, "--data", tmp_path / "a.npy", "--out", tmp_path / "a.npy") == 1
+    assert "cannot be made a folder: File exists" in capsys.readouterr().err
+
+
+def test_awkward_names_and_few_draws(blobs, tmp_path, monkeypatch, capsys):
+    images, labels = blobs
+    names = np.array(["a[/b]", "price $5^^$"])[labels]
+    np.savez(tmp_path / "a.npz", images=images.astype(np.float32), y=names, extra=np.zeros(3))
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / "samples.png").write_text("of an earlier run")
+    arguments = ("--data", tmp_path / "a.npz", "--out", out, "--max-draws", 100)
+    assert run(monkeypatch, *arguments) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "also holds extra, not used" in text
+    assert "the accuracy asked for, 0.002, was not reached" in text
+    assert "a[/b]" in text
+    result = json.loads((out / "result.json").read_text())
+    assert set(result["per_class"]) == {"a[/b]", "price $5^^$"}
+    assert (out / "report.html").exists()
+    assert (out / "samples.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_times_beyond_the_window_are_said_to_be(tmp_path, monkeypatch, capsys):
+    # So far apart that they collapse before the first noise that is looked at.
+    images = 1e6 * np.random.default_rng(2).random((20, 6, 6)).astype(np.float32)
+    np.save(tmp_path / "a.npy", images)
+    assert run(monkeypatch, "--data", tmp_path / "a.npy", "--out", tmp_path / "o", *FAST) == 0
+    assert capsys.readouterr().out.count("> 10") >= 3

@@ -91,7 +91,8 @@ def test_the_interval_of_lambda_covers():
         rows = Rows(points)
         values, modes = spectrum.eigenmodes(rows, 1)
         replicates = spectrum.bootstrap_largest_eigenvalue(rows, modes[0], 200)
-        Lambda, t_S = spectrum.speciation_estimate(float(values[0]), replicates)
+        Lambda, t_S, shift = spectrum.speciation_estimate(float(values[0]), replicates)
+        assert abs(shift) < 1
         covered += Lambda.low <= 9 <= Lambda.high
         assert (t_S.low <= math.log(3) <= t_S.high) == (Lambda.low <= 9 <= Lambda.high)
     # A bootstrap of 300 points is a little short of 95 %.
@@ -137,3 +138,23 @@ def test_a_spectrum_too_large_is_refused(monkeypatch):
     monkeypatch.setattr(spectrum, "_LARGEST_GRAM", 3)
     with pytest.raises(UserError, match="at most 3 images"):
         spectrum.full_spectrum(Rows(np.zeros((5, 4), np.float32)))
+
+
+def test_two_images_have_no_interval():
+    rows = Rows(np.random.default_rng(0).random((2, 30)).astype(np.float32))
+    values, modes = spectrum.eigenmodes(rows, 1)
+    replicates = spectrum.bootstrap_largest_eigenvalue(rows, modes[0])
+    Lambda, t_S, _ = spectrum.speciation_estimate(float(values[0]), replicates)
+    assert Lambda.value == pytest.approx(values[0])
+    assert np.isnan([Lambda.low, Lambda.high, t_S.low, t_S.high]).all()
+
+
+def test_a_flat_spectrum_tells_of_its_bias():
+    # Marchenko-Pastur: the largest of a flat spectrum is about (1 + sqrt(d/n))^2, not 1.
+    rows = Rows(np.random.default_rng(1).standard_normal((200, 100)).astype(np.float32))
+    values, modes = spectrum.eigenmodes(rows, 1)
+    assert values[0] == pytest.approx((1 + 0.5**0.5) ** 2, rel=0.1)
+    replicates = spectrum.bootstrap_largest_eigenvalue(rows, modes[0])
+    Lambda, _, shift = spectrum.speciation_estimate(float(values[0]), replicates)
+    assert Lambda.low < values[0] < Lambda.high
+    assert shift > 2

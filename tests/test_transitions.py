@@ -153,3 +153,21 @@ def test_tangent_of_a_known_curve():
     values = 1 + np.tanh(times - 3)
     curve = Curve(times, values, np.zeros_like(values), values[None])
     assert tangent_intercept(curve) == pytest.approx(2, abs=0.02)
+
+
+def test_a_rare_class_is_measured_with_what_it_has():
+    rng = np.random.default_rng(6)
+    labels = np.repeat([0, 1, 2], [996, 3, 1])
+    points = rng.standard_normal((1000, 8)) + labels[:, None]
+    weights = np.bincount(labels) / 1000
+    draws = measure(points, labels, jax.random.key(0), accuracy=1e-2, max_draws=1500)
+    for label in range(3):
+        regimes = summarize_class(draws, 1000, weights, label)
+        assert regimes.curves["phi_C"].mean[0] == pytest.approx(1, abs=1e-3)
+
+
+def test_pairs_of_equal_points_never_cross_their_plateau():
+    # phi_C tends to 1/2 for small t: that is its limit, not a crossing.
+    points = np.repeat(np.random.default_rng(7).standard_normal((50, 20)), 2, axis=0)
+    draws = draw(points, None, TIMES, jax.random.key(0), 400)
+    assert np.isnan(summarize(draws, 100, np.ones(1)).times["t_C_phi"].value)

@@ -65,6 +65,8 @@ def load(
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     archived = path.suffix.lower() == ".npz"
+    headers: dict[str, Header] = {}
+    name, label_name = "", None
     try:
         if archived:
             with zipfile.ZipFile(path) as archive:
@@ -98,6 +100,8 @@ def load(
     except _DAMAGED as error:
         raise UserError(f"{path} cannot be read as a NumPy file: {error}") from error
     images, notes = _convert(path, stored, chosen, result)
+    if unused := ", ".join(sorted(set(headers) - {name, label_name})):
+        notes = (*notes, f"{path} also holds {unused}, not used: labels are called labels or y")
     return ImageSet(
         images.reshape(-1, height, width, channels),
         None if labels is None else labels[chosen],

@@ -37,9 +37,17 @@ def _shade(axes: Axes, window: tuple[float, float], t_C: float, t_S: float | Non
             )
 
 
-def _line(axes: Axes, estimate: Estimate | None, color: str, label: str, style_: str) -> None:
-    """A time as an upright line, with its interval shaded."""
-    if estimate is None or not np.isfinite(estimate.value):
+def _line(
+    axes: Axes,
+    limits: tuple[float, float],
+    estimate: Estimate | None,
+    color: str,
+    label: str,
+    style_: str,
+) -> None:
+    """A time within the limits as an upright line, with its interval shaded."""
+    left, right = limits
+    if estimate is None or not left < estimate.value < right:
         return
     axes.axvline(
         estimate.value,
@@ -72,7 +80,8 @@ def window(curves: dict[str, Curve]) -> tuple[float, float]:
 def _log_time(axes: Axes, limits: tuple[float, float]) -> None:
     """A logarithmic time axis with its numbers written out."""
     axes.set(xscale="log", xlim=limits, xlabel="time t (Ornstein-Uhlenbeck)")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    wide = limits[1] > 500 * limits[0]
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -85,6 +94,8 @@ def save_spectrum(
     t_S: Estimate,
 ) -> None:
     """Draws the eigenvalues, each mode's own time, and the first modes as images.
+
+    Of a colour mode, the mean over the channels is shown.
 
     Args:
       path: the PNG.
@@ -117,10 +128,9 @@ def save_spectrum(
             image = modes[i].reshape(shape)
             axes = figure.add_subplot(lower[i])
             limit = np.abs(image).max()
-            if image.ndim == 3 and image.shape[2] == 3:
-                axes.imshow(0.5 + image / (2 * limit))
-            else:
-                axes.imshow(np.squeeze(image), cmap="RdBu_r", vmin=-limit, vmax=limit)
+            if image.ndim == 3:
+                image = image.mean(axis=2)
+            axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
             axes.set_title(f"mode {i + 1}", fontsize=8)
             axes.set_axis_off()
     style.save(figure, path)
@@ -150,14 +160,20 @@ def save_speciation(
     _band(axes, curves["phi"], "C0", "φ", zorder=3)
     if len(per_class) <= 4:
         for i, (name, curve) in enumerate(per_class.items()):
-            axes.plot(curve.times, curve.mean, f"C{i + 4}", linewidth=0.9, label=f"from “{name}”")
-    _line(axes, times["t_S_phi"], "C0", "t$_S$ (φ)", "--")
-    _line(axes, times["t_S_spectrum"], "C3", "t$_S$ (½ log Λ)", "-.")
+            axes.plot(
+                curve.times,
+                curve.mean,
+                f"C{i + 4}",
+                linewidth=0.9,
+                label="from " + name.replace("$", r"\$"),
+            )
+    _line(axes, limits, times["t_S_phi"], "C0", "t$_S$ (φ)", "--")
+    _line(axes, limits, times["t_S_spectrum"], "C3", "t$_S$ (½ log Λ)", "-.")
     axes.axhline(level, color="0.5", linewidth=0.6)
     axes.axhline(floor, color="0.5", linewidth=0.6, linestyle=":")
     axes.set(ylabel="probability of the same class, φ")
     _log_time(axes, limits)
-    axes.legend(fontsize=8, loc="lower left", framealpha=0.8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     style.save(figure, path)
 
 
@@ -182,12 +198,13 @@ def save_collapse(
         text.set_visible(False)
     _band(top, curves["excess_entropy"], "C2", "$f^e/\\alpha$")
     _band(top, curves["phi_C"], "C1", "φ$_C$")
-    _line(top, times["t_C_entropy"], "C2", "$t_C$ ($f^e = 0.12 \\alpha$)", "--")
-    _line(top, times["t_C_phi"], "C1", "t$_C$ (φ$_C$ = ½)", "-.")
+    _line(top, limits, times["t_C_entropy"], "C2", "$t_C$ ($f^e = 0.12 \\alpha$)", "--")
+    _line(top, limits, times["t_C_phi"], "C1", "t$_C$ (φ$_C$ = ½)", "-.")
     if t_S is not None:
-        _line(top, t_S, "C0", "t$_S$ (φ)", ":")
+        _line(top, limits, t_S, "C0", "t$_S$ (φ)", ":")
     top.set(ylabel="$f^e/\\alpha$, φ$_C$", ylim=(-0.03, 1.05))
-    top.legend(fontsize=8, framealpha=0.8, loc="center left")
+    handles, labels = top.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     _band(bottom, curves["effective_points"], "C2", "exp H")
     bottom.axhline(num_points, color="0.5", linewidth=0.6, linestyle=":")
     bottom.set(yscale="log", ylabel="effective number of training points")

@@ -1,7 +1,7 @@
 """Everything that can be said of a data set without training: its spectrum, t_S and t_C."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,12 +12,32 @@ from diffusion_jax.regimes import spectrum
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve, lipschitz_curve
 from diffusion_jax.regimes.posterior import Draws
-from diffusion_jax.regimes.transitions import Regimes, measure, summarize, summarize_class
+from diffusion_jax.regimes.transitions import (
+    Regimes,
+    check_accuracy,
+    measure,
+    summarize,
+    summarize_class,
+)
 
 NUM_MODES = 16
 LIPSCHITZ_TIMES = np.geomspace(1e-2, 5, 16)
+MOST_CLASSES = 20
 _FULL_SPECTRUM = 2500
 _LIPSCHITZ_WORK = 5e7
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Lambda of some channels, t_S = 1/2 log Lambda, and the first modes (k, d).
+
+    `shift` tells of Lambda's bias, see `spectrum.speciation_estimate`.
+    """
+
+    Lambda: Estimate
+    t_S: Estimate
+    shift: float
+    modes: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -25,44 +45,66 @@ class Analysis:
     """The regimes of a data set.
 
     Attributes:
-      Lambda: largest eigenvalue of the covariance of the first channel.
-      t_S_spectrum: 1/2 log Lambda.
-      Lambda_all_channels: the same of all channels together.
+      first_channel: Lambda and t_S of the first channel, as Biroli et al. (2024) publish them.
+      all_channels: the same of all channels together.
       eigenvalues: of the covariance of all channels, decreasing: all of them where n or d is at
         most 2 500, else the first 16.
-      modes: the first 16 modes (k, d) of all channels.
       norm: E|x_t|^2 along time.
       overall: curves and times of all draws.
-      per_class: those of the draws from each class, by its name; empty without labels.
+      per_class: those of the draws from each class, by its name; empty without labels or with more
+        than 20 classes.
       lipschitz: the constants of the empirical score.
       num_points: number n of images.
+      warnings: what to know before trusting a number, a sentence each.
     """
 
-    Lambda: Estimate
-    t_S_spectrum: Estimate
-    Lambda_all_channels: Estimate
+    first_channel: Spectrum
+    all_channels: Spectrum
     eigenvalues: np.ndarray
-    modes: np.ndarray
     norm: spectrum.SquaredNorm
     overall: Regimes
     per_class: dict[str, Regimes]
     lipschitz: LipschitzCurve
     num_points: int
+    warnings: tuple[str, ...]
 
     @property
     def times(self) -> dict[str, Estimate]:
         """All times of the whole data set by name."""
-        return {"t_S_spectrum": self.t_S_spectrum, **self.overall.times}
+        return {"t_S_spectrum": self.first_channel.t_S, **self.overall.times}
 
 
-def _lambda(images: np.ndarray, all_channels: bool) -> tuple[Estimate, Estimate, np.ndarray]:
-    """Lambda, t_S and the first modes."""
+def _spectrum(images: np.ndarray, all_channels: bool) -> Spectrum:
     rows = spectrum.Rows(images, all_channels)
     values, modes = spectrum.eigenmodes(rows, min(NUM_MODES, max(1, min(rows.d, rows.n) - 1)))
     if values[0] <= 0:
-        return Estimate(0.0, 0.0, 0.0), Estimate(-math.inf, -math.inf, -math.inf), modes
+        return Spectrum(Estimate(0, 0, 0), Estimate(*(3 * (-math.inf,))), 0.0, modes)
     replicates = spectrum.bootstrap_largest_eigenvalue(rows, modes[0])
-    return *spectrum.speciation_estimate(float(values[0]), replicates), modes
+    return Spectrum(*spectrum.speciation_estimate(float(values[0]), replicates), modes)
+
+
+def _warnings(
+    first: Spectrum, overall: Regimes, num_classes: int, accuracy: float
+) -> Iterator[str]:
+    if first.shift > 1:
+        yield (
+            "Lambda is biased upwards by more than its interval tells: no mode stands out, or the "
+            "images are too few; so is t_S_spectrum"
+        )
+    names = ("phi", "phi_C", "excess_entropy")
+    errors = {
+        name: float(np.max(overall.curves[name].standard_error))
+        for name in names
+        if name in overall.curves
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    if errors[worst] > 1.05 * accuracy:
+        yield (
+            f"the accuracy asked for, {accuracy:g}, was not reached: the standard error of {worst} "
+            f"goes up to {errors[worst]:.2g}; allow more draws"
+        )
+    if num_classes > MOST_CLASSES:
+        yield f"curves of single classes are given for up to {MOST_CLASSES} classes"
 
 
 def analyse(
@@ -93,10 +135,9 @@ def analyse(
     Raises:
       UserError: see `posterior.training_set`.
     """
-    Lambda, t_S, modes = _lambda(images, False)
-    Lambda_all = Lambda
-    if images.shape[-1] > 1:
-        Lambda_all, _, modes = _lambda(images, True)
+    check_accuracy(accuracy, max_draws)
+    first = _spectrum(images, False)
+    every = _spectrum(images, True) if images.shape[-1] > 1 else first
     rows = spectrum.Rows(images, True)
     if min(rows.n, rows.d) <= _FULL_SPECTRUM:
         eigenvalues = spectrum.full_spectrum(rows)
@@ -112,27 +153,17 @@ def analyse(
     weights = counts / len(images)
     overall = summarize(draws, len(images), weights)
     per_class = {}
-    if len(weights) > 1:
+    if 1 < len(weights) <= MOST_CLASSES:
         for label, name in enumerate(class_names):
             per_class[name] = summarize_class(draws, len(images), weights, label)
     points = images.reshape(len(images), -1) / np.float32(scale)
     num_draws = int(np.clip(_LIPSCHITZ_WORK / points.size, 4, 32))
     lipschitz = lipschitz_curve(points, LIPSCHITZ_TIMES, key, num_draws)
-    return (
-        Analysis(
-            Lambda,
-            t_S,
-            Lambda_all,
-            eigenvalues,
-            modes,
-            norm,
-            overall,
-            per_class,
-            lipschitz,
-            len(images),
-        ),
-        draws,
+    warnings = tuple(_warnings(first, overall, len(weights), accuracy))
+    analysis = Analysis(
+        first, every, eigenvalues, norm, overall, per_class, lipschitz, len(images), warnings
     )
+    return analysis, draws
 
 
 def plain(value: Any) -> Any:
@@ -169,9 +200,10 @@ def _regimes(regimes: Regimes) -> dict[str, Any]:
 def to_json(analysis: Analysis) -> dict[str, Any]:
     """The numbers of an analysis as JSON has them; null where there is none."""
     result = {
-        "Lambda": asdict(analysis.Lambda),
-        "Lambda_all_channels": asdict(analysis.Lambda_all_channels),
-        "t_S_spectrum": asdict(analysis.t_S_spectrum),
+        "Lambda": asdict(analysis.first_channel.Lambda),
+        "t_S_spectrum": asdict(analysis.first_channel.t_S),
+        "Lambda_all_channels": asdict(analysis.all_channels.Lambda),
+        "t_S_spectrum_all_channels": asdict(analysis.all_channels.t_S),
         **_regimes(analysis.overall),
         "num_points": analysis.num_points,
         "dimension": analysis.norm.dimension,

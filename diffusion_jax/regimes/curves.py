@@ -9,6 +9,7 @@ from scipy.interpolate import PchipInterpolator
 
 REPLICATES = 400
 _BLOCK = 4096
+ON_THE_LEVEL = 1e-5
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Curve:
     @cached_property
     def interval(self) -> np.ndarray:
         """Lower and upper end of the 95 % interval at each time (2, T)."""
-        return np.percentile(self.replicates, [2.5, 97.5], axis=0)
+        return np.nanpercentile(self.replicates, [2.5, 97.5], axis=0)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Curve":
         """The curve of a monotone function of the average.
@@ -56,8 +57,10 @@ class Curve:
     def crossing(self, level: float) -> Estimate:
         """The time at which the curve crosses a level: the largest, if there are several.
 
-        Between the times the curve is a monotone cubic (PCHIP) in log t. The interval is that of
-        the replicates' crossings; where more than one in forty has none, its ends are NaN.
+        Between the times the curve is a monotone cubic (PCHIP) in log t. Where it is within 1e-5 of
+        the level it counts as on it, and it crosses only if it leaves on the other side. The
+        interval is that of the replicates' crossings; where more than one in forty has none, its
+        ends are NaN.
 
         Args:
           level: the level.
@@ -68,14 +71,18 @@ class Curve:
         log_times = np.log(self.times)
 
         def root(values: np.ndarray) -> float:
-            # The neighbourhood of the last change of sign is all that the cubic depends on.
-            above = values >= level
-            changes = np.flatnonzero(above[1:] != above[:-1])
+            taken = np.isfinite(values)
+            x, y = log_times[taken], values[taken]
+            off = np.flatnonzero(np.abs(y - level) > ON_THE_LEVEL)
+            changes = np.flatnonzero(np.diff(np.sign(y[off] - level)))
             if len(changes) == 0:
                 return np.nan
-            part = slice(max(0, changes[-1] - 2), changes[-1] + 4)
-            roots = PchipInterpolator(log_times[part], values[part]).solve(level, extrapolate=False)
-            return float(np.exp(roots[-1])) if len(roots) else np.nan
+            left, right = off[changes[-1]], off[changes[-1] + 1]
+            # Two times on either side are all that the cubic between depends on.
+            part = slice(max(0, left - 2), right + 3)
+            roots = PchipInterpolator(x[part], y[part]).solve(level, extrapolate=False)
+            inside = roots[(roots >= x[left]) & (roots <= x[right])]
+            return float(np.exp(inside[-1])) if len(inside) else np.nan
 
         roots = np.array([root(values) for values in self.replicates])
         found = roots[np.isfinite(roots)]
@@ -91,7 +98,8 @@ def average(
 
     In a replicate each draw counts a Poisson(1) number of times. The draws are resampled as if
     independent; since they are spread evenly over the training points, the intervals are on the
-    wide side.
+    wide side. Where hardly any draw differs from the others, as for a probability within a
+    thousandth of 0 or 1, they are too narrow. NaN where no draw was taken.
 
     Args:
       times: Ornstein-Uhlenbeck times (T,).
@@ -117,7 +125,9 @@ def average(
     curves = []
     for table, total, count in zip(tables, sums, counts, strict=True):
         number = np.sum(~np.isnan(table), axis=0)
-        mean = np.asarray(np.nanmean(table, axis=0, dtype=np.float64))
-        spread = np.asarray(np.nanstd(table, axis=0, ddof=1, dtype=np.float64))
-        curves.append(Curve(np.asarray(times), mean, spread / np.sqrt(number), total / count))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.nansum(table, axis=0, dtype=np.float64) / number
+            squares = np.nansum((table - mean) ** 2, axis=0, dtype=np.float64)
+            error = np.sqrt(squares / (number - 1) / number)
+            curves.append(Curve(np.asarray(times), mean, error, total / count))
     return curves

@@ -33,9 +33,10 @@ from jax import Array
 from diffusion_jax.devices import replicated, sharded
 from diffusion_jax.errors import UserError
 
-# Stands for the squared distance of a point left out: its weight underflows to zero at every
-# time, yet no product with it is infinite, which zero times would make NaN.
+# Stands for the squared distance of a point left out: its weight underflows to zero at every time
+# in this range, yet no product with it is infinite, which zero times would make NaN.
 _LEFT_OUT = 1e30
+_TIME_RANGE = (1e-6, 30.0)
 # Neighbours whose differences are formed explicitly. |a|^2 + |b|^2 - 2 a.b has lost all digits
 # where a and b nearly agree, and those are the points that matter at small t.
 _NEIGHBOURS = 8
@@ -231,6 +232,11 @@ def draw_from(training: TrainingSet, times: np.ndarray, key: Array, first: int, 
     per_device = int(np.clip(_CHUNK_BYTES // (4 * (8 * n + 4 * d)), 1, 256))
     chunk = min(per_device, -(-(last - first) // devices)) * devices
     times = np.asarray(times, np.float64)
+    if last <= first or not np.all((times >= _TIME_RANGE[0]) & (times <= _TIME_RANGE[1])):
+        raise UserError(
+            f"the posterior engine needs at least one draw, and times from {_TIME_RANGE[0]:g} to "
+            f"{_TIME_RANGE[1]:g}"
+        )
     active, padded = len(times), -(-len(times) // 16) * 16
     r = np.ones(padded)
     r[:active] = 1 / np.sqrt(np.expm1(2 * times))
@@ -264,13 +270,14 @@ def draw(
     """Draws points and noise, and forms the posterior over the training points at every time.
 
     Draw i depends on `key` and i alone, not on the number of devices. Computed in float32; the
-    differences to the nearest neighbours are formed explicitly, so that near-duplicates keep their
-    digits down to t = 1e-3. Each device holds all points: 4 n d bytes.
+    differences to the nearest eight neighbours are formed explicitly, so that up to eight
+    near-duplicates of a point keep their digits down to t = 1e-3. Each device holds all points:
+    4 n d bytes.
 
     Args:
       points: training points (n, ...); uint8 is scaled to [0, 1].
       labels: classes 0..C-1 (n,), or None.
-      times: Ornstein-Uhlenbeck times (T,), positive.
+      times: Ornstein-Uhlenbeck times (T,), from 1e-6 to 30.
       key: typed PRNG key.
       num_draws: number of draws, spread evenly over the points.
 
@@ -278,8 +285,6 @@ def draw(
       See `Draws`.
 
     Raises:
-      UserError: see `training_set`; times that are not positive; no draws.
+      UserError: see `training_set`; times out of range; no draws.
     """
-    if num_draws < 1 or not np.all(np.asarray(times) > 0):
-        raise UserError("the posterior engine needs at least one draw, and positive times")
     return draw_from(training_set(points, labels), times, key, 0, num_draws)

@@ -133,8 +133,14 @@ def separation(
       seed: of the bootstrap.
 
     Raises:
-      UserError: see `log_ratio`; fewer than two draws of a set; or t_rs beyond the largest time.
+      UserError: see `log_ratio`; draws missing at some times; fewer than two draws of a set; or
+        t_rs beyond the largest time.
     """
+    if np.isnan(draws.entropy).any():
+        raise UserError(
+            "the criterion needs every draw at every time: take them from posterior.draw, not from "
+            "transitions.measure"
+        )
     order = np.argsort(draws.times)
     times = draws.times[order]
     u = log_ratio(draws, counts, first, second)[:, order] + log_odds

@@ -237,13 +237,29 @@ class SquaredNorm:
         return "everywhere" if math.isclose(self.initial, self.dimension) else "nowhere"
 
 
-def speciation_estimate(eigenvalue: float, replicates: np.ndarray) -> tuple[Estimate, Estimate]:
-    """Lambda and t_S = 1/2 log Lambda with 95 % bootstrap intervals.
+def speciation_estimate(
+    eigenvalue: float, replicates: np.ndarray
+) -> tuple[Estimate, Estimate, float]:
+    """Lambda and t_S = 1/2 log Lambda with 95 % bootstrap intervals, and their bias.
 
-    The interval is the basic one in log Lambda: resampling shifts the largest eigenvalue upwards,
-    as sampling did, and the reflection takes that shift off again.
+    log Lambda plus and minus 1.96 standard deviations of its replicates. Sampling shifts the
+    largest eigenvalue upwards, as resampling does again; where no mode stands out or images are
+    few, by more than the interval: the replicates' mean tells.
+
+    Args:
+      eigenvalue: Lambda.
+      replicates: from `bootstrap_largest_eigenvalue`.
+
+    Returns:
+      Lambda, t_S, and how many standard deviations the replicates lie above log Lambda in the mean.
+      NaN ends where the images are so few that resampling leaves copies of a single one.
     """
-    low, high = np.percentile(np.log(replicates), [2.5, 97.5])
     center = math.log(eigenvalue)
-    ends = (center, 2 * center - float(high), 2 * center - float(low))
-    return Estimate(*(math.exp(end) for end in ends)), Estimate(*(end / 2 for end in ends))
+    low, high, shift = math.nan, math.nan, math.inf
+    if np.mean(replicates <= 1e-6 * eigenvalue) <= 0.025:
+        logs = np.log(np.maximum(replicates, 1e-6 * eigenvalue))
+        deviation = float(np.std(logs, ddof=1))
+        low, high = center - 1.96 * deviation, center + 1.96 * deviation
+        shift = (float(np.mean(logs)) - center) / deviation
+    lam = Estimate(*(math.exp(end) for end in (center, low, high)))
+    return lam, Estimate(center / 2, low / 2, high / 2), shift

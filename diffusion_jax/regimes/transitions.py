@@ -8,7 +8,7 @@ from jax import Array
 from scipy.interpolate import PchipInterpolator
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.regimes.curves import Curve, Estimate, average
+from diffusion_jax.regimes.curves import ON_THE_LEVEL, Curve, Estimate, average
 from diffusion_jax.regimes.posterior import Draws, draw_from, training_set
 
 TIMES = np.geomspace(1e-3, 10, 96)
@@ -43,14 +43,30 @@ class Regimes:
     Attributes:
       curves: the curves by name.
       times: the times by name; NaN where a curve does not cross its level.
+      levels: the curve and the level that define each time.
       floor: what phi tends to at large t: sum_c pi_c^2, or pi_c for a single class.
       num_draws: draws taken at each time (T,).
     """
 
     curves: dict[str, Curve]
     times: dict[str, Estimate]
+    levels: dict[str, tuple[str, float]]
     floor: float
     num_draws: np.ndarray
+
+    def beyond(self, name: str) -> str:
+        """Where a time is that the curve does not show: before the first, after the last, or never.
+
+        All curves but phi and phi_C grow with t.
+        """
+        curve, level = self.levels[name]
+        times, mean = self.curves[curve].times, self.curves[curve].mean
+        if not np.isfinite(mean).all():
+            return "no draws"
+        excess = (mean - level) * (-1 if curve in ("phi", "phi_C") else 1)
+        if excess[0] > ON_THE_LEVEL:
+            return f"< {times[0]:.3g}"
+        return f"> {times[-1]:.3g}" if excess[-1] < -ON_THE_LEVEL else "never"
 
 
 def summarize(draws: Draws, num_points: int, class_weights: np.ndarray, seed: int = 0) -> Regimes:
@@ -94,16 +110,17 @@ def _summarize(
         values["class_entropy"] = -np.sum(p * np.log(np.maximum(p, 1e-38)), axis=2)
         floor = float(np.sum(class_weights**2) if label is None else class_weights[label])
     curves = dict(zip(values, average(draws.times, values.values(), seed), strict=True))
-    times = {
-        "t_C_entropy": curves["excess_entropy"].crossing(ENTROPY_LEVEL),
-        "t_C_phi": curves["phi_C"].crossing(0.5),
-        "t_C_leave_one_out": curves["leave_one_out"].crossing(0.0),
-        "t_C_phi_60": curves["phi_C"].crossing(0.6),
+    levels = {
+        "t_C_entropy": ("excess_entropy", ENTROPY_LEVEL),
+        "t_C_phi": ("phi_C", 0.5),
+        "t_C_leave_one_out": ("leave_one_out", 0.0),
+        "t_C_phi_60": ("phi_C", 0.6),
     }
     if "phi" in curves:
-        times["t_S_phi"] = curves["phi"].crossing(floor + (1 - floor) * SPECIATION_LEVEL)
+        levels["t_S_phi"] = ("phi", floor + (1 - floor) * SPECIATION_LEVEL)
+    times = {name: curves[curve].crossing(level) for name, (curve, level) in levels.items()}
     curves["effective_points"] = curves["excess_entropy"].map(lambda f: np.exp(f * log_n))
-    return Regimes(curves, times, floor, np.sum(~np.isnan(draws.entropy), axis=0))
+    return Regimes(curves, times, levels, floor, np.sum(~np.isnan(draws.entropy), axis=0))
 
 
 def _combine(rounds: list[Draws], times: np.ndarray) -> Draws:
@@ -126,11 +143,24 @@ def _combine(rounds: list[Draws], times: np.ndarray) -> Draws:
     )
 
 
+def check_accuracy(accuracy: float, max_draws: int) -> None:
+    """Refuses what `measure` cannot aim at.
+
+    Raises:
+      UserError: an accuracy that is not positive and finite, or fewer than 100 draws.
+    """
+    if not 0 < accuracy < np.inf or max_draws < 100:
+        raise UserError(
+            f"accuracy = {accuracy} must be positive and finite, max_draws = {max_draws} at least "
+            f"100"
+        )
+
+
 def measure(
     points: np.ndarray,
     labels: np.ndarray | None,
     key: Array,
-    accuracy: float = 1e-3,
+    accuracy: float = 2e-3,
     max_draws: int = 50_000,
     times: np.ndarray = TIMES,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,
@@ -153,10 +183,9 @@ def measure(
       The draws; NaN at the times that a round left out.
 
     Raises:
-      UserError: see `posterior.training_set`; an accuracy that is not positive.
+      UserError: see `posterior.training_set` and `check_accuracy`.
     """
-    if not accuracy > 0 or max_draws < 1:
-        raise UserError(f"accuracy = {accuracy} and max_draws = {max_draws} must be positive")
+    check_accuracy(accuracy, max_draws)
     training = training_set(points, labels)
     times = np.asarray(times, np.float64)
     log_n = np.log(len(points))
@@ -176,7 +205,8 @@ def measure(
         first[:, active] += values.sum(1, dtype=np.float64)
         second[:, active] += (values.astype(np.float64) ** 2).sum(1)
         count[active] = taken
-        variance = np.maximum(second / count - (first / count) ** 2, 0)
+        # As if one more draw had been off by one: rare events must not go unseen.
+        variance = np.maximum(second / count - (first / count) ** 2, 0) + 1 / count
         error = np.sqrt(variance / count).max(0)
         active &= error > accuracy
         progress(taken, float(error.max()))
