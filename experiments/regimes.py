@@ -100,10 +100,14 @@ def load(options: Options) -> ImageSet:
     return data.load_files(path, options.image_size, options.images_per_class, options.memory)
 
 
+def _number(value: float) -> str:
+    return f"{value:.3f}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"
+
+
 def _interval(estimate: Estimate) -> str:
     if not math.isfinite(estimate.low):
-        return f"{estimate.value:.4g}"
-    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+        return _number(estimate.value)
+    return f"{_number(estimate.value)} [{_number(estimate.low)}, {_number(estimate.high)}]"
 
 
 def _time(regimes: Regimes, name: str, interval: bool) -> str:
@@ -112,7 +116,7 @@ def _time(regimes: Regimes, name: str, interval: bool) -> str:
     estimate = regimes.times[name]
     if not math.isfinite(estimate.value):
         return regimes.beyond(name)
-    return _interval(estimate) if interval else f"{estimate.value:.4g}"
+    return _interval(estimate) if interval else _number(estimate.value)
 
 
 def table_of(analysis: Analysis, class_intervals: bool) -> tuple[list[str], list[list[str]]]:
@@ -156,8 +160,8 @@ def _figures(out: Path, images: ImageSet, analysis: Analysis) -> list[report.Pic
         plots.save_spectrum(
             add(
                 "spectrum.png",
-                "Eigenvalues of the covariance (all channels), the time at which signal and noise "
-                "of each mode are equal with t_S = 1/2 log Lambda of all channels, and the first modes.",
+                "Of all channels together: eigenvalues of the covariance, the time at which signal "
+                "and noise of each mode are equal with t_S = 1/2 log Lambda, and the first modes.",
             ),
             analysis.eigenvalues,
             analysis.all_channels.modes,
@@ -169,8 +173,8 @@ def _figures(out: Path, images: ImageSet, analysis: Analysis) -> list[report.Pic
             add(
                 "speciation.png",
                 "Probability that two clones forked at time t end in the same class, with 95 % "
-                "intervals, overall and of the draws that start from each class. The horizontal line is "
-                "the level of t_S (phi). The regimes are parted by phi_C = 1/2 and by that level.",
+                "intervals, overall and of the draws that start from each class. The horizontal "
+                "line is the level of t_S (phi). The regimes are parted by phi_C = 1/2 and by it.",
             ),
             overall.curves,
             {name: each.curves["phi"] for name, each in analysis.per_class.items()},
@@ -183,8 +187,8 @@ def _figures(out: Path, images: ImageSet, analysis: Analysis) -> list[report.Pic
             "collapse.png",
             "Above: excess entropy over alpha = log(n)/d, and the probability that two clones end "
             "in the same training point. Below: exp of the posterior's entropy, the effective "
-            "number of training points behind x_t. Bands are 95 % intervals. The regimes are parted by "
-            "phi_C = 1/2 and by t_S (phi); the other t_C is as good a boundary.",
+            "number of training points behind x_t. Bands are 95 % intervals. The regimes are "
+            "parted by phi_C = 1/2 and by t_S (phi); the other t_C is as good a boundary.",
         ),
         overall.curves,
         times,
@@ -270,13 +274,13 @@ def main() -> None:
                 f"{draws} draws, largest standard error {error:.4f}"
             ),
         )
-    table = Table(box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for warning in analysis.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     warnings.extend(analysis.warnings)
     header, rows = table_of(analysis, class_intervals=False)
     for name in header:
-        table.add_column(escape(name), no_wrap=not name.startswith("from"))
+        table.add_column(escape(name), no_wrap=not name.startswith("from"), overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
