@@ -216,5 +216,19 @@ def test_what_cannot_be_asked():
         lipschitz.diameter(np.array([[0.0, np.nan], [1.0, 2.0]]))
     with pytest.raises(UserError, match="positive"):
         lipschitz.lipschitz_curve(cloud(3, 4), np.array([0.0, 1.0]), key, 4)
-    with pytest.raises(UserError, match="fill all"):
-        lipschitz.lipschitz_curve(cloud(2060, 2050), np.array([1.0]), key, 4)
+
+
+def test_in_many_dimensions_the_local_constant_is_bounded():
+    points = cloud(160, 130)
+    x = noisy(points, 0.4, 3)
+    one_sided, local = lipschitz.local_constants(points, x, 0.4)
+    delta = 1 - np.exp(-0.8)
+    for x_t, smallest, largest in zip(x, one_sided, local, strict=True):
+        squared = ((x_t - np.exp(-0.4) * points.astype(np.float64)) ** 2).sum(1)
+        p = np.exp(-(squared - squared.min()) / (2 * delta))
+        covariance = np.cov(points.astype(np.float64), rowvar=False, aweights=p / p.sum(), ddof=0)
+        k = np.linalg.eigvalsh(covariance)
+        exact = np.exp(-0.8) * k / delta**2 - 1 / delta
+        assert smallest == pytest.approx(exact[-1], abs=1e-4)
+        assert np.abs(exact).max() <= largest + 1e-4
+        assert largest == pytest.approx(max(1 / delta, exact[-1]), abs=1e-4)

@@ -37,7 +37,7 @@ from diffusion_jax.schedule import NoiseSchedule
 _CHUNK_BYTES = 2**26
 _BLOCK = 2048
 _LANCZOS_STEPS = 40
-_DENSE_LIMIT = 2048  # an eigenproblem of this size for each x
+_DENSE_LIMIT = 128  # an eigenproblem of this size for each x
 
 
 @dataclass(frozen=True)
@@ -235,13 +235,7 @@ class _Score:
 
 def _score(points: np.ndarray) -> _Score:
     rows = _rows(points).astype(np.float32)
-    flat = _is_flat(rows)
-    if not flat and rows.shape[1] > _DENSE_LIMIT:
-        raise UserError(
-            f"{rows.shape[0]} points fill all {rows.shape[1]} dimensions: the smallest eigenvalue "
-            f"of their covariance takes a dense matrix, which is left at {_DENSE_LIMIT}; take at "
-            f"most {rows.shape[1]} points"
-        )
+    flat = rows.shape[1] > _DENSE_LIMIT or _is_flat(rows)
     return _Score(rows, jax.device_put(rows, replicated()), flat)
 
 
@@ -254,7 +248,8 @@ def local_constants(
 
     k_max comes from 40 Lanczos steps in float32 with products by the points alone. Where the points
     leave a direction without variance (n <= d, a constant pixel) k_min is 0; else both come from
-    the d x d matrix, one for each x.
+    the d x d matrix, one for each x, for d up to 128. Beyond, k_min >= 0 is used, and the local
+    constant is an upper bound, max(1/Delta, one-sided constant).
 
     Args:
       points: training points a_nu (n, ...), floats, in the units of x.
@@ -265,8 +260,7 @@ def local_constants(
       Two arrays (batch,), in units of inverse time.
 
     Raises:
-      UserError: fewer than two points, not finite or not floats; points that fill more than 2048
-        dimensions.
+      UserError: fewer than two points, not finite or not floats.
     """
     score = _score(points)
     flattened = points.reshape(len(points), -1)
