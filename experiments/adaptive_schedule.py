@@ -85,7 +85,7 @@ class Options:
 
 def schedules(mixture: GaussianMixture, num_steps: int) -> dict[str, NoiseSchedule]:
     """The schedules to compare; the linear one exists from 21 steps on."""
-    density = step_density(mixture)
+    density = adaptive.mixture_density(TIMES, mixture)
     published = np.asarray(linear_schedule().time, np.float64)
     strided = np.interp(np.linspace(0, 999, num_steps), np.arange(1000), published)
     made = {
@@ -97,17 +97,6 @@ def schedules(mixture: GaussianMixture, num_steps: int) -> dict[str, NoiseSchedu
         ),
     }
     return {"linear": linear_schedule(num_steps), **made} if num_steps > 20 else made
-
-
-def step_density(mixture: GaussianMixture) -> np.ndarray:
-    """From the mixture's curves: the modes within a class, phi, and f (of many points: no n)."""
-    return adaptive.step_density(
-        TIMES,
-        np.array([[mixture.sigma**2, mixture.dimension - 1]]),
-        mixture.phi(TIMES),
-        mixture.excess_entropy(TIMES, 2),
-        mixture.dimension,
-    )
 
 
 def measure(mixture: GaussianMixture) -> dict[str, dict[str, np.ndarray]]:
@@ -145,7 +134,7 @@ def shown(steps: float) -> str:
 def draw_steps(path: Path, mixture: GaussianMixture) -> None:
     """The density of steps and its two parts, normalized as in the schedule, and 50 steps."""
     by_class = np.sqrt(adaptive.class_error(TIMES, mixture.phi(TIMES)))
-    density = step_density(mixture)
+    density = adaptive.mixture_density(TIMES, mixture)
     total = np.trapezoid(density, TIMES)
     scale = 50 * TIMES / total
     figures.save_step_densities(

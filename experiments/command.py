@@ -30,3 +30,10 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(130)
 
     return wrapped
+
+
+def exit_if_broken(broken: list[str]) -> None:
+    """Names the bounds that a measurement broke, if any, and exits with status 1."""
+    if broken:
+        print("\n".join(["Bounds broken:", *broken]), file=sys.stderr)
+        sys.exit(1)

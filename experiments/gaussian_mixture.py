@@ -9,7 +9,6 @@ errors.
 
 import json
 import math
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from diffusion_jax.plots.mixture import save_collapse, save_speciation
 from diffusion_jax.regimes import posterior
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.mixture_cloning import FOUR_SIGMA, Cloning, clone
-from experiments.command import reports_errors
+from experiments.command import exit_if_broken, reports_errors
 
 PUBLISHED = Path(__file__).with_name("published.json")
 SPECIATION_DIMENSIONS = (256, 1024, 4096, 16384)
@@ -251,9 +250,7 @@ def main() -> None:
     }
     (options.out / "result.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"Wrote result.json, speciation.png and collapse.png to {options.out} in {seconds:.0f} s")
-    if broken:
-        print("\n".join(["Bounds broken:", *broken]), file=sys.stderr)
-        sys.exit(1)
+    exit_if_broken(broken)
 
 
 if __name__ == "__main__":

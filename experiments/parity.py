@@ -8,7 +8,6 @@ in float64.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from diffusion_jax import backend
 from diffusion_jax.data import mnist
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots.training import save_parity_curves
-from experiments.command import reports_errors
+from experiments.command import exit_if_broken, reports_errors
 
 # Name, place in the Flax model and in the reference, side and channels of the input, at the paper's
 # configuration on images of 64 x 64.
@@ -137,9 +136,7 @@ def main() -> None:
     training_bounds = {dtype: bounds["training"] for dtype, bounds in BOUNDS.items()}
     save_parity_curves(options.out / "training.png", losses, training_bounds)
     print(f"Wrote {options.out / 'parity.json'} and {options.out / 'training.png'}")
-    if broken:
-        print("\n".join(["Bounds broken:", *broken]), file=sys.stderr)
-        sys.exit(1)
+    exit_if_broken(broken)
 
 
 if __name__ == "__main__":

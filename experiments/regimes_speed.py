@@ -10,7 +10,6 @@ with status 1 where a factor is under its bound. About 45 seconds on two CPU cor
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from diffusion_jax.denoisers import EmpiricalDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import mixture_cloning, posterior, spectrum
 from diffusion_jax.schedule import from_beta
-from experiments.command import reports_errors
+from experiments.command import exit_if_broken, reports_errors
 
 BOUNDS = {"entropy, loop": 1000.0, "cloning": 1000.0, "Lambda": 4.0}
 FORMS = ("loop", "batched", "curve")
@@ -320,9 +319,7 @@ def main() -> None:
     console.print(table)
     (options.out / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"Wrote {options.out / 'speed.json'}")
-    if broken:
-        print("\n".join(["Bounds broken:", *broken]), file=sys.stderr)
-        sys.exit(1)
+    exit_if_broken(broken)
 
 
 if __name__ == "__main__":

@@ -18,20 +18,10 @@ from diffusion_jax.schedule import linear_schedule
 TIMES = np.geomspace(1e-4, 10, 600)
 
 
-def mixture_density(mixture):
-    return adaptive.step_density(
-        TIMES,
-        np.array([[mixture.sigma**2, mixture.dimension - 1]]),
-        mixture.phi(TIMES),
-        mixture.excess_entropy(TIMES, 1000),
-        mixture.dimension,
-    )
-
-
 @pytest.mark.parametrize("num_steps", [2, 25, 1000])
 def test_schedule_has_its_ends_and_valid_betas(num_steps):
     schedule = adaptive.adaptive_schedule(
-        TIMES, mixture_density(GaussianMixture(256, 1.0, 0.3)), num_steps
+        TIMES, adaptive.mixture_density(TIMES, GaussianMixture(256, 1.0, 0.3)), num_steps
     )
     beta, time = np.asarray(schedule.beta), np.asarray(schedule.time)
     assert schedule.num_steps == num_steps
@@ -173,7 +163,7 @@ def test_errors_vanish_with_the_steps():
 @pytest.mark.parametrize(("sigma", "projection", "phi"), [(1.0, 2.5, 5), (0.1, 3, 3)])
 def test_adaptive_steps_beat_the_linear_ones(sigma, projection, phi):
     mixture = GaussianMixture(1024, 1.0, sigma)
-    ours = adaptive.adaptive_schedule(TIMES, mixture_density(mixture), 50)
+    ours = adaptive.adaptive_schedule(TIMES, adaptive.mixture_density(TIMES, mixture), 50)
     mine, theirs = sampler_error(ours, mixture), sampler_error(linear_schedule(50), mixture)
     assert theirs.projection > projection * mine.projection
     assert theirs.phi_bias > phi * mine.phi_bias

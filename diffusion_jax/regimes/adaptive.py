@@ -39,6 +39,7 @@ from scipy.integrate import cumulative_trapezoid
 from scipy.interpolate import PchipInterpolator
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.schedule import NoiseSchedule, from_beta, linear_schedule
 
 # phi at s = 1, as a share of the way from its floor to 1: 0.7752 for two balanced classes.
@@ -138,6 +139,20 @@ def step_density(
     by_class = np.sqrt(class_error(times, phi, phi_floor))
     most, total = np.trapezoid(by_class, times), np.trapezoid(bulk, times)
     return by_class + bulk * (min(1.0, most / total) if total > 0 else 0.0)
+
+
+def mixture_density(times: np.ndarray, mixture: GaussianMixture) -> np.ndarray:
+    """`step_density` of a Gaussian mixture: the modes within a class, phi, and f.
+
+    f is wanted for its slope, in which the number of points drops out.
+    """
+    return step_density(
+        times,
+        np.array([[mixture.sigma**2, mixture.dimension - 1]]),
+        mixture.phi(times),
+        mixture.excess_entropy(times, 2),
+        mixture.dimension,
+    )
 
 
 def schedule_through(times: np.ndarray) -> NoiseSchedule:
