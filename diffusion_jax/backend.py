@@ -1,18 +1,108 @@
-"""Settings of XLA that must be made before its first use."""
+"""Settings of JAX and XLA that must be made before their first use, and what the device offers."""
 
 import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
 
+import jax
 import jaxlib
+
+# Of the programs kept in the default folder; the least recently used go first.
+_CACHE_LIMIT = 2 * 2**30
+# Less room than this on the disk, and writing a program may fail half-way.
+_CACHE_ROOM = 256 * 2**20
 
 
 def configure() -> None:
-    """Chooses the faster convolutions on the CPU; call it before the first JAX computation.
+    """Makes the settings; call it before the first JAX computation. A user's own choices stand."""
+    _choose_cpu_convolutions()
+    _keep_compiled_programs()
+
+
+def _choose_cpu_convolutions() -> None:
+    """Chooses the faster convolutions on the CPU.
 
     jaxlib 0.10 sends convolutions to YNN, which is slower than Eigen on the UNet; matrix products
-    stay with it. Other versions may not know the option, and XLA aborts on an unknown one. A
-    user's own choice in XLA_FLAGS stands.
+    stay with it. Other versions may not know the option, and XLA aborts on an unknown one.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jaxlib.__version__.startswith("0.10.") and "ynn" not in flags:
         option = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
         os.environ["XLA_FLAGS"] = f"{flags} {option}".strip()
+
+
+def _keep_compiled_programs() -> None:
+    """Turns the persistent compilation cache on, so that only a first start compiles.
+
+    It lies in $XDG_CACHE_HOME/diffusion-jax/xla, by default ~/.cache/diffusion-jax/xla;
+    JAX_COMPILATION_CACHE_DIR names another folder, which JAX's own settings then rule, or, empty,
+    turns it off. A folder that cannot be used is said on stderr, and every start compiles.
+    """
+    chosen = jax.config.values["jax_compilation_cache_dir"]
+    enabled = jax.config.values["jax_enable_compilation_cache"]
+    if not enabled or chosen == "" or "://" in (chosen or ""):
+        return
+    try:
+        folder = Path(chosen) if chosen else _default_cache()
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        free = shutil.disk_usage(folder).free
+        if free < _CACHE_ROOM:
+            raise OSError(f"only {free / 2**20:.0f} MiB are free for {folder}")
+        if not chosen:
+            _remove_torn_entries(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home
+        jax.config.update("jax_compilation_cache_dir", None)
+        print(
+            f"note: compiled programs are not kept ({error}), so every start compiles again; "
+            f"JAX_COMPILATION_CACHE_DIR names another folder",
+            file=sys.stderr,
+        )
+        return
+    if not chosen:
+        settings = {
+            "jax_compilation_cache_dir": str(folder),
+            "jax_compilation_cache_max_size": _CACHE_LIMIT,
+            # Below it, reading a file gains little, and there are hundreds of such programs.
+            "jax_persistent_cache_min_compile_time_secs": 0.1,
+        }
+        for name, value in settings.items():
+            if name.upper() not in os.environ:
+                jax.config.update(name, value)
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "diffusion-jax" / "xla"
+
+
+def _remove_torn_entries(folder: Path) -> None:
+    """Removes programs whose writing was cut short: JAX would neither mend nor evict them.
+
+    JAX writes the time of the last use after the program; a missing one gives them away.
+    """
+    for entry in folder.glob("*-cache"):
+        last_used = entry.with_name(entry.name.removesuffix("cache") + "atime")
+        if not last_used.exists() and time.time() - entry.stat().st_mtime > 60:
+            entry.unlink(missing_ok=True)
+
+
+def has_bfloat16() -> bool:
+    """Whether the first device computes bfloat16 in hardware: TPUs, NVIDIA GPUs from Ampere on."""
+    return jax.default_backend() == "tpu" or has_fused_attention()
+
+
+def has_fused_attention() -> bool:
+    """Whether the first device runs cuDNN's fused attention: NVIDIA GPUs from Ampere (8.0) on.
+
+    It takes 16-bit inputs only.
+    """
+    if jax.default_backend() != "gpu":
+        return False
+    try:
+        return float(jax.local_devices()[0].compute_capability) >= 8.0
+    except (AttributeError, TypeError, ValueError):  # another maker's
+        return False

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from diffusion_jax.backend import has_fused_attention
 from diffusion_jax.errors import UserError
 from diffusion_jax.schedule import (
     NoiseSchedule,
@@ -51,11 +52,16 @@ class ModelConfig:
     """Probability of dropping a channel in training."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters are float32."""
+    remat: bool = False
+    """Compute the activations again in the backward pass: less memory, more time. On the CPU XLA
+    merges the two computations again, and nothing is gained."""
 
     def build(self, channels: int) -> UNet:
         """The model for images of so many channels."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return UNet(channels, **(fields | {"dtype": jnp.dtype(self.dtype)}))
+        dtype = jnp.dtype(self.dtype)
+        fused = dtype.itemsize == 2 and has_fused_attention()
+        return UNet(channels, **(fields | {"dtype": dtype, "fused_attention": fused}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +109,23 @@ class TrainingConfig:
     """Decay of the moving average of the parameters, min(this, (1 + step)/(10 + step))."""
     accumulation: int = 1
     """Parts into which a device's batch is split to save memory; the gradients add up."""
+    steps_per_dispatch: int = 1
+    """Updates that the host hands to the devices at a time; more help where a device is so fast
+    that it waits for the host. Best a divisor of checkpoint_every, sample_every and steps: updates
+    that would pass one of these are handed over singly, which compiles a second program."""
     faithful: bool = False
     """Reproduce the authors' code: step 0 is never trained, and sampling adds no noise at steps 1
     and 0 (by default: step 0 is trained, and no noise at step 0 alone)."""
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
-        for name in ("batch_size", "accumulation", "learning_rate", "clip_norm"):
+        for name in (
+            "batch_size",
+            "accumulation",
+            "steps_per_dispatch",
+            "learning_rate",
+            "clip_norm",
+        ):
             if not getattr(self, name) > 0:  # NaN is not either
                 raise UserError(f"{name} = {getattr(self, name)} must be positive")
         if self.warmup_steps < 0:
@@ -134,6 +150,8 @@ class OutputConfig:
     """Updates between two grids of samples."""
     num_samples: int = 64
     """Samples in a grid."""
+    profile: int | None = None
+    """Updates to trace into RUN_DIR/profile, once the first few are done; none by default."""
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
@@ -202,8 +220,16 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
     return cls(**{name: parse(name, value) for name, value in values.items()})
 
 
-# What may change between a run and its resumption: how long, where to, where from, how often.
-_FREE = ("output", "steps", "data.data_dir", "data.prepared_dir")
+# What may change between a run and its resumption: how long, where to, where from, how often, and
+# in how much memory.
+_FREE = (
+    "output",
+    "steps",
+    "data.data_dir",
+    "data.prepared_dir",
+    "model.remat",
+    "training.steps_per_dispatch",
+)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,21 +1,23 @@
 """A training run and its folder: started, resumed, and opened again to sample from.
 
 The folder holds config.json, summary.json, metrics.jsonl, tensorboard/, checkpoints/, samples/ and
-loss.png.
+loss.png, and profile/ if asked for.
 """
 
 import dataclasses
 import json
 import math
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from diffusion_jax import data
+from diffusion_jax import backend, data
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config, differences, from_dict, to_dict
 from diffusion_jax.data.batches import device_batches
@@ -26,7 +28,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.plots.training import save_image_grid, save_loss_curve
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
 from diffusion_jax.sampling import AncestralSampler, sample
-from diffusion_jax.telemetry import Telemetry
+from diffusion_jax.telemetry import Profile, Telemetry
 from diffusion_jax.training import (
     Metrics,
     TrainState,
@@ -36,7 +38,7 @@ from diffusion_jax.training import (
 )
 from diffusion_jax.unet import num_parameters
 
-# Updates that the host may be ahead of the metrics it reads: the device always has work queued.
+# Dispatches that the host may be ahead of the metrics it reads: the device always has work queued.
 _AHEAD = 2
 
 
@@ -70,8 +72,11 @@ def _read_config(path: Path) -> dict[str, Any]:
       UserError: it is damaged.
     """
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+        return values
+    except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; restore it or give another folder") from error
 
 
@@ -124,6 +129,8 @@ def _summarize(config: Config, images: ImageSet, parameters: int) -> dict[str, A
     shape = " x ".join(str(length) for length in images.images.shape[1:])
     print(f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
     print(f"Model: {parameters:,} parameters ({config.model.dtype})")
+    if config.model.dtype == "bfloat16" and not backend.has_bfloat16():
+        print("Note: this device has no bfloat16 of its own, so it will not be faster than float32")
     print(
         f"Data: {len(images.images):,} images {shape}, {config.data.data} "
         f"({', '.join(images.class_names)})"
@@ -203,12 +210,21 @@ def train(config: Config) -> None:
             images.mean,
         )
         print(f"Writing to {folder}; the first step compiles the model, which takes a while")
-        batches = device_batches(images.images, config.seed, start, config.training.batch_size)
-        with Telemetry(folder, start, config.steps, config.training.batch_size) as telemetry:
+        dispatches = list(_dispatches(config, start))
+        batches = device_batches(
+            images.images, config.seed, start, config.training.batch_size, updates=dispatches
+        )
+        with (
+            Telemetry(folder, start, config.steps, config.training.batch_size) as telemetry,
+            Profile(folder / "profile", config.output.profile) as profile,
+        ):
             recorder = _Recorder(config, telemetry, checkpoints)
-            for step in range(start + 1, config.steps + 1):
-                state, metrics = train_step(state, next(batches))
-                recorder.add(step, metrics)
+            step = start
+            for updates, batch in zip(dispatches, batches, strict=True):
+                with profile.updates(step, updates, state):
+                    state, metrics = train_step(state, batch)
+                recorder.add(step + 1, metrics)
+                step += updates
                 last = step == config.steps
                 if last or step % config.output.checkpoint_every == 0:
                     recorder.drain()
@@ -226,8 +242,23 @@ def train(config: Config) -> None:
     print(f"Done: {config.steps} steps. Samples, loss curve and checkpoints are in {folder}")
 
 
+def _dispatches(config: Config, start: int) -> Iterator[int]:
+    """How many updates are handed to the devices each time, from `start` to the end.
+
+    steps_per_dispatch, or one where that would pass a checkpoint, a grid of samples or the end: two
+    programs at most are compiled.
+    """
+    together, step = config.training.steps_per_dispatch, start
+    while step < config.steps:
+        stops = (config.output.checkpoint_every, config.output.sample_every)
+        room = min(config.steps - step, *(every - step % every for every in stops))
+        updates = together if together <= room else 1
+        yield updates
+        step += updates
+
+
 class _Recorder:
-    """Reads the metrics a few updates late, logs them, and stops the run where they are not finite.
+    """Reads the metrics a little late, logs them, and stops the run where they are not finite.
 
     A checkpoint is saved only after `drain`, so never after a loss that is not finite.
     """
@@ -236,8 +267,11 @@ class _Recorder:
         self._config, self._telemetry, self._checkpoints = config, telemetry, checkpoints
         self._pending: deque[tuple[int, Metrics]] = deque()
 
-    def add(self, step: int, metrics: Metrics) -> None:
-        self._pending.append((step, metrics))
+    def add(self, first: int, metrics: Metrics) -> None:
+        """Takes the metrics of one dispatch, whose first update is given."""
+        for value in metrics.values():
+            value.copy_to_host_async()
+        self._pending.append((first, metrics))
         if len(self._pending) > _AHEAD:
             self._record()
 
@@ -246,8 +280,12 @@ class _Recorder:
             self._record()
 
     def _record(self) -> None:
-        step, metrics = self._pending.popleft()
-        values = {name: float(value) for name, value in metrics.items()}
+        first, metrics = self._pending.popleft()
+        rows = {name: np.atleast_1d(value).tolist() for name, value in metrics.items()}
+        for step, row in enumerate(zip(*rows.values(), strict=True), first):
+            self._record_update(step, dict(zip(rows, row, strict=True)))
+
+    def _record_update(self, step: int, values: dict[str, float]) -> None:
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self._checkpoints.wait()
             good = self._checkpoints.latest
@@ -268,8 +306,13 @@ class _Recorder:
             self._telemetry.log(step, values)
 
 
+@jax.jit
+def _all_finite(tree: Any) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
 def _check_finite(step: int, state: TrainState) -> None:
-    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.params)):
+    if not _all_finite(state.params):
         raise UserError(
             f"the parameters are not finite after step {step}, which is not saved; try a lower "
             f"--learning-rate in another --run-dir"

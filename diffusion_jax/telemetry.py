@@ -1,8 +1,9 @@
-"""What a run tells: JSON lines, TensorBoard and a progress bar."""
+"""What a run tells: JSON lines, TensorBoard, a progress bar and a profile."""
 
 import json
 import math
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -136,3 +137,64 @@ class Telemetry:
     def pause(self, step: int) -> None:
         """Starts the next throughput after this update, leaving out what is not training."""
         self._last = (step, time.monotonic())
+
+
+# Updates before a profile: the first compiles, and the queue of the next ones must fill.
+_WARM_UP = 3
+
+
+class Profile:
+    """Traces some updates with jax.profiler, for XProf and TensorBoard.
+
+    To be used as a context manager, which ends a trace that the end of the run cuts short.
+    """
+
+    def __init__(self, folder: Path, updates: int | None) -> None:
+        """Says what to trace.
+
+        Args:
+          folder: where the trace goes.
+          updates: how many updates, or None for no trace; whole dispatches, so perhaps a few more.
+        """
+        self._folder, self._updates = folder, updates
+        self._dispatches = 0
+        self._left: int | None = None  # of the updates, while a trace is being taken
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def updates(self, step: int, updates: int, state: Any) -> AbstractContextManager[Any]:
+        """Marks the next dispatch in the trace, which it begins or ends where it is time to.
+
+        Args:
+          step: updates done.
+          updates: updates of the dispatch.
+          state: what the last dispatch returned; waited for, so that a trace holds whole updates.
+        """
+        if self._left is not None and self._left <= 0:
+            jax.block_until_ready(state)
+            self._stop()
+        if self._updates is not None and self._dispatches == _WARM_UP:
+            jax.block_until_ready(state)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # every call of a Python function buries the rest
+            jax.profiler.start_trace(self._folder, profiler_options=options)
+            self._left = self._updates
+        self._dispatches += 1
+        if self._left is not None:
+            self._left -= updates
+        return jax.profiler.StepTraceAnnotation("train", step_num=step + 1)
+
+    def _stop(self) -> None:
+        if self._left is not None:
+            self._left = None
+            jax.profiler.stop_trace()
+            print(f"Profile: xprof --logdir {self._folder} opens it")

@@ -7,7 +7,10 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from diffusion_jax.attention import attention
 from diffusion_jax.errors import UserError
+from diffusion_jax.normalization import GroupNorm
+from diffusion_jax.upsampling import upsample_conv
 
 GROUPS = 8
 HEADS = 4
@@ -87,16 +90,9 @@ def dense(
     )
 
 
-def group_norm(dtype: DTypeLike, name: str) -> nn.GroupNorm:
-    """GroupNorm with PyTorch's epsilon and two-pass variance, its statistics at least float32."""
-    return nn.GroupNorm(
-        GROUPS,
-        epsilon=1e-5,
-        dtype=dtype,
-        param_dtype=_param_dtype(dtype),
-        use_fast_variance=False,
-        name=name,
-    )
+def group_norm(dtype: DTypeLike, name: str, silu: bool = False) -> GroupNorm:
+    """GroupNorm with its statistics at least in float32, followed by SiLU where asked."""
+    return GroupNorm(GROUPS, param_dtype=_param_dtype(dtype), silu=silu, name=name)
 
 
 def channel_dropout(h: Array, rate: float, keys: Array) -> Array:
@@ -123,36 +119,17 @@ class Block(nn.Module):
     def __call__(self, h: Array, dropout_keys: Array | None = None) -> Array:
         """(batch, height, width, any) to (batch, height, width, features)."""
         fan_in = h.shape[-1]
-        h = nn.silu(group_norm(self.dtype, "norm")(h))
+        h = group_norm(self.dtype, "norm", silu=True)(h)
         if self.dropout > 0 and dropout_keys is not None:
             h = channel_dropout(h, self.dropout, dropout_keys)
         return conv(self.features, fan_in, dtype=self.dtype, name="conv")(h)
-
-
-def attention(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q k^T / sqrt(size)) v, the softmax in float32 for bfloat16, else in the inputs' type.
-
-    `jax.nn.dot_product_attention` takes it in float32 for float64 inputs too, where the last eight
-    digits are lost.
-
-    Args:
-      q: queries (batch, pixels, heads, size).
-      k: keys, the same shape.
-      v: values, the same shape.
-
-    Returns:
-      The same shape and dtype.
-    """
-    dtype = _param_dtype(q.dtype)
-    logits = jnp.einsum("bqhs,bkhs->bhqk", q, k, preferred_element_type=dtype)
-    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhs->bqhs", weights, v)
 
 
 class SelfAttention(nn.Module):
     """GroupNorm, 4-head self-attention over the pixels with packed q, k, v, and the residual."""
 
     dtype: DTypeLike = jnp.float32
+    fused: bool = False
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
@@ -169,7 +146,7 @@ class SelfAttention(nn.Module):
             bias_init=nn.initializers.zeros,
         )(pixels)
         q, k, v = jnp.split(qkv.reshape(batch, -1, 3 * HEADS, channels // HEADS), 3, axis=2)
-        out = attention(q, k, v).reshape(pixels.shape)
+        out = attention(q, k, v, self.fused).reshape(pixels.shape)
         out = dense(
             channels,
             channels,
@@ -187,6 +164,7 @@ class ResidualBlock(nn.Module):
     attention: bool = False
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    fused_attention: bool = False
 
     @nn.compact
     def __call__(self, x: Array, time: Array, dropout_keys: Array | None = None) -> Array:
@@ -198,14 +176,25 @@ class ResidualBlock(nn.Module):
         if x.shape[-1] != self.features:
             x = conv(self.features, x.shape[-1], kernel=1, dtype=self.dtype, name="res_conv")(x)
         h = h + x
-        return SelfAttention(self.dtype, name="attention")(h) if self.attention else h
+        if self.attention:
+            h = SelfAttention(self.dtype, self.fused_attention, name="attention")(h)
+        return h
 
 
-def upsample(h: Array) -> Array:
-    """Nearest-neighbour up-sampling by 2: (batch, h, w, c) to (batch, 2h, 2w, c)."""
-    batch, height, width, channels = h.shape
-    h = jnp.broadcast_to(h[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return h.reshape(batch, 2 * height, 2 * width, channels)
+class Upsample(nn.Module):
+    """Nearest-neighbour up-sampling by 2, then a 3x3 convolution."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        """(batch, height, width, channels) to twice the height and width."""
+        channels = h.shape[-1]
+        dtype = _param_dtype(self.dtype)
+        kernel = self.param("kernel", torch_kernel_init, (3, 3, channels, channels), dtype)
+        bias = self.param("bias", torch_bias_init(9 * channels), (channels,), dtype)
+        h = upsample_conv(h, kernel.astype(self.dtype))
+        return h + bias.astype(self.dtype)[None, None, None]
 
 
 class UNet(nn.Module):
@@ -228,6 +217,9 @@ class UNet(nn.Module):
       num_res_blocks: residual blocks a level of the encoder.
       dropout: probability of dropping a channel in a residual block's second half.
       dtype: compute type; parameters, norms' statistics and softmax stay float32 (or float64).
+      fused_attention: use the GPU's fused attention, see `attention`; 16-bit types only.
+      remat: keep only the inputs of the residual blocks for the backward pass and compute the rest
+        again: less memory, more time, the same gradients.
     """
 
     channels: int = 3
@@ -237,6 +229,8 @@ class UNet(nn.Module):
     num_res_blocks: int = 2
     dropout: float = 0.1
     dtype: DTypeLike = jnp.float32
+    fused_attention: bool = False
+    remat: bool = False
 
     def check(self, height: int, width: int, channels: int) -> None:
         """Raises a UserError if the model cannot be, or not with images of this shape."""
@@ -292,7 +286,8 @@ class UNet(nn.Module):
             if keys is not None:
                 keys = jax.vmap(jax.random.fold_in, (0, None))(keys, num_keys)
                 num_keys += 1
-            block = ResidualBlock(features, attention, self.dropout, dtype, name=name)
+            make = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+            block = make(features, attention, self.dropout, dtype, self.fused_attention, name=name)
             return block(h, time, keys)
 
         table = jnp.asarray(sinusoidal_table(width), dtype)
@@ -326,8 +321,7 @@ class UNet(nn.Module):
                 h = residual(h, name, width * multiple, attention)
                 index += 1
             if level > 1:
-                size = h.shape[-1]
-                h = conv(size, size, dtype=dtype, name=f"decoder{index}")(upsample(h))
+                h = Upsample(dtype, name=f"decoder{index}")(h)
                 index += 1
         return Block(self.channels, dtype=dtype, name="final_block")(h).astype(x.dtype)
 

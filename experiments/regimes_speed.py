@@ -10,7 +10,6 @@ with status 1 where a factor is under its bound. About 45 seconds on two CPU cor
 import json
 import math
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import mixture_cloning, posterior, spectrum
 from diffusion_jax.schedule import from_beta
 from experiments.command import exit_if_broken, reports_errors
+from experiments.timing import alternate, warn_if_busy
 
 BOUNDS = {"entropy, loop": 1000.0, "cloning": 1000.0, "Lambda": 4.0}
 FORMS = ("loop", "batched", "curve")
@@ -51,16 +51,9 @@ class Options:
     """Timed runs of each, of which the median counts."""
 
 
-def alternate(repeats: int, *functions: Callable[[], Any]) -> list[float]:
-    """Median seconds of each function, run in turns after one warm-up of each."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for repeat in range(repeats + 1):
-        for function, record in zip(functions, seconds, strict=True):
-            start = time.perf_counter()
-            function()
-            if repeat > 0:
-                record.append(time.perf_counter() - start)
-    return [median(record) for record in seconds]
+def medians(repeats: int, *functions: Callable[[], Any]) -> list[float]:
+    """Median seconds of each function, run in turns."""
+    return [median(record) for record in alternate(repeats, *functions)]
 
 
 def entropy_variances(points: np.ndarray) -> list[dict[str, float]]:
@@ -130,7 +123,7 @@ def measure_entropy(repeats: int) -> dict[str, Any]:
     def ours(times: tuple[float, ...]) -> None:
         posterior.draw_from(training, np.array(times), key, 0, draws)
 
-    loop, batched, one_time, curve, whole = alternate(
+    loop, batched, one_time, curve, whole = medians(
         repeats,
         lambda: published(LOOP_DRAWS, regimes.log_density_one_by_one),
         lambda: published(draws, regimes.log_density_batched),
@@ -180,7 +173,7 @@ def measure_cloning(repeats: int) -> dict[str, Any]:
     norm = np.array([math.sqrt(DIMENSION)])
     x = torch.randn(PAIRS, DIMENSION)
     step_size, middle = 0.01, 300
-    part, ours = alternate(
+    part, ours = medians(
         repeats,
         lambda: regimes.mixture_backward(
             x, centre, 1.0, middle + MEASURED_STEPS, middle, step_size
@@ -213,7 +206,7 @@ def measure_eigenvalue(repeats: int) -> dict[str, Any]:
     corners = rng.integers(0, photograph.shape[0] - 64, (2000, 2))
     images = np.stack([photograph[i : i + 64, j : j + 64] for i, j in corners])
     tensor = torch.from_numpy(images)
-    published, ours = alternate(
+    published, ours = medians(
         repeats,
         lambda: regimes.largest_eigenvalue(tensor),
         lambda: spectrum.largest_eigenvalue(images),
@@ -248,9 +241,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
 
-    load = os.getloadavg()[0]
-    if load > threads / 2:
-        print(f"warning: the machine is busy (load {load:.1f}), which times do not survive")
+    load = warn_if_busy(threads)
     report: dict[str, Any] = {
         "threads": threads,
         "load": load,

@@ -74,7 +74,12 @@ def parse(arguments: list[str]) -> Config:
     known, rest = early.parse_known_args(arguments)
     default = PRESETS[known.preset]
     if known.data not in (None, default.data.data):
-        default = dataclasses.replace(default, data=DATA_DEFAULTS[known.data])
+        folder = default.output.run_dir.with_name(f"{known.preset}_{known.data}")
+        default = dataclasses.replace(
+            default,
+            data=DATA_DEFAULTS[known.data],
+            output=dataclasses.replace(default.output, run_dir=folder),
+        )
     return tyro.cli(
         tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)(Config),
         default=default,

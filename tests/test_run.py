@@ -1,5 +1,6 @@
 """The command line end to end, in processes of its own."""
 
+import gzip
 import json
 import os
 import signal
@@ -138,6 +139,26 @@ def test_losses_do_not_depend_on_the_number_of_devices(uninterrupted, tmp_path, 
     np.testing.assert_allclose(losses(tmp_path / "run"), expected, rtol=1e-5)
 
 
+def test_several_steps_a_dispatch_change_nothing(uninterrupted, tmp_path):
+    """Neither do a resume off the multiples of a dispatch, rematerialisation or a profile."""
+    run_dir = tmp_path / "run"
+    train(run_dir, "--steps", 13, "--steps-per-dispatch", 4, "--profile", 6)
+    np.testing.assert_allclose(losses(run_dir), losses(uninterrupted[0])[:13], rtol=1e-5)
+    (trace,) = run_dir.glob("profile/plugins/profile/*/*.trace.json.gz")
+    (space,) = run_dir.glob("profile/plugins/profile/*/*.xplane.pb")
+    assert space.stat().st_size > 1000
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    marks = [event for event in events if event.get("name") == "train"]
+    # Dispatches of 4, 4, 1 and 1 up to the checkpoint after 10, then singly to the end.
+    assert [mark["args"]["step_num"] for mark in marks] == ["10", "11", "12", "13"]
+    assert all(mark["dur"] > 0 for mark in marks)
+    modules = {event.get("args", {}).get("hlo_module") for event in events}
+    assert "jit__fun" in modules  # as pmap calls the train step
+    out = train(run_dir, "--steps", 25, "--steps-per-dispatch", 3, "--remat", True)
+    assert "Resuming after step 13" in out
+    np.testing.assert_allclose(losses(run_dir), losses(uninterrupted[0])[:25], rtol=1e-5)
+
+
 def test_another_configuration_in_the_same_folder_is_refused(uninterrupted):
     run_dir, _ = uninterrupted
     before = (run_dir / "config.json").read_text()
@@ -177,6 +198,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         (("--log-every", 0), "log_every = 0 must be at least 1"),
         (("--learning-rate", -1), "learning_rate = -1.0 must be positive"),
         (("--seed", -1), "seed = -1 must lie between"),
+        (("--steps-per-dispatch", 0), "steps_per_dispatch = 0 must be positive"),
+        (("--profile", 0), "profile = 0 must be at least 1"),
     ],
 )
 def test_a_bad_value_is_one_clear_sentence(tmp_path, monkeypatch, options, part):
@@ -249,6 +272,8 @@ def test_presets_and_options_combine():
     assert parse(["--preset", "lsun_small"]).data.images_per_class == 100
     changed = parse(["--data", "mnist", "--learning-rate", "0.5", "--faithful", "True"])
     assert changed.data.classes == ("1", "8")
+    assert str(changed.output.run_dir) == "runs/lsun_mnist"  # not among the runs on LSUN
+    assert str(parse(["--data", "mnist", "--run-dir", "x"]).output.run_dir) == "x"
     assert changed.training.learning_rate == 0.5
     assert changed.training.faithful
 
@@ -276,6 +301,9 @@ def test_a_damaged_configuration_is_named(tmp_path):
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         run.train(parse([*TINY, "--run-dir", str(tmp_path)]))
     assert (tmp_path / "config.json").read_text() == '{"steps": 5'
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json is damaged: it holds no JSON object"):
+        run.load_model(tmp_path)
 
 
 def test_a_folder_that_is_no_run(tmp_path):

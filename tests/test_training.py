@@ -207,6 +207,72 @@ def test_the_step_lowers_for_cuda(state):
     assert donated == len(jax.tree.leaves(state))
 
 
+def test_several_updates_in_one_call_are_the_same_updates(state):
+    """On eight devices, to the last bit but for what a loop's body fuses differently."""
+    parallel = parallel_step()
+    images = np.random.default_rng(1).integers(0, 256, (3, 8, 2, *SHAPE), dtype=np.uint8)
+    one, together = (jax.device_put(jax.tree.map(jnp.copy, state), replicated()) for _ in range(2))
+    singly = []
+    for batch in images:
+        one, metrics = parallel(one, jax.device_put(batch, sharded()))
+        singly.append(metrics)
+    given = together
+    together, metrics = parallel(together, jax.device_put(images.swapaxes(0, 1), sharded()))
+    assert given.params["init_conv"]["kernel"].is_deleted()
+    assert int(together.step) == 3
+    for name, values in metrics.items():
+        np.testing.assert_allclose(values, [single[name] for single in singly], rtol=1e-5)
+    assert_same_moments(one, together)
+
+
+def test_rematerialisation_keeps_less_and_the_same_gradients(state):
+    """With dropout: the same masks are drawn again.
+
+    What the backward pass keeps is counted in the traced program: XLA's CPU compiler drops the
+    barriers and merges what is computed twice, so that its own figure does not fall.
+    """
+    keys = jax.random.split(jax.random.key(5), 16)
+    x_0, noise = jax.random.normal(jax.random.key(6), (2, 16, *SHAPE))
+    step = jnp.arange(16) * 6
+
+    def loss(remat):
+        model = MODEL.clone(remat=remat)
+        return lambda params: noise_loss(model, SCHEDULE, params, x_0, step, noise, keys)
+
+    def kept(remat):
+        backward = jax.eval_shape(lambda params: jax.vjp(loss(remat), params)[1], state.params)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+
+    (value, grads), (again, grads_again) = (
+        jax.jit(jax.value_and_grad(loss(remat)))(state.params) for remat in (False, True)
+    )
+    assert float(again) == pytest.approx(float(value), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(grads_again), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
+    assert kept(True) < 0.5 * kept(False)
+
+
+def test_bfloat16_keeps_loss_and_gradients_in_float32(state):
+    """And both near those of float32: the type has 8 bits, a relative error of 2^-9 a rounding."""
+    keys = jax.random.split(jax.random.key(5), 16)
+    x_0, noise = jax.random.normal(jax.random.key(6), (2, 16, *SHAPE))
+    step = jnp.arange(16) * 6
+
+    def gradient(dtype):
+        model = MODEL.clone(dtype=dtype)
+        return jax.jit(
+            jax.value_and_grad(lambda p: noise_loss(model, SCHEDULE, p, x_0, step, noise, keys))
+        )(state.params)
+
+    (low, low_grads), (high, high_grads) = gradient(jnp.bfloat16), gradient(jnp.float32)
+    assert low.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(low_grads)} == {jnp.dtype("float32")}
+    assert float(low) == pytest.approx(float(high), rel=2e-3)
+    difference = optax.tree.norm(optax.tree.sub(low_grads, high_grads))
+    assert float(difference) < 0.05 * float(optax.tree.norm(high_grads))
+    assert float(low) != float(high)
+
+
 @pytest.mark.parametrize(("batch", "accumulation"), [(12, 1), (16, 3), (4, 1)])
 def test_a_batch_that_cannot_be_shared(batch, accumulation):
     config = TrainingConfig(batch_size=batch, accumulation=accumulation)

@@ -132,12 +132,9 @@ def flax_block(name: str, params: Mapping[str, Any], dtype: Any) -> Callable[...
     if "norm" in params:
         return applied(unet.Block(params["conv"]["bias"].size, dtype=dtype))
     features = params["bias"].size
-    stride = 2 if name.startswith("encoder") else 1
-    layer = unet.conv(features, features, stride=stride, dtype=dtype, name=name)
-    if stride == 2:
-        return applied(layer)
-    up = applied(layer)
-    return lambda params, h: up(params, unet.upsample(h))
+    if name.startswith("decoder"):
+        return applied(unet.Upsample(dtype))
+    return applied(unet.conv(features, features, stride=2, dtype=dtype, name=name))
 
 
 def compare_block(

@@ -1,9 +1,10 @@
 """Batches in an order that is a function of (seed, step) alone, sent ahead of the train step."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import repeat
 
 import jax
 import numpy as np
@@ -41,31 +42,43 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.
 
 
 def device_batches(
-    images: np.ndarray, seed: int, start: int, batch_size: int, ahead: int = 2
+    images: np.ndarray,
+    seed: int,
+    start: int,
+    batch_size: int,
+    ahead: int = 2,
+    updates: Iterable[int] = repeat(1),
 ) -> Iterator[Array]:
     """Yields the batches of the updates start, start + 1, ..., each already on its way.
+
+    They are gathered and sent in a thread of their own.
 
     Args:
       images: uint8 (n, height, width, channels).
       seed: the run's seed.
       start: first update.
       batch_size: images a batch over all devices, a multiple of their number.
-      ahead: batches gathered and sent before they are asked for.
+      ahead: what is gathered and sent before it is asked for, in items of `updates`.
+      updates: for how many updates the batches are yielded together, each time.
 
     Yields:
-      uint8 (devices, batch_size/devices, height, width, channels), one row on each device.
+      uint8 (devices, batch_size/devices, height, width, channels), one row on each device, for one
+      update; (devices, updates, batch_size/devices, height, width, channels) for several.
     """
 
-    def batch(step: int) -> Array:
-        chosen = images[batch_indices(seed, step, batch_size, len(images))]
-        shape = (jax.device_count(), -1, *images.shape[1:])
-        return jax.device_put(chosen.reshape(shape), sharded())
+    def batch(step: int, count: int) -> Array:
+        first_to_last = range(step, step + count)
+        places = [batch_indices(seed, k, batch_size, len(images)) for k in first_to_last]
+        by_device = np.stack(places).reshape(count, jax.device_count(), -1).swapaxes(0, 1)
+        return jax.device_put(images[by_device if count > 1 else by_device[:, 0]], sharded())
 
     with ThreadPoolExecutor(1) as pool:
         pending: deque[Future[Array]] = deque()
         step = start
-        while True:
-            while len(pending) <= ahead:
-                pending.append(pool.submit(batch, step))
-                step += 1
+        for count in updates:
+            pending.append(pool.submit(batch, step, count))
+            step += count
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
             yield pending.popleft().result()

@@ -1,0 +1,118 @@
+"""GroupNorm followed by SiLU, with a backward pass of its own.
+
+Automatic differentiation keeps the normalized and the activated features of every norm until the
+backward pass, and reads them several times. Here it keeps the input and two numbers a group alone:
+the rest is computed again in one pass over the features, with sums over pixels first.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+
+def _sum_over_groups(h: Array, groups: int) -> Array:
+    """Sums over the channels of each group, (batch, channels), at every one of its channels."""
+    batch, channels = h.shape
+    sums = jnp.sum(h.reshape(batch, groups, channels // groups), axis=2, keepdims=True)
+    return jnp.broadcast_to(sums, (batch, groups, channels // groups)).reshape(batch, channels)
+
+
+def _statistics(x: Array, groups: int, epsilon: float) -> tuple[Array, Array]:
+    """Mean and 1/sqrt(variance + epsilon) of each group, (batch, channels), by two passes."""
+    count = x.shape[1] * x.shape[2] * x.shape[3] // groups
+    mean = _sum_over_groups(jnp.sum(x, axis=(1, 2)), groups) / count
+    deviation = x - mean[:, None, None, :]
+    variance = _sum_over_groups(jnp.sum(deviation * deviation, axis=(1, 2)), groups) / count
+    return mean, jax.lax.rsqrt(variance + epsilon)
+
+
+def _normalized(x: Array, mean: Array, scale: Array) -> Array:
+    return (x - mean[:, None, None, :]) * scale[:, None, None, :]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def group_norm(
+    x: Array, scale: Array, bias: Array, groups: int, epsilon: float = 1e-5, silu: bool = False
+) -> Array:
+    """Group normalization (Wu & He 2018), followed by SiLU where asked.
+
+    y = (x - mean)/sqrt(variance + epsilon) scale + bias,    SiLU(y) = y/(1 + e^-y),
+
+    mean and variance over the pixels and channels of each group, at least in float32. Only reverse
+    differentiation is defined.
+
+    Args:
+      x: features (batch, height, width, channels).
+      scale: factor of each channel (channels,).
+      bias: offset of each channel (channels,).
+      groups: number of groups, a divisor of the channels.
+      epsilon: added to the variance.
+      silu: whether SiLU follows.
+
+    Returns:
+      The shape and dtype of x.
+    """
+    return _forward(x, scale, bias, groups, epsilon, silu)[0]
+
+
+def _forward(
+    x: Array, scale: Array, bias: Array, groups: int, epsilon: float, silu: bool
+) -> tuple[Array, tuple[Array, ...]]:
+    wide = x.astype(scale.dtype)
+    mean, rate = _statistics(wide, groups, epsilon)
+    y = _normalized(wide, mean, rate * scale[None]) + bias[None, None, None]
+    y = jax.nn.silu(y) if silu else y
+    return y.astype(x.dtype), (x, scale, bias, mean, rate)
+
+
+def _backward(
+    groups: int, epsilon: float, silu: bool, kept: tuple[Array, ...], gradient: Array
+) -> tuple[Array, Array, Array]:
+    x, scale, bias, mean, rate = kept
+    normal = _normalized(x.astype(scale.dtype), mean, rate)
+    dy = gradient.astype(scale.dtype)
+    if silu:
+        y = normal * scale[None, None, None] + bias[None, None, None]
+        sigmoid = jax.nn.sigmoid(y)
+        dy = dy * sigmoid * (1 + y * (1 - sigmoid))
+    sum_dy = jnp.sum(dy, axis=(1, 2))
+    sum_dy_normal = jnp.sum(dy * normal, axis=(1, 2))
+    # dx = rate (g - <g> - normal <g normal>), g = scale dy, the averages over each group.
+    count = x.shape[1] * x.shape[2] * x.shape[3] // groups
+    average = _sum_over_groups(scale[None] * sum_dy, groups) / count
+    slope = _sum_over_groups(scale[None] * sum_dy_normal, groups) / count
+    dx = (
+        (rate * scale[None])[:, None, None] * dy
+        - (rate * average)[:, None, None]
+        - (rate * slope)[:, None, None] * normal
+    )
+    return dx.astype(x.dtype), jnp.sum(sum_dy_normal, axis=0), jnp.sum(sum_dy, axis=0)
+
+
+group_norm.defvjp(_forward, _backward)
+
+
+class GroupNorm(nn.Module):
+    """Group normalization with PyTorch's epsilon, followed by SiLU where asked.
+
+    Attributes:
+      groups: number of groups.
+      param_dtype: type of scale and bias, and of the statistics.
+      silu: whether SiLU follows.
+    """
+
+    groups: int
+    param_dtype: DTypeLike = jnp.float32
+    silu: bool = False
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        """(batch, height, width, channels) to the same shape and dtype; see `group_norm`."""
+        shape = h.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        return group_norm(h, scale, bias, self.groups, 1e-5, self.silu)

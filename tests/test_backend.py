@@ -1,0 +1,137 @@
+"""The settings made before JAX's first use, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from diffusion_jax import backend
+from diffusion_jax.config import ModelConfig
+
+PROGRAM = """
+from diffusion_jax import backend
+backend.configure()
+import jax, jax.numpy as jnp
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
+step = jax.jit(lambda x: jnp.linalg.eigh(x @ x.T)[0].sum() + jnp.linalg.svd(x)[1].sum())
+print(float(jax.grad(step)(jnp.eye(8) * jnp.arange(8.0)).sum()))
+print(events.count("/jax/compilation_cache/cache_hits"))
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def start(home, **env):
+    """Runs PROGRAM; returns the number, the hits of the cache, its folder, and stderr's lines."""
+    clean = {name: value for name, value in os.environ.items() if "CACHE" not in name}
+    env = clean | {"HOME": str(home), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | env
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    number, hits, folder = done.stdout.split()
+    return float(number), int(hits), folder, done.stderr.splitlines()
+
+
+def entries(home):
+    return sorted((home / ".cache" / "diffusion-jax" / "xla").glob("*-cache"))
+
+
+def test_a_second_start_compiles_nothing(tmp_path):
+    number, hits, folder, lines = start(tmp_path)
+    assert Path(folder) == tmp_path / ".cache" / "diffusion-jax" / "xla"
+    kept = entries(tmp_path)
+    assert kept
+    assert hits == 0
+    assert lines == []
+    torn = kept[0].with_name("jit_torn-0-cache")
+    torn.write_bytes(b"written half")
+    os.utime(torn, (0, 0))
+    assert start(tmp_path) == (number, len(kept), folder, [])
+    assert entries(tmp_path) == kept
+
+    # Damaged programs are compiled again; a folder that cannot be used is one line.
+    for entry in kept:
+        entry.write_bytes(entry.read_bytes()[:-10])
+    again, hits, _, lines = start(tmp_path)
+    assert again == number
+    assert hits == 0
+    assert any("Error reading persistent compilation cache entry" in line for line in lines)
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_folder_that_cannot_be_used_is_one_line(tmp_path, chosen):
+    (tmp_path / "file").write_text("in the way")
+    place = str(tmp_path / "file")
+    env = {"JAX_COMPILATION_CACHE_DIR": place} if chosen else {"XDG_CACHE_HOME": place}
+    _, hits, folder, lines = start(tmp_path, **env)
+    assert (hits, folder) == (0, "None")
+    assert len(lines) == 1
+    assert lines[0].startswith("note: compiled programs are not kept (")
+    assert "file" in lines[0]
+
+
+@pytest.fixture
+def cache_settings():
+    names = [
+        "jax_compilation_cache_dir",
+        "jax_compilation_cache_max_size",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_enable_compilation_cache",
+    ]
+    before = {name: getattr(jax.config, name) for name in names}
+    yield lambda: {name: getattr(jax.config, name) for name in names}
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, cache_settings):
+    usage = backend.shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(backend.shutil, "disk_usage", lambda _: usage)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    backend.configure()
+    assert jax.config.jax_compilation_cache_dir is None
+    text = capsys.readouterr().err
+    assert f"(only 1 MiB are free for {tmp_path})" in text
+    assert text.count("\n") == 1
+
+
+def test_the_users_own_choices_stand(tmp_path, monkeypatch, capsys, cache_settings):
+    for update in (
+        {"jax_compilation_cache_dir": str(tmp_path / "own")},
+        {"jax_compilation_cache_dir": ""},
+        {"jax_compilation_cache_dir": None, "jax_enable_compilation_cache": False},
+    ):
+        for name, value in update.items():
+            jax.config.update(name, value)
+        before = cache_settings()
+        backend.configure()
+        assert cache_settings() == before
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "fused"),
+    [
+        ("cpu", None, False),
+        ("tpu", None, False),
+        ("gpu", "7.5", False),
+        ("gpu", "8.0", True),
+        ("gpu", "12.1", True),
+        ("gpu", "gfx90a", False),
+    ],
+)
+def test_fused_attention_is_chosen_by_device_and_type(monkeypatch, platform, capability, fused):
+    class Device:
+        compute_capability = capability
+
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert backend.has_fused_attention() == fused
+    assert backend.has_bfloat16() == (fused or platform == "tpu")
+    assert ModelConfig(dtype="bfloat16").build(3).fused_attention == fused
+    assert not ModelConfig(dtype="float32").build(3).fused_attention
+    assert ModelConfig(remat=True).build(3).remat

@@ -1,0 +1,156 @@
+"""The benchmark's arithmetic, and what it measures on a tiny model."""
+
+import builtins
+import json
+import math
+import time
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.plots.benchmark import save_ratios
+from experiments import benchmark, programs, timing
+
+# Wider than the 8 groups of a norm: else biases before it have no gradient to compare.
+TINY = {"base_channels": 16, "multiples": (1, 2), "attention_levels": (2,), "num_res_blocks": 1}
+EFFORT = replace(benchmark.QUICK, pairs=dict.fromkeys(benchmark.QUICK.pairs, 2), sampled=2)
+ROWS = ("forward_32", "sampling_32", "train_32")
+
+
+@pytest.mark.parametrize(("count", "coverage"), [(6, 0.96875), (15, 0.96484375), (3, 0.75)])
+def test_the_interval_of_the_median_covers_it_as_often_as_it_says(count, coverage):
+    rng = np.random.default_rng(0)
+    # Skewed, so that mean and median differ: the median of an exponential law is log 2.
+    found = [timing.median_interval(x.tolist()) for x in rng.exponential(size=(4000, count))]
+    assert found[0].coverage == pytest.approx(coverage, abs=1e-12)
+    covered = sum(m.interval[0] <= math.log(2) <= m.interval[1] for m in found)
+    error = math.sqrt(coverage * (1 - coverage) / 4000)
+    assert abs(covered / 4000 - coverage) < 4 * error
+    assert all(m.interval[0] <= m.median <= m.interval[1] for m in found)
+
+
+def test_the_interval_narrows_with_the_sample_and_is_never_wider_than_asked_for():
+    # One order statistic further in would cover less than 95 %.
+    values = list(range(1, 26))
+    assert timing.median_interval(values).interval == (8, 18)
+    assert timing.median_interval([3.0]) == timing.Median(3.0, (3.0, 3.0), 0.0, 1)
+
+
+def test_ratios_are_of_pairs_and_against_the_faster_reference():
+    # The machine slows down tenfold halfway: the ratio of a pair does not see it.
+    ours, slow = [1.0, 1.0, 10.0, 10.0], [2.0, 2.0, 20.0, 20.0]
+    result = benchmark.ratio(ours, {"compiled": [x * 2 for x in slow], "eager": slow})
+    assert (result["median"], result["interval"]) == (0.5, (0.5, 0.5))
+    assert result["reference"] == "eager"
+    assert result["seconds"] == {"JAX": 5.5, "compiled": 22.0, "eager": 11.0}
+
+
+def test_calls_take_turns_and_the_warm_up_is_not_counted():
+    calls = []
+    seconds = timing.alternate(2, lambda: calls.append("a"), lambda: calls.append("b"))
+    assert "".join(calls) == "baabba"
+    assert [len(record) for record in seconds] == [2, 2]
+
+
+def test_extrapolation_is_proportional_to_the_steps_not_run():
+    assert benchmark.extrapolate(0.5, 10) == 50
+    assert benchmark.extrapolate(0.5, 1000) == 0.5
+
+
+def test_bounds_are_upper_and_nan_breaks_them():
+    values = {"forward_32": 0.95, "train_64": 1.01, "second_start": math.nan, "unknown": 9.0}
+    assert [line.split(":")[0] for line in benchmark.broken_bounds(values)] == [
+        "train_64",
+        "second_start",
+    ]
+
+
+def test_a_markdown_table_has_equally_long_lines():
+    lines = benchmark.markdown(["a", "longer"], [["wide cell", "1"], ["x", "2"]]).splitlines()
+    assert lines[0] == "| a         | longer |"
+    assert lines[1] == "| --------- | ------ |"
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_time_limit_ends_what_takes_longer():
+    with pytest.raises(TimeoutError), benchmark.time_limit(1):
+        time.sleep(10)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    pytest.importorskip("torch")
+    result = benchmark.Benchmark(EFFORT, 8, 1, 0.0, **TINY)
+    result.agree()
+    result.speed(32)
+    return result
+
+
+def test_everything_is_measured_and_written(measured, tmp_path):
+    report = json.loads(json.dumps(measured.report))
+    assert tuple(report["ratios"]) == ROWS
+    for row in report["ratios"].values():
+        low, high = row["interval"]
+        assert 0 < low <= row["median"] <= high
+        assert {name: len(seconds) for name, seconds in row["timed_seconds"].items()} == {
+            "JAX": 2,
+            "eager": 2,
+        }
+    train = report["ratios"]["train_32"]
+    # A quicker reference makes the ratio larger.
+    assert train["against_quickest_adam"]["median"] >= train["median"]
+    steps = report["sampling_32"]["seconds_of_1000_steps"]
+    assert steps["JAX"] == pytest.approx(500 * report["seconds"]["sampling_32"]["JAX"])
+    assert report["data_pipeline"]["share_alone"] > 0
+    assert set(report["agreement"]) == {"32 px", "forward_32"}
+    assert set(measured.values()) == {*ROWS, "data_pipeline"}
+    tables = measured.tables()
+    assert "| train step, 32 px " in tables
+    save_ratios(tmp_path / "benchmark.png", report["ratios"], benchmark.BOUNDS, "tiny")
+    assert (tmp_path / "benchmark.png").stat().st_size > 1000
+
+
+def test_models_that_disagree_are_not_timed(measured):
+    torch = pytest.importorskip("torch")
+    weight = measured.torch_model.init_conv.weight
+    before, times = measured.params, dict(measured.report["seconds"])
+    measured.params = jax.tree.map(np.copy, before)
+    measured.params["init_conv"]["kernel"] += 1e-3
+    try:
+        with pytest.raises(UserError, match=r"disagree, so nothing is timed: forward_32, output"):
+            measured.speed(32)
+    finally:
+        measured.params = before
+    assert measured.report["seconds"] == times
+    assert torch.isfinite(weight).all()
+
+
+def test_without_torch_jax_is_measured_alone(monkeypatch, capsys):
+    real = builtins.__import__
+
+    def no_torch(name, *arguments, **more):
+        if name == "torch" or name.startswith("torch_ref"):
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        return real(name, *arguments, **more)
+
+    monkeypatch.setattr(builtins, "__import__", no_torch)
+    alone = benchmark.Benchmark(EFFORT, 8, 1, 0.0, **TINY)
+    alone.agree()
+    alone.speed(32)
+    assert "note: torch is not installed" in capsys.readouterr().out
+    assert alone.report["ratios"] == {}
+    assert tuple(alone.report["seconds"]) == ROWS
+    assert set(alone.values()) == {"data_pipeline"}
+    assert "| train step, 32 px " in alone.tables()
+
+
+def test_a_fresh_process_that_fails_leaves_the_rest(monkeypatch, capsys):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(programs.sys, "executable", "/does/not/exist")
+    alone = benchmark.Benchmark(EFFORT, 8, 1, 0.0, **TINY)
+    alone.starts()
+    assert "note: the start of a fresh process could not be measured" in capsys.readouterr().out
+    assert "start" not in alone.report

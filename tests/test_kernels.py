@@ -1,0 +1,116 @@
+"""The operations with a backward pass of their own, against automatic differentiation in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from diffusion_jax import attention as attention_module
+from diffusion_jax.attention import attention
+from diffusion_jax.normalization import group_norm
+from diffusion_jax.upsampling import upsample, upsample_conv
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+
+
+def value_and_gradients(function, *arguments):
+    """Value and the gradients of a sum with random weights."""
+
+    @jax.jit
+    def both(*arguments):
+        out, pullback = jax.vjp(function, *arguments)
+        return out, pullback(normal(99, *out.shape).astype(out.dtype))
+
+    return both(*arguments)
+
+
+def assert_same(function, plain, *arguments, rtol=1e-11):
+    got = value_and_gradients(function, *arguments)
+    wanted = value_and_gradients(plain, *arguments)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == b.dtype == jnp.float64
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * float(jnp.max(jnp.abs(b))))
+
+
+@pytest.mark.parametrize("silu", [False, True])
+def test_group_norm_is_flax_group_norm_then_silu(silu):
+    layer = nn.GroupNorm(
+        4, epsilon=1e-5, dtype=jnp.float64, param_dtype=jnp.float64, use_fast_variance=False
+    )
+
+    def plain(x, scale, bias):
+        with jax.numpy_dtype_promotion("standard"):
+            y = layer.apply({"params": {"scale": scale, "bias": bias}}, x)
+        return nn.silu(y) if silu else y
+
+    x = 3 + 2 * normal(0, 3, 4, 6, 8)
+    arguments = x, 1 + normal(1, 8), normal(2, 8)
+    assert_same(lambda *a: group_norm(*a, 4, silu=silu), plain, *arguments)
+
+
+def test_group_norm_keeps_its_digits_far_from_zero():
+    """Two passes: a mean 10^4 deviations away costs four digits, not eight."""
+    x = 1e4 + normal(3, 2, 8, 8, 8)
+    ones, zeros = jnp.ones(8, jnp.float32), jnp.zeros(8, jnp.float32)
+    exact = group_norm(x, jnp.ones(8), jnp.zeros(8), 2)
+    got = group_norm(x.astype(jnp.float32), ones, zeros, 2)
+    np.testing.assert_allclose(got, exact, atol=2e-3)
+
+
+def plain_attention(q, k, v):
+    logits = jnp.einsum("bqhs,bkhs->bhqk", q, k) / q.shape[-1] ** 0.5
+    return jnp.einsum("bhqk,bkhs->bqhs", jax.nn.softmax(logits, axis=-1), v)
+
+
+# Heads all at once, in equal turns, and in turns with a rest.
+@pytest.mark.parametrize("cached", [2**20, 2 * 12**2, 4 * 12**2])
+def test_attention_and_its_gradients(monkeypatch, cached):
+    monkeypatch.setattr(attention_module, "_CACHED_WEIGHTS", cached)
+    q, k, v = (normal(seed, 3, 12, 2, 4) for seed in (4, 5, 6))
+    assert_same(attention, plain_attention, 3 * q, k, v)
+
+
+def test_attention_of_huge_logits_is_finite():
+    q, k, v = (1e4 * normal(seed, 1, 6, 1, 4) for seed in (7, 8, 9))
+    out, gradients = value_and_gradients(attention, q, k, v)
+    nearest = jnp.argmax(jnp.einsum("bqhs,bkhs->bqk", q, k)[0], axis=-1)
+    np.testing.assert_allclose(out[0, :, 0], v[0, nearest, 0])
+    assert all(bool(jnp.all(jnp.isfinite(g))) for g in gradients)
+
+
+def test_attention_in_bfloat16_sums_in_float32():
+    """4096 equal weights: their sum is exact in float32, in bfloat16 it would stop at 256."""
+    q = jnp.zeros((1, 4096, 1, 2), jnp.bfloat16)
+    v = jnp.ones((1, 4096, 1, 2), jnp.bfloat16)
+    out, (_, _, dv) = value_and_gradients(attention, q, q, v)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out.astype(jnp.float32), 1)
+    weight = np.asarray(normal(99, 1, 4096, 1, 2).astype(jnp.bfloat16), np.float64)
+    np.testing.assert_allclose(
+        np.asarray(dv, np.float64), np.broadcast_to(weight.mean(1, keepdims=True), dv.shape), 2e-2
+    )
+
+
+def test_upsampling_is_nearest():
+    x = np.arange(24.0).reshape(1, 2, 3, 4)
+    np.testing.assert_array_equal(upsample(jnp.asarray(x)), x.repeat(2, 1).repeat(2, 2))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 1, 5, 2)])
+def test_folded_upsampling_is_upsampling_then_convolution(shape):
+    def plain(h, kernel):
+        repeated = jnp.repeat(jnp.repeat(h, 2, 1), 2, 2)
+        return jax.lax.conv_general_dilated(
+            repeated, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    assert_same(upsample_conv, plain, normal(10, *shape), normal(11, 3, 3, shape[-1], 5))
