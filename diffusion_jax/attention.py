@@ -1,8 +1,8 @@
 """Attention with a backward pass of its own, or the device's fused kernel.
 
-The weights of 1024 pixels, 4 heads and a batch of 8 take 128 MiB in float32. On the CPU, where
-reading and writing them costs more than computing them, a few heads at a time stay in the cache,
-and the backward pass computes them again from the logarithm of their sum.
+The weights of 1024 pixels, 4 heads and a batch of 8 take 128 MiB in float32: reading and writing
+them costs the CPU more than computing them. So one head after another is taken, whose weights stay
+in the cache, and the backward pass computes them again. Fewer pixels are quicker all at once.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# Weights that the heads taken together may have; measured on caches of 1 MiB a core.
-_CACHED_WEIGHTS = 2**20
+# Between 256 pixels, quicker at once, and 1024, quicker in turns (caches: 1 MiB a core, 32 shared).
+_PIXELS_AT_ONCE = 512
 
 
 def attention(q: Array, k: Array, v: Array, fused: bool = False) -> Array:
@@ -54,16 +54,14 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _over_heads(one_head: Callable[..., Any], *arrays: Array) -> Any:
-    """Applies a function of one head's arrays to all heads: on the CPU some at a time."""
-    heads, pixels = arrays[0].shape[:2]
-    together = min(heads, max(1, _CACHED_WEIGHTS // pixels**2))
+    """Applies a function of one head's arrays to all heads; on the CPU in turns where it pays."""
+    at_once = jax.vmap(one_head)
+    if arrays[0].shape[1] <= _PIXELS_AT_ONCE:
+        return at_once(*arrays)
 
     def in_turns(*arrays: Array) -> Any:
-        return jax.lax.map(lambda each: one_head(*each), arrays, batch_size=together)
+        return jax.lax.map(lambda each: one_head(*each), arrays)
 
-    at_once = jax.vmap(one_head)
-    if together == heads:
-        return at_once(*arrays)
     return jax.lax.platform_dependent(*arrays, cpu=in_turns, default=at_once)
 
 
@@ -73,37 +71,43 @@ def _attention(q: Array, k: Array, v: Array) -> Array:
 
 
 def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
-    scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    keep = q.shape[1] <= _PIXELS_AT_ONCE
 
-    def one_head(q: Array, k_transposed: Array, v: Array) -> tuple[Array, Array]:
+    def one_head(q: Array, k_transposed: Array, v: Array) -> tuple[Array, ...]:
         logits = _product(q, k_transposed)
         largest = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = _product(weights.astype(v.dtype), v) / total
-        return out.astype(v.dtype), largest + jnp.log(total)
+        weights = weights.astype(v.dtype)
+        out = _product(weights, v) / total
+        return out.astype(v.dtype), total, weights if keep else largest
 
+    scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     by_head = _heads_first(scaled), _heads_first(k), _heads_first(v)
-    out, log_total = _over_heads(one_head, by_head[0], jnp.swapaxes(by_head[1], 1, 2), by_head[2])
-    return _heads_last(out, len(q)), (*by_head, out, log_total)
+    kept = _over_heads(one_head, by_head[0], jnp.swapaxes(by_head[1], 1, 2), by_head[2])
+    return _heads_last(kept[0], len(q)), (*by_head, *kept)
 
 
 def _backward(kept: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array]:
-    # p = softmax, o = p v:  dv = p^T do,  ds = p (do v^T - rowsum(do o)),  dq = ds k,  dk = ds^T q.
-    # All products are with the weights as they lie: transposing them costs as much as a product.
-    q, k, v, out, log_total = kept
-    do = _heads_first(gradient)
-    drop = jnp.sum(do.astype(log_total.dtype) * out.astype(log_total.dtype), axis=-1, keepdims=True)
+    # With the weights w = exp(logits - largest), o = w v/sum(w):  dv = w^T (do/sum),
+    # ds = w ((do/sum) v^T - rowsum(do o)/sum),  dq = ds k,  dk = ds^T q.
+    # All products take the weights as they lie: transposing them costs as much as a product.
+    q, k, v, out, total, weights_or_largest = kept
+    keep = q.shape[1] <= _PIXELS_AT_ONCE
+    do = _heads_first(gradient).astype(total.dtype) / total
+    drop = jnp.sum(do * out.astype(total.dtype), axis=-1, keepdims=True)
 
     def one_head(
-        q: Array, k: Array, v_transposed: Array, do: Array, log_total: Array, drop: Array
+        q: Array, k: Array, v_transposed: Array, do: Array, drop: Array, weights: Array
     ) -> tuple[Array, Array, Array]:
-        weights = jnp.exp(_product(q, k.T) - log_total)
-        ds = (weights * (_product(do, v_transposed) - drop)).astype(q.dtype)
+        if not keep:
+            weights = jnp.exp(_product(q, k.T) - weights)
+        ds = weights.astype(drop.dtype) * (_product(do, v_transposed) - drop)
+        ds = ds.astype(q.dtype)
         return _product(ds, k), _product(q.T, ds), _product(do.T, weights.astype(q.dtype))
 
-    v_transposed = jnp.swapaxes(v, 1, 2)
-    dq, dk, dv = _over_heads(one_head, q, k, v_transposed, do, log_total, drop)
+    arrays = q, k, jnp.swapaxes(v, 1, 2), do.astype(v.dtype), drop, weights_or_largest
+    dq, dk, dv = _over_heads(one_head, *arrays)
     dq = dq * jnp.asarray(q.shape[-1] ** -0.5, dq.dtype)
     by_head = dq, jnp.swapaxes(dk, 1, 2), jnp.swapaxes(dv, 1, 2)
     batch = len(gradient)

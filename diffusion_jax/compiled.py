@@ -86,11 +86,14 @@ class Instruction:
         return next((group for group in found.groups() if group), "") if found else ""
 
 
-def _shapes(text: str) -> tuple[Shape, ...]:
+def _shapes(text: str, layouts: bool) -> tuple[Shape, ...]:
     def numbers(text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(",") if number)
 
-    return tuple(Shape(m[1], numbers(m[2]), numbers(m[3] or "")) for m in _SHAPE.finditer(text))
+    return tuple(
+        Shape(m[1], numbers(m[2]), numbers(m[3] or "") if layouts else ())
+        for m in _SHAPE.finditer(text)
+    )
 
 
 def _closing(text: str) -> int:
@@ -105,6 +108,8 @@ def _closing(text: str) -> int:
 
 def instructions(text: str) -> list[Instruction]:
     """The instructions of an HLO module, of all computations that its entry comes to."""
+    # Before compilation a layout only says in which order the axes came about.
+    layouts = "is_scheduled=true" in text.split("\n", 1)[0]
     computations: dict[str, list[tuple[bool, str, str, str, str]]] = {}
     entry, lines = "", []
     for line in text.splitlines():
@@ -142,7 +147,7 @@ def instructions(text: str) -> list[Instruction]:
     roots = {name: next((b[3] for b in body if b[0]), "") for name, body in computations.items()}
     result = []
     for name in order:
-        types = {b[1]: _shapes(b[2]) for b in computations[name]}
+        types = {b[1]: _shapes(b[2], layouts) for b in computations[name]}
         for _, _, shape, opcode, rest in computations[name]:
             end = _closing(rest)
             given = [word.strip().rsplit(" ", 1)[-1].lstrip("%") for word in rest[:end].split(",")]
@@ -151,7 +156,9 @@ def instructions(text: str) -> list[Instruction]:
             if opcode.startswith(("reduce", "all-reduce")):
                 reducer = next((roots.get(c.lstrip("%"), "") for c in _CALLED.findall(rest)), "")
             result.append(
-                Instruction(opcode, _shapes(shape), operands, rest[end:], times[name], reducer)
+                Instruction(
+                    opcode, _shapes(shape, layouts), operands, rest[end:], times[name], reducer
+                )
             )
     return result
 
