@@ -117,7 +117,8 @@ def instructions(text: str) -> list[Instruction]:
             lines = computations.setdefault(header[2].lstrip("%"), [])
             entry = header[2].lstrip("%") if header[1] else entry
         elif found := _INSTRUCTION.match(line):
-            lines.append((bool(found[1]), found[2].lstrip("%"), *found.group(3, 4, 5)))
+            parts = found[3], found[4], found[5]
+            lines.append((bool(found[1]), found[2].lstrip("%"), *parts))
 
     called = {
         name: [
@@ -279,10 +280,11 @@ def transposes(
 
 
 def narrow_sums(program: Sequence[Instruction]) -> dict[tuple[str, str], int]:
-    """Number of sums that add in less than float32, by shape and origin.
+    """Number of sums of more than a few numbers that add in less than float32, by shape and origin.
 
-    Statistics of norms, softmax, loss and gradients must not be among them. Matrix products and
-    convolutions are not meant: their 16-bit kernels add in float32.
+    Statistics of norms, softmax, loss and gradients must not be among them. Sums of up to 8 numbers
+    (up-sampling's gradient has 4) lose little more than their result's rounding. Matrix products
+    and convolutions are not meant: their 16-bit kernels add in float32.
     """
     return _total(
         ((f"{i.operands[0]} -> {i.shapes[0]}", i.origin), i.times)
@@ -290,6 +292,10 @@ def narrow_sums(program: Sequence[Instruction]) -> dict[tuple[str, str], int]:
         if i.opcode in ("reduce", "reduce-window", "all-reduce", "all-reduce-start")
         and i.reducer == "add"
         and any(shape.dtype in ("bf16", "f16") for shape in i.shapes)
+        and (
+            i.opcode.startswith("all-reduce")
+            or math.prod(i.operands[0].dims) > 8 * math.prod(i.shapes[0].dims)
+        )
     )
 
 

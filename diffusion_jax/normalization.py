@@ -81,6 +81,9 @@ def _backward(
         dy = dy * sigmoid * (1 + y * (1 - sigmoid))
     sum_dy = jnp.sum(dy, axis=(1, 2))
     sum_dy_normal = jnp.sum(dy * normal, axis=(1, 2))
+    # Without it XLA makes the sums over the batch below sums over all of dy, which no longer go
+    # with these and leave dy in memory.
+    sum_dy, sum_dy_normal = jax.lax.optimization_barrier((sum_dy, sum_dy_normal))
     # dx = rate (g - <g> - normal <g normal>), g = scale dy, the averages over each group.
     count = x.shape[1] * x.shape[2] * x.shape[3] // groups
     average = _sum_over_groups(scale[None] * sum_dy, groups) / count

@@ -50,44 +50,71 @@ def _param_dtype(dtype: DTypeLike) -> DTypeLike:
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
-def conv(
-    features: int, fan_in: int, kernel: int = 3, stride: int = 1, *, dtype: DTypeLike, name: str
-) -> nn.Conv:
+def _add(h: Array, offset: Array) -> Array:
+    """Sum of the two, rounded once to h's type; the offset's gradient is summed in its own type."""
+    return (h.astype(offset.dtype) + offset).astype(h.dtype)
+
+
+class Conv(nn.Module):
     """A square convolution, padded by kernel//2 on every side as PyTorch does.
 
-    Flax's SAME padding of a stride-2 convolution is asymmetric, hence the explicit numbers.
+    Attributes:
+      features: channels of the result.
+      kernel: pixels a side.
+      stride: 2 halves height and width. (SAME padding would be asymmetric there.)
+      upsample: double height and width first, by the nearest neighbour; 3x3, stride 1 only.
+      dtype: compute type.
     """
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        (stride, stride),
-        padding=[(kernel // 2, kernel // 2)] * 2,
-        dtype=dtype,
-        param_dtype=_param_dtype(dtype),
-        kernel_init=torch_kernel_init,
-        bias_init=torch_bias_init(fan_in * kernel**2),
-        name=name,
-    )
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    upsample: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        """(batch, height, width, any) to (batch, new height, new width, features)."""
+        shape = (self.kernel, self.kernel, h.shape[-1], self.features)
+        dtype = _param_dtype(self.dtype)
+        kernel = self.param("kernel", torch_kernel_init, shape, dtype)
+        bias_init = torch_bias_init(h.shape[-1] * self.kernel**2)
+        bias = self.param("bias", bias_init, (self.features,), dtype)
+        h, kernel = h.astype(self.dtype), kernel.astype(self.dtype)
+        if self.upsample:
+            h = upsample_conv(h, kernel)
+        else:
+            strides, padding = (self.stride,) * 2, [(self.kernel // 2,) * 2] * 2
+            h = jax.lax.conv_general_dilated(
+                h, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        return _add(h, bias[None, None, None])
 
 
-def dense(
-    features: int,
-    fan_in: int,
-    *,
-    dtype: DTypeLike,
-    name: str,
-    kernel_init: nn.initializers.Initializer = torch_kernel_init,
-    bias_init: nn.initializers.Initializer | None = None,
-) -> nn.Dense:
-    """A linear layer, by default with PyTorch's initial distribution."""
-    return nn.Dense(
-        features,
-        dtype=dtype,
-        param_dtype=_param_dtype(dtype),
-        kernel_init=kernel_init,
-        bias_init=bias_init or torch_bias_init(fan_in),
-        name=name,
-    )
+class Dense(nn.Module):
+    """A linear layer, by default with PyTorch's initial distribution.
+
+    Attributes:
+      features: length of the result.
+      dtype: compute type.
+      kernel_init: distribution of the initial kernel (any, features).
+      bias_init: distribution of the initial bias; by default `torch_bias_init`.
+    """
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = torch_kernel_init
+    bias_init: nn.initializers.Initializer | None = None
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        """(..., any) to (..., features)."""
+        fan_in, dtype = h.shape[-1], _param_dtype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (fan_in, self.features), dtype)
+        bias_init = self.bias_init or torch_bias_init(fan_in)
+        bias = self.param("bias", bias_init, (self.features,), dtype)
+        h = jnp.matmul(h.astype(self.dtype), kernel.astype(self.dtype))
+        return _add(h, jax.lax.expand_dims(bias, range(h.ndim - 1)))
 
 
 def group_norm(dtype: DTypeLike, name: str, silu: bool = False) -> GroupNorm:
@@ -118,11 +145,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, h: Array, dropout_keys: Array | None = None) -> Array:
         """(batch, height, width, any) to (batch, height, width, features)."""
-        fan_in = h.shape[-1]
         h = group_norm(self.dtype, "norm", silu=True)(h)
         if self.dropout > 0 and dropout_keys is not None:
             h = channel_dropout(h, self.dropout, dropout_keys)
-        return conv(self.features, fan_in, dtype=self.dtype, name="conv")(h)
+        return Conv(self.features, dtype=self.dtype, name="conv")(h)
 
 
 class SelfAttention(nn.Module):
@@ -137,23 +163,16 @@ class SelfAttention(nn.Module):
         batch, height, width, channels = h.shape
         pixels = group_norm(self.dtype, "norm")(h).reshape(batch, height * width, channels)
         # PyTorch's MultiheadAttention: Xavier over the packed (3C, C) weight, both biases zero.
-        qkv = dense(
+        qkv = Dense(
             3 * channels,
-            channels,
-            dtype=self.dtype,
+            self.dtype,
+            nn.initializers.xavier_uniform(),
+            nn.initializers.zeros,
             name="in_proj",
-            kernel_init=nn.initializers.xavier_uniform(),
-            bias_init=nn.initializers.zeros,
         )(pixels)
         q, k, v = jnp.split(qkv.reshape(batch, -1, 3 * HEADS, channels // HEADS), 3, axis=2)
         out = attention(q, k, v, self.fused).reshape(pixels.shape)
-        out = dense(
-            channels,
-            channels,
-            dtype=self.dtype,
-            name="out_proj",
-            bias_init=nn.initializers.zeros,
-        )(out)
+        out = Dense(channels, self.dtype, bias_init=nn.initializers.zeros, name="out_proj")(out)
         return h + out.reshape(h.shape)
 
 
@@ -170,31 +189,15 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Array, time: Array, dropout_keys: Array | None = None) -> Array:
         """(batch, height, width, any) and time (batch, 4C) to (batch, height, width, features)."""
         h = Block(self.features, dtype=self.dtype, name="block1")(x)
-        shift = dense(self.features, time.shape[-1], dtype=self.dtype, name="dense")(nn.silu(time))
-        h = h + shift[:, None, None, :]
+        shift = Dense(self.features, self.dtype, name="dense")(nn.silu(time))
+        h = _add(h, shift.astype(_param_dtype(self.dtype))[:, None, None, :])
         h = Block(self.features, self.dropout, self.dtype, name="block2")(h, dropout_keys)
         if x.shape[-1] != self.features:
-            x = conv(self.features, x.shape[-1], kernel=1, dtype=self.dtype, name="res_conv")(x)
+            x = Conv(self.features, kernel=1, dtype=self.dtype, name="res_conv")(x)
         h = h + x
         if self.attention:
             h = SelfAttention(self.dtype, self.fused_attention, name="attention")(h)
         return h
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour up-sampling by 2, then a 3x3 convolution."""
-
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, h: Array) -> Array:
-        """(batch, height, width, channels) to twice the height and width."""
-        channels = h.shape[-1]
-        dtype = _param_dtype(self.dtype)
-        kernel = self.param("kernel", torch_kernel_init, (3, 3, channels, channels), dtype)
-        bias = self.param("bias", torch_bias_init(9 * channels), (channels,), dtype)
-        h = upsample_conv(h, kernel.astype(self.dtype))
-        return h + bias.astype(self.dtype)[None, None, None]
 
 
 class UNet(nn.Module):
@@ -291,11 +294,11 @@ class UNet(nn.Module):
             return block(h, time, keys)
 
         table = jnp.asarray(sinusoidal_table(width), dtype)
-        time = dense(4 * width, width, dtype=dtype, name="time_dense1")(table[step])
+        time = Dense(4 * width, dtype, name="time_dense1")(table[step])
         time = nn.gelu(time, approximate=False)
-        time = dense(4 * width, 4 * width, dtype=dtype, name="time_dense2")(time)
+        time = Dense(4 * width, dtype, name="time_dense2")(time)
 
-        h = conv(width, self.channels, dtype=dtype, name="init_conv")(x.astype(dtype))
+        h = Conv(width, dtype=dtype, name="init_conv")(x)
         skips = [h]
         index = 0
         for level, multiple in enumerate(self.multiples, 1):
@@ -305,8 +308,7 @@ class UNet(nn.Module):
                 skips.append(h)
                 index += 1
             if level < len(self.multiples):
-                size = h.shape[-1]
-                h = conv(size, size, stride=2, dtype=dtype, name=f"encoder{index}")(h)
+                h = Conv(h.shape[-1], stride=2, dtype=dtype, name=f"encoder{index}")(h)
                 skips.append(h)
                 index += 1
 
@@ -321,7 +323,7 @@ class UNet(nn.Module):
                 h = residual(h, name, width * multiple, attention)
                 index += 1
             if level > 1:
-                h = Upsample(dtype, name=f"decoder{index}")(h)
+                h = Conv(h.shape[-1], upsample=True, dtype=dtype, name=f"decoder{index}")(h)
                 index += 1
         return Block(self.channels, dtype=dtype, name="final_block")(h).astype(x.dtype)
 

@@ -118,7 +118,7 @@ def test_attention_is_softmax_of_scaled_products(monkeypatch):
 
 def test_downsampling_is_padded_on_every_side():
     """A stride-2 convolution whose kernel is its centre picks the even pixels: padding 1, not 0."""
-    layer = unet.conv(1, 1, stride=2, dtype=jnp.float32, name="down")
+    layer = unet.Conv(1, stride=2)
     kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
     x = jnp.arange(64.0).reshape(1, 8, 8, 1)
     out = layer.apply({"params": {"kernel": kernel, "bias": jnp.zeros(1)}}, x)

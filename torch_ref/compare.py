@@ -133,8 +133,8 @@ def flax_block(name: str, params: Mapping[str, Any], dtype: Any) -> Callable[...
         return applied(unet.Block(params["conv"]["bias"].size, dtype=dtype))
     features = params["bias"].size
     if name.startswith("decoder"):
-        return applied(unet.Upsample(dtype))
-    return applied(unet.conv(features, features, stride=2, dtype=dtype, name=name))
+        return applied(unet.Conv(features, upsample=True, dtype=dtype))
+    return applied(unet.Conv(features, stride=2, dtype=dtype))
 
 
 def compare_block(
