@@ -50,9 +50,25 @@ def _param_dtype(dtype: DTypeLike) -> DTypeLike:
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
+@jax.custom_vjp
 def _add(h: Array, offset: Array) -> Array:
-    """Sum of the two, rounded once to h's type; the offset's gradient is summed in its own type."""
-    return (h.astype(offset.dtype) + offset).astype(h.dtype)
+    """Sum in h's type, the offset broadcast; its gradient is summed in the offset's own type.
+
+    Adding in the wider type would do the same, but leave a wide copy of the gradient in memory.
+    """
+    return h + offset.astype(h.dtype)
+
+
+def _add_forward(h: Array, offset: Array) -> tuple[Array, Array]:
+    return _add(h, offset), offset
+
+
+def _add_backward(offset: Array, gradient: Array) -> tuple[Array, Array]:
+    axes = tuple(axis for axis, size in enumerate(offset.shape) if size == 1)
+    return gradient, jnp.sum(gradient.astype(offset.dtype), axes, keepdims=True)
+
+
+_add.defvjp(_add_forward, _add_backward)
 
 
 class Conv(nn.Module):

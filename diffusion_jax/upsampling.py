@@ -77,7 +77,8 @@ def _forward(h: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     # Without it XLA keeps the up-sampled features of the forward pass.
-    _, pullback = jax.vjp(_unfolded, *jax.lax.optimization_barrier(kept))
+    kept, gradient = jax.lax.optimization_barrier((kept, gradient))
+    _, pullback = jax.vjp(_unfolded, *kept)
     return pullback(gradient)
 
 
