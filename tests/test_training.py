@@ -193,20 +193,6 @@ def test_parallel_step_is_the_plain_step(state):
     assert_same_moments(one, eight)
 
 
-def test_the_step_lowers_for_cuda(state):
-    """With its all-reduces, its state donated, and no call back to the host."""
-    parallel = parallel_step()
-    batch = jnp.zeros((8, 2, *SHAPE), jnp.uint8)
-    exported = jax.export.export(jax.jit(parallel), platforms=["cuda"])(state, batch)
-    text = exported.mlir_module()
-    assert exported.nr_devices == 8
-    assert "all_reduce" in text
-    assert "callback" not in text
-    lowered = parallel.lower(state, batch).as_text()
-    donated = lowered.count("jax.buffer_donor") + lowered.count("tf.aliasing_output")
-    assert donated == len(jax.tree.leaves(state))
-
-
 def test_several_updates_in_one_call_are_the_same_updates(state):
     """On eight devices, to the last bit but for what a loop's body fuses differently."""
     parallel = parallel_step()

@@ -1,0 +1,273 @@
+"""The train step lowered for a GPU, and the functions that read such programs."""
+
+import dataclasses
+import importlib.util
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from diffusion_jax import compiled, training
+from diffusion_jax.config import TrainingConfig
+from diffusion_jax.devices import AXIS
+from diffusion_jax.errors import UserError
+from diffusion_jax.schedule import linear_schedule
+from diffusion_jax.unet import UNet, num_parameters
+from experiments.gpu_report import (
+    Options,
+    broken_bounds,
+    check,
+    cudnn_answers,
+    gpu_mesh,
+    load_target,
+    lower_step,
+)
+
+SIZE, BATCH, DEVICES = 16, 4, 2
+MODEL = UNet(
+    base_channels=16,
+    multiples=(1, 2),
+    attention_levels=(2,),
+    num_res_blocks=1,
+    dtype=jnp.bfloat16,
+    fused_attention=True,
+)
+ATTENTIONS = 4  # one in the encoder, two in the decoder, one in the bottleneck
+CONFIG = TrainingConfig(batch_size=BATCH)
+CUDNN = load_target("h100").cudnn
+
+
+def lower(function, *arguments, platform="cuda"):
+    """A function's program for one device."""
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,))
+
+
+def read(lowered):
+    return compiled.instructions(lowered.as_text(dialect="hlo", debug_info=True))
+
+
+def array(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@pytest.fixture(scope="module")
+def lowered():
+    mesh = Mesh(np.array(jax.devices()[:DEVICES]), (AXIS,))
+    with cudnn_answers(CUDNN):
+        return lower_step(MODEL, CONFIG, SIZE, mesh)
+
+
+@pytest.fixture(scope="module")
+def program(lowered):
+    return read(lowered)
+
+
+@pytest.fixture(scope="module")
+def kernels(lowered):
+    arguments = jax.tree.leaves(lowered.in_avals)
+    return {a.shape for a in arguments if jnp.issubdtype(a.dtype, jnp.floating)}
+
+
+def test_it_is_the_pmapped_step(lowered, monkeypatch):
+    """All that counts: its products, its library calls, its sums over the devices."""
+    monkeypatch.setattr(jax, "device_count", lambda: DEVICES)
+    optimizer = training.make_optimizer(CONFIG)
+    parallel = training.make_parallel_train_step(
+        MODEL, linear_schedule(), optimizer, jnp.zeros(3), CONFIG
+    )
+    images = array(DEVICES, BATCH // DEVICES, SIZE, SIZE, 3, dtype=jnp.uint8)
+    with cudnn_answers(CUDNN):
+        state = jax.eval_shape(
+            lambda key: training.init_state(MODEL, optimizer, key, (SIZE, SIZE, 3)),
+            jax.random.key(0),
+        )
+        pmapped = jax.export.export(
+            jax.jit(parallel),
+            platforms=["cuda"],
+            disabled_checks=[
+                jax.export.DisabledSafetyCheck.custom_call(f"__cudnn$fmhaSoftmax{way}")
+                for way in ("", "Backward")
+            ],
+        )(state, images)
+    assert pmapped.nr_devices == DEVICES
+
+    def operations(text):
+        names = r"stablehlo\.(?:convolution|dot_general|all_reduce)|@__cudnn\$\w+"
+        return Counter(re.findall(names, text))
+
+    assert operations(pmapped.mlir_module()) == operations(lowered.as_text())
+    assert len(operations(lowered.as_text())) == 5
+
+
+def test_every_convolution_is_nhwc(program):
+    assert sum(compiled.convolutions(program).values()) > 3 * 10
+    assert compiled.other_layouts(program) == {}
+
+
+def test_only_the_fused_attention_names_its_heads_otherwise(program, kernels):
+    """Its results' axes, one forward and three backward, which is a choice of layout, no move."""
+    found = compiled.transposes(program, kernels)
+    assert sum(found.values()) == 4 * ATTENTIONS
+    assert all("dot_product_attention" in origin for _, origin in found)
+
+
+def test_attention_is_fused_forward_and_backward(program):
+    assert compiled.fused_attentions(program) == {"forward": ATTENTIONS, "backward": ATTENTIONS}
+
+
+def test_sums_are_in_float32_under_bfloat16(program):
+    """Statistics of norms, loss, norm of the gradients, and the gradients of every bias."""
+    assert compiled.narrow_sums(program) == {}
+    assert compiled.products(program).keys() == {"bf16"}
+
+
+def test_the_state_is_donated_and_the_host_left_alone(lowered, program):
+    arrays = len(jax.tree.leaves(lowered.in_avals)) - 1  # the images are not
+    assert compiled.donated(lowered.as_text(dialect="hlo")) == arrays
+    assert compiled.host_calls(program) == {}
+
+
+def test_the_gradients_and_the_loss_are_what_is_reduced(program):
+    image, step = jnp.zeros((1, SIZE, SIZE, 3)), jnp.zeros(1, jnp.int32)
+    with cudnn_answers(CUDNN):
+        parameters = jax.eval_shape(MODEL.init, jax.random.key(0), image, step)
+    size = 4 * (1 + num_parameters(parameters))
+    found = compiled.collectives(program)
+    assert found.keys() == {"all-reduce"}
+    assert found["all-reduce"][1] == size
+
+
+def test_a_program_that_breaks_every_rule():
+    """What the tests above look for is seen where it is."""
+
+    def wrong(x, kernel, bias):
+        out = jax.lax.conv(x, kernel, (1, 1), "SAME")  # NCHW
+        out = jnp.swapaxes(jnp.swapaxes(out, 1, 2), 2, 3)
+        jax.debug.callback(lambda value: None, out[0, 0, 0, 0])
+        return jnp.sum(jax.nn.silu(out + bias[None, None, None]).astype(jnp.float32))
+
+    def both(x, kernel, bias):
+        return jax.grad(wrong, (1, 2))(x, kernel, bias)
+
+    b16 = jnp.bfloat16
+    arguments = array(2, 8, 16, 16, dtype=b16), array(8, 8, 3, 3, dtype=b16), array(8, dtype=b16)
+    lowered = lower(both, *arguments, platform="cpu")  # JAX lowers a call back for what is there
+    program = read(lowered)
+    assert compiled.other_layouts(program)
+    assert sum(compiled.host_calls(program).values()) == 1
+    assert [sum for sum, _ in compiled.narrow_sums(program)] == ["bf16[2,16,16,8] -> bf16[8]"]
+    assert sum(compiled.transposes(program, [(8, 8, 3, 3)]).values()) >= 2
+    assert compiled.donated(lowered.as_text(dialect="hlo")) == 0
+    assert compiled.fused_attentions(program) == {"forward": 0, "backward": 0}
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation"), [(1, "SAME", 1), (2, [(1, 1)] * 2, 1), (1, "VALID", 2)]
+)
+def test_flops_of_a_convolution_and_its_gradients(stride, padding, dilation):
+    """Against XLA's own count; both leave out what meets padding or a hole."""
+
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            padding,
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    x, kernel = array(3, 12, 10, 5), array(3, 3, 5, 7)
+    pull = array(*jax.eval_shape(convolve, x, kernel).shape)
+    for function in (
+        convolve,
+        lambda x, kernel, pull: jax.vjp(convolve, x, kernel)[1](pull),
+    ):
+        arguments = (x, kernel) if function is convolve else (x, kernel, pull)
+        lowered = lower(function, *arguments)
+        assert compiled.model_flops(lowered) == lowered.cost_analysis()["flops"]
+    if padding == "VALID":  # in closed form: 8 x 6 places, 9 taps, all of them real
+        assert compiled.model_flops(lower(convolve, x, kernel)) == 2 * 3 * 8 * 6 * 9 * 5 * 7
+
+
+def test_flops_of_products_count_every_call():
+    """A function that is called twice, as XLA writes it once, and a product over a batch."""
+    square = jax.jit(lambda a: a @ a)
+    lowered = lower(lambda a: square(square(a)), array(6, 6))
+    assert compiled.model_flops(lowered) == 2 * 2 * 6**3
+    lowered = lower(lambda a, b: jnp.einsum("bij,bkj->bik", a, b), array(5, 2, 3), array(5, 4, 3))
+    assert compiled.model_flops(lowered) == 2 * 5 * 2 * 3 * 4
+
+
+def test_flops_of_fused_attention_are_those_of_its_products():
+    """Two forward; four more backward, where the plain form has as many."""
+    q = array(2, 64, 4, 32, dtype=jnp.bfloat16)
+    one = 2 * 2 * 4 * 64 * 64 * 32
+
+    def attend(implementation):
+        def loss(q, k, v):
+            out = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+            return jnp.sum(out.astype(jnp.float32) ** 2)
+
+        return loss
+
+    with cudnn_answers(CUDNN), jax.numpy_dtype_promotion("standard"):
+        for implementation in ("cudnn", "xla"):
+            function = attend(implementation)
+            assert compiled.model_flops(lower(function, q, q, q)) == 2 * one
+            assert compiled.model_flops(lower(jax.grad(function, (0, 1, 2)), q, q, q)) == 6 * one
+
+
+def test_what_cannot_be_compiled_is_said_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="no target 'h9000': give one of a100, h100, or a file"):
+        load_target("h9000")
+    wrong = tmp_path / "wrong.txtpb"
+    wrong.write_text("gpu_device_info {}")
+    with pytest.raises(UserError, match="is no target specification"):
+        load_target(str(wrong))
+    with pytest.raises(UserError, match="a batch of 64 can't be shared evenly by 3 device"):
+        check(Options(devices=(1, 3)))
+    if importlib.util.find_spec("jax_plugins") is None:
+        with pytest.raises(UserError, match="install it with EXTRAS=gpu-report"):
+            gpu_mesh(load_target("a100"), 1)
+
+
+def test_every_bound_is_seen_to_be_broken():
+    good = {
+        "batch": 64,
+        "devices": 1,
+        "fused": True,
+        "memory": {"temporary": int(2.5 * 2**30)},
+        "convolutions": {"cuDNN forward": 80},
+        "convolutions_not_nhwc": {},
+        "fused_attentions": {"forward": 11, "backward": 11},
+        "transposes": [],
+        "narrow_sums": [],
+        "collectives": {"all-reduce": (1, 100)},
+        "host_calls": {},
+        "donated": 1348,
+        "state_arrays": 1348,
+    }
+    options = Options()
+    assert broken_bounds(options, good) == []
+    remat = dataclasses.replace(options, model=dataclasses.replace(options.model, remat=True))
+    assert ["2.50 GiB" in line for line in broken_bounds(remat, good)] == [True]
+    other = dataclasses.replace(options, image_size=32)
+    bad = {
+        "memory": {"temporary": int(2.7 * 2**30)},
+        "convolutions": {"XLA": 1},
+        "convolutions_not_nhwc": {"bf01_oi01->bf01": 1},
+        "fused_attentions": {"forward": 11, "backward": 10},
+        "transposes": [["bf16[64,64,64,64]", "somewhere", 1]],
+        "narrow_sums": [["bf16[64,64] -> bf16[64]", "somewhere", 1]],
+        "collectives": {"all-reduce": (4, 100)},
+        "host_calls": {"xla_ffi_python_gpu_callback": 1},
+        "donated": 1347,
+    }
+    for name, value in bad.items():
+        assert len(broken_bounds(options, good | {name: value})) == 1, name
+        assert len(broken_bounds(other, good | {name: value})) == (name != "memory"), name
