@@ -177,8 +177,8 @@ def convolutions(program: Sequence[Instruction]) -> dict[str, int]:
         "__cudnn$convForward": "cuDNN forward",
         "__cudnn$convBiasActivationForward": "cuDNN forward",
         "__cudnn$convForwardGraph": "cuDNN forward",
-        "__cudnn$convBackwardInput": "cuDNN input gradient",
-        "__cudnn$convBackwardFilter": "cuDNN filter gradient",
+        "__cudnn$convBackwardInput": "cuDNN input-gradient",
+        "__cudnn$convBackwardFilter": "cuDNN filter-gradient",
     }
     return _total((kinds.get(i.target, "XLA"), i.times) for i in program if _is_convolution(i))
 

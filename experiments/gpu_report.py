@@ -305,7 +305,7 @@ def table(options: Options, target: Target, rows: Sequence[dict[str, Any]]) -> T
     line("model TFLOP an update, all GPUs", [f"{row['model_flops'] / 1e12:.2f}" for row in rows])
     kinds = sorted({kind for row in rows for kind in row["convolutions"]})
     for kind in kinds:
-        line(f"convolutions, {kind}", [str(row["convolutions"].get(kind, 0)) for row in rows])
+        line(f"{kind} convolutions", [str(row["convolutions"].get(kind, 0)) for row in rows])
     line("of these not NHWC", [str(sum(row["convolutions_not_nhwc"].values())) for row in rows])
     for way in ("forward", "backward"):
         line(f"fused attentions, {way}", [str(row["fused_attentions"][way]) for row in rows])

@@ -40,9 +40,9 @@ def test_the_papers_model_keeps_its_bounds():
     row = report_row(Options(), load_target("h100"), 64, 1)
     assert broken_bounds(Options(), row) == []
     assert row["convolutions"] == {
-        "cuDNN filter gradient": 66,
+        "cuDNN filter-gradient": 66,
         "cuDNN forward": 80,
-        "cuDNN input gradient": 51,
+        "cuDNN input-gradient": 51,
     }
     assert row["fused_attentions"] == {"forward": 11, "backward": 11}
     # A bound is seen to be broken.
