@@ -13,6 +13,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from diffusion_jax.backend import off_cpu_barrier
+
 
 def _sum_over_groups(h: Array, groups: int) -> Array:
     """Sums over the channels of each group, (batch, channels), at every one of its channels."""
@@ -83,7 +85,7 @@ def _backward(
     sum_dy_normal = jnp.sum(dy * normal, axis=(1, 2))
     # Without it XLA makes the sums over the batch below sums over all of dy, which no longer go
     # with these and leave dy in memory.
-    sum_dy, sum_dy_normal = jax.lax.optimization_barrier((sum_dy, sum_dy_normal))
+    sum_dy, sum_dy_normal = off_cpu_barrier((sum_dy, sum_dy_normal))
     # dx = rate (g - <g> - normal <g normal>), g = scale dy, the averages over each group.
     count = x.shape[1] * x.shape[2] * x.shape[3] // groups
     average = _sum_over_groups(scale[None] * sum_dy, groups) / count

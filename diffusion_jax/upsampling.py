@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffusion_jax.backend import off_cpu_barrier
+
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -77,7 +79,7 @@ def _forward(h: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     # Without it XLA keeps the up-sampled features of the forward pass.
-    kept, gradient = jax.lax.optimization_barrier((kept, gradient))
+    kept, gradient = off_cpu_barrier((kept, gradient))
     _, pullback = jax.vjp(_unfolded, *kept)
     return pullback(gradient)
 

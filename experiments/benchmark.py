@@ -31,7 +31,7 @@ import jaxlib
 import numpy as np
 import tyro
 
-from diffusion_jax import backend
+from diffusion_jax import backend, compiled
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots.benchmark import save_ratios
@@ -427,7 +427,7 @@ class Benchmark:
         """Images a second, and the share of the GPU's peak that the model's FLOPs take."""
         seconds = self.report["seconds"][f"train_{suffix}"]["JAX"]
         found = {"images_per_second": self.batch / seconds}
-        kind, flops = jax.devices()[0].device_kind, programs.model_flops(update)
+        kind, flops = jax.devices()[0].device_kind, compiled.model_flops(update.lowered)
         known = (peak for name, peak in PEAK_TFLOPS.items() if name in kind)
         peak = self.peak_tflops or next(known, None)
         if peak is None:
@@ -553,6 +553,7 @@ def main() -> None:
     if options.batch is not None and options.batch < 1:
         raise UserError(f"batch = {options.batch} must be at least 1")
     backend.configure()
+    backend.keep_freed_memory()
     if options.device != "auto":
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[options.device])
     try:

@@ -145,12 +145,6 @@ def pixels(batch: int, size: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def model_flops(program: Program) -> float | None:
-    """Floating-point operations of one call, counted by XLA before compilation."""
-    analysis = program.lowered.cost_analysis()
-    return analysis.get("flops") if analysis else None
-
-
 class PeakMemory:
     """Largest growth of this process's resident memory within a with block, in bytes."""
 
@@ -186,6 +180,7 @@ def _report(make_call: Callable[[], Callable[[], Any]]) -> None:
 def report_jax(batch: int, size: int) -> None:
     """What the fresh process of `fresh_start` runs for JAX."""
     backend.configure()
+    backend.keep_freed_memory()
     model, images, config = UNet(), pixels(batch, size), TrainingConfig(batch_size=batch)
     _report(lambda: train_step(model, make_init(model, config)(), images, config).call)
 

@@ -41,6 +41,7 @@ def main() -> None:
             "num_samples and batch_size must be at least 1, seed between 0 and 2^32 - 1"
         )
     backend.configure()
+    backend.keep_freed_memory()
     model = run.load_model(options.run_dir)
     default = options.run_dir / "samples" / f"step_{model.step:08d}_seed_{options.seed}"
     out = options.out or default

@@ -93,6 +93,7 @@ def parse(arguments: list[str]) -> Config:
 def main() -> None:
     """Parses the command line and trains."""
     backend.configure()
+    backend.keep_freed_memory()
     run.train(parse(sys.argv[1:]))
 
 
