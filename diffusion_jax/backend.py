@@ -46,9 +46,9 @@ def _choose_xla_options() -> None:
 def keep_freed_memory() -> None:
     """Lets glibc keep what is freed; call it before the first JAX computation of a long program.
 
-    XLA allocates the working memory of a step on the CPU anew each time, and each time the system
-    hands it over page by page: the paper's train step took 9 to 14 % longer. What a program has
-    used at its peak is not given back before it ends. Without glibc nothing happens.
+    XLA allocates the working memory of a step on the CPU anew each time, which the system hands
+    over page by page. What a program has used at its peak is not given back before it ends. Without
+    glibc nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
