@@ -68,7 +68,7 @@ class Options:
     accumulation: int = 1
     """Parts into which a device's batch is split to save memory."""
     model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig(dtype="bfloat16"))
-    out: Path = Path("gpu_report.json")
+    out: Path = Path("runs/gpu_report.json")
     """Where the numbers go."""
 
 
