@@ -1,7 +1,7 @@
 """Samplers: one backward step each, and the one compiled loop that runs any of them."""
 
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +14,44 @@ from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.devices import replicated, sharded
 from diffusion_jax.schedule import NoiseSchedule
 
+# What the start's noise is folded with: no step of any schedule, so that samplers with different
+# numbers of steps start from the same noise.
+_START = 2**31 - 1
+
 
 class Sampler(Protocol):
-    """One step of a backward process. A sampler is a pytree, with its schedule in it."""
+    """One step of a backward process. A sampler is a pytree, with its schedule in it.
+
+    The loop carries a state: x itself, unless the sampler remembers more of its past steps and says
+    how with `init` and `output`.
+    """
 
     schedule: NoiseSchedule
 
-    def step(self, denoiser: Denoiser, x: Array, step: Array, noise: Array) -> Array:
+    def init(self, x: Array) -> Any:
+        """The loop's state, any pytree, from x (batch, ...)."""
+        return x
+
+    def step(self, denoiser: Denoiser, state: Any, step: Array, noise: Array) -> Any:
         """Takes the state from before step s to after it.
 
         Args:
           denoiser: predicts the noise in x.
-          x: state at noise level alpha_bar_s, shape (batch, ...).
+          state: of the loop, with x at noise level alpha_bar_s, shape (batch, ...).
           step: the integer step s, a scalar.
           noise: standard normal noise, the shape of x.
 
         Returns:
-          State at noise level alpha_bar_{s-1}, or clean data after s = 0.
+          State with x at noise level alpha_bar_{s-1}, or clean data after s = 0.
         """
+
+    def output(self, state: Any) -> Array:
+        """The x of a state."""
+        return cast(Array, state)
 
 
 @struct.dataclass
-class AncestralSampler:
+class AncestralSampler(Sampler):
     """Ancestral sampling with variance beta (Ho et al. 2020, alg. 2).
 
     x <- (x - beta_s/sqrt(1 - alpha_bar_s) eps(x, s))/sqrt(1 - beta_s) + sqrt(beta_s) z
@@ -82,25 +98,26 @@ def sampling_loop(
       keys: one PRNG key an example (batch,).
       start: number of steps still to go down to 0; by default all L, from pure noise.
       stop: the last step executed; 0 ends at clean data. Two clones that share the steps L-1..b
-        come from one run with stop = b, and two with start = b and keys of their own.
+        come from one run with stop = b, and two with start = b and keys of their own: noise is a
+        function of key and step. What a sampler remembers of its past steps is not handed over.
 
     Returns:
       State after the step `stop`, the shape of x.
     """
     first = jnp.asarray(sampler.schedule.num_steps if start is None else start)
 
-    def body(i: Array, x: Array) -> Array:
+    def body(i: Array, state: Any) -> Any:
         step = first - 1 - i
-        return sampler.step(denoiser, x, step, normal(keys, step, x.shape[1:]).astype(x.dtype))
+        return sampler.step(denoiser, state, step, normal(keys, step, x.shape[1:]).astype(x.dtype))
 
-    return jax.lax.fori_loop(0, first - stop, body, x)
+    return sampler.output(jax.lax.fori_loop(0, first - stop, body, sampler.init(x)))
 
 
 @partial(jax.jit, static_argnames="shape")
 def _sample_batch(
     sampler: Sampler, denoiser: Denoiser, keys: Array, shape: tuple[int, ...]
 ) -> Array:
-    start = normal(keys, jnp.int32(sampler.schedule.num_steps), shape)
+    start = normal(keys, jnp.int32(_START), shape)
     return sampling_loop(sampler, denoiser, start, keys)
 
 

@@ -97,6 +97,18 @@ def from_beta(beta: np.ndarray) -> NoiseSchedule:
     return NoiseSchedule(*(jnp.asarray(table, jnp.result_type(float)) for table in tables))
 
 
+def from_time(time: np.ndarray) -> NoiseSchedule:
+    """The schedule whose steps have the given times: beta_s = 1 - exp(-2 (t_s - t_{s-1})).
+
+    Args:
+      time: increasing, positive Ornstein-Uhlenbeck times (num_steps,).
+
+    Raises:
+      UserError: times that do not increase, or are not positive.
+    """
+    return from_beta(-np.expm1(-2 * np.diff(np.asarray(time, np.float64), prepend=0)))
+
+
 def linear_schedule(num_steps: int = 1000) -> NoiseSchedule:
     """Linear schedule (Ho et al. 2020), rescaled to any number of steps.
 

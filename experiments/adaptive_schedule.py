@@ -27,7 +27,7 @@ from diffusion_jax.plots import schedules as figures
 from diffusion_jax.regimes import adaptive
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.sampler_error import sampler_error, steps_needed
-from diffusion_jax.schedule import NoiseSchedule, cosine_schedule, linear_schedule
+from diffusion_jax.schedule import NoiseSchedule, cosine_schedule, from_time, linear_schedule
 from experiments.command import reports_errors
 
 ERRORS = {
@@ -89,7 +89,7 @@ def schedules(mixture: GaussianMixture, num_steps: int) -> dict[str, NoiseSchedu
     published = np.asarray(linear_schedule().time, np.float64)
     strided = np.interp(np.linspace(0, 999, num_steps), np.arange(1000), published)
     made = {
-        "linear, strided": adaptive.schedule_through(strided),
+        "linear, strided": from_time(strided),
         "cosine": cosine_schedule(num_steps),
         "adaptive": adaptive.adaptive_schedule(TIMES, density, num_steps),
         "adaptive, low start": adaptive.adaptive_schedule(

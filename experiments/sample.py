@@ -3,16 +3,20 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from diffusion_jax import backend, run
+from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.errors import UserError
+from diffusion_jax.ode_samplers import DDIMSampler, DPMSolver2M
 from diffusion_jax.plots.training import save_image_grid
-from diffusion_jax.sampling import sample
+from diffusion_jax.respacing import Clock, RespacedDenoiser, clock, respaced, spread_steps
+from diffusion_jax.sampling import AncestralSampler, Sampler, sample
 from experiments.command import reports_errors
 
 
@@ -28,8 +32,30 @@ class Options:
     """Images at a time."""
     seed: int = 1
     """Seed of the noise."""
+    sampler: Literal["ancestral", "ddim", "dpm-solver-2m"] = "ancestral"
+    """ddim and dpm-solver-2m have no noise: all of a sample comes from its start."""
+    calls: int | None = None
+    """Calls of the network a sample; by default all steps of the run's schedule."""
+    clock: Clock = "sigma"
+    """What the steps of fewer calls are spread evenly over; docs/sampling.md compares them."""
     out: Path | None = None
-    """Writes OUT.png and OUT.npy; by default RUN_DIR/samples/STEP_seed_SEED."""
+    """Writes OUT.png and OUT.npy; by default RUN_DIR/samples/STEP_seed_SEED, and the sampler's name
+    and calls behind it where they are not the default."""
+
+
+def choose(model: run.TrainedModel, options: Options) -> tuple[Sampler, Denoiser]:
+    """The sampler that the options name, and the denoiser that goes with its schedule."""
+    schedule = model.sampler.schedule
+    denoiser: Denoiser = model.denoiser
+    if options.calls is not None:
+        steps = spread_steps(clock(schedule, options.clock), options.calls)
+        schedule = respaced(schedule, steps)
+        denoiser = RespacedDenoiser(denoiser, jnp.asarray(steps, jnp.int32))
+    if options.sampler == "ddim":
+        return DDIMSampler(schedule), denoiser
+    if options.sampler == "dpm-solver-2m":
+        return DPMSolver2M(schedule), denoiser
+    return AncestralSampler(schedule, model.sampler.faithful), denoiser
 
 
 @reports_errors
@@ -43,13 +69,21 @@ def main() -> None:
     backend.configure()
     backend.keep_freed_memory()
     model = run.load_model(options.run_dir)
-    default = options.run_dir / "samples" / f"step_{model.step:08d}_seed_{options.seed}"
+    sampler, denoiser = choose(model, options)
+    calls = sampler.schedule.num_steps
+    name = f"step_{model.step:08d}_seed_{options.seed}"
+    if options.sampler != "ancestral" or options.calls is not None:
+        name += f"_{options.sampler}_{calls}"
+    default = options.run_dir / "samples" / name
     out = options.out or default
     out.parent.mkdir(parents=True, exist_ok=True)
-    print(f"Sampling {options.num_samples} images with the parameters of step {model.step}")
+    print(
+        f"Sampling {options.num_samples} images with the parameters of step {model.step}: "
+        f"{options.sampler}, {calls} calls"
+    )
     images = sample(
-        model.sampler,
-        model.denoiser,
+        sampler,
+        denoiser,
         jax.random.key(options.seed),
         options.num_samples,
         model.shape,

@@ -5,7 +5,7 @@ import pytest
 from flax import struct
 from jax import Array
 
-from diffusion_jax.sampling import AncestralSampler, sample, sampling_loop
+from diffusion_jax.sampling import AncestralSampler, Sampler, sample, sampling_loop
 from diffusion_jax.schedule import NoiseSchedule, linear_schedule
 
 
@@ -99,7 +99,7 @@ def test_the_loop_visits_every_step_once_from_the_last():
     schedule = linear_schedule(30)
 
     @struct.dataclass
-    class Recorder:
+    class Recorder(Sampler):
         schedule: NoiseSchedule
 
         def step(self, denoiser, x, step, noise):

@@ -44,11 +44,12 @@ def save_error_curves(
             for name, errors in panel.errors.items():
                 axes.plot(panel.num_steps, errors, label=name, linewidth=1.3, **styles[name])
             axes.set(xscale="log", yscale="log", title=panel.title)
-            axes.set_xticks(ticks := [25, 50, 100, 200, 500, 1000], [str(tick) for tick in ticks])
+            ticks = [n for n in (5, 10, 25, 50, 100, 200, 500, 1000) if n >= panel.num_steps[0]]
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
             axes.minorticks_off()
             axes.grid(color="0.92")
     for axes in grid[-1]:
-        axes.set_xlabel("number of steps")
+        axes.set_xlabel("number of steps, one denoiser call each")
     figure.supylabel(panels[0][0].label, fontsize="medium")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)

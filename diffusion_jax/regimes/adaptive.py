@@ -40,7 +40,7 @@ from scipy.interpolate import PchipInterpolator
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
-from diffusion_jax.schedule import NoiseSchedule, from_beta, linear_schedule
+from diffusion_jax.schedule import NoiseSchedule, from_time, linear_schedule
 
 # phi at s = 1, as a share of the way from its floor to 1: 0.7752 for two balanced classes.
 _SPECIATION = 0.5504
@@ -155,18 +155,6 @@ def mixture_density(times: np.ndarray, mixture: GaussianMixture) -> np.ndarray:
     )
 
 
-def schedule_through(times: np.ndarray) -> NoiseSchedule:
-    """The schedule whose steps have the given times: beta_s = 1 - exp(-2 (t_s - t_{s-1})).
-
-    Args:
-      times: increasing, positive Ornstein-Uhlenbeck times (L,).
-
-    Raises:
-      UserError: times that do not increase, or are not positive.
-    """
-    return from_beta(-np.expm1(-2 * np.diff(times, prepend=0)))
-
-
 def adaptive_schedule(
     times: np.ndarray,
     density: np.ndarray,
@@ -216,4 +204,4 @@ def adaptive_schedule(
         )
     share = (1 - floor) * spent / spent[-1] + floor * (grid - first) / (last - first)
     chosen = np.interp(np.linspace(0, 1, num_steps), share, grid)
-    return schedule_through(chosen)
+    return from_time(chosen)
