@@ -36,7 +36,7 @@ class Options:
     """ddim and dpm-solver-2m have no noise: all of a sample comes from its start."""
     calls: int | None = None
     """Calls of the network a sample; by default all steps of the run's schedule."""
-    clock: Clock = "sigma"
+    clock: Clock = "log-snr"
     """What the steps of fewer calls are spread evenly over; docs/sampling.md compares them."""
     out: Path | None = None
     """Writes OUT.png and OUT.npy; by default RUN_DIR/samples/STEP_seed_SEED, and the sampler's name

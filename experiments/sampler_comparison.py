@@ -6,7 +6,8 @@ sampler, by quantiles for those without noise. Calls are steps of the linear sch
 spread evenly over a clock (see diffusion_jax.respacing).
 
 Prints the table, and the calls that each needs for the error of the ancestral sampler on the linear
-schedule of 250 steps. "matched" starts with the variance of x_t along m and across, not with 1. Writes DIR/result.json and errors.png.
+schedule of 250 steps. "matched" starts with the variance of x_t along m and across, not with 1.
+Writes DIR/result.json and errors.png.
 """
 
 import json

@@ -44,7 +44,7 @@ def save_error_curves(
             for name, errors in panel.errors.items():
                 axes.plot(panel.num_steps, errors, label=name, linewidth=1.3, **styles[name])
             axes.set(xscale="log", yscale="log", title=panel.title)
-            ticks = [n for n in (5, 10, 25, 50, 100, 200, 500, 1000) if n >= panel.num_steps[0]]
+            ticks = [n for n in (5, 10, 25, 50, 100, 250, 1000) if n >= panel.num_steps[0]]
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
             axes.minorticks_off()
             axes.grid(color="0.92")

@@ -1,0 +1,123 @@
+"""Bits per dimension of images under a trained run: python -m experiments.likelihood RUN_DIR.
+
+By the probability-flow ODE; see diffusion_jax.likelihood and docs/sampling.md.
+"""
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from diffusion_jax import backend, data, run
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.errors import UserError
+from diffusion_jax.likelihood import image_bits
+from diffusion_jax.respacing import RespacedDenoiser, clock, respaced, spread_steps
+from experiments.command import reports_errors
+
+
+@dataclass(frozen=True)
+class Options:
+    """Bits per dimension of images under a trained run, with its averaged parameters."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """The run's folder, as experiments.train_lsun writes it."""
+    data: Path | None = None
+    """A folder of images, an .npy or .npz file; by default the images that the run trained on."""
+    num_images: int = 64
+    """How many of them, chosen at random."""
+    levels: int = 100
+    """Noise levels that the ODE is solved over, spread evenly in log-SNR; two calls of the network
+    and two of its derivative between one and the next."""
+    probes: int = 1
+    """Random probes of the trace an image."""
+    batch_size: int = 64
+    """Images at a time."""
+    seed: int = 1
+    """Seed of the choice, the dequantization and the probes."""
+    out: Path | None = None
+    """JSON file; by default RUN_DIR/likelihood/STEP_seed_SEED.json."""
+
+
+def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
+    """The images to be measured.
+
+    Raises:
+      UserError: they are not the model's size, or have no grey levels.
+    """
+    if options.data is None:
+        images = data.load(model.config.data)
+    else:
+        size = model.shape[0] if options.data.expanduser().is_dir() else None
+        images = data.load_files(options.data, size)
+    if images.images.shape[1:] != model.shape:
+        raise UserError(
+            f"the run's images are {model.shape}, those of {options.data or 'its data set'} "
+            f"{images.images.shape[1:]}"
+        )
+    if images.images.dtype != np.uint8:
+        raise UserError(
+            "bits per dimension count grey levels: give 8-bit images (uint8), not floats"
+        )
+    return images
+
+
+@reports_errors
+def main() -> None:
+    """Parses the command line, measures, prints and writes."""
+    options = tyro.cli(Options, prog="python -m experiments.likelihood")
+    if min(options.num_images - 1, options.probes, options.batch_size) < 1:
+        raise UserError("num_images must be at least 2, probes and batch_size at least 1")
+    if not 0 <= options.seed < 2**32:
+        raise UserError("seed must lie between 0 and 2^32 - 1")
+    backend.configure()
+    backend.keep_freed_memory()
+    model = run.load_model(options.run_dir)
+    images = load_images(options, model).images
+    chosen = np.random.default_rng(options.seed).permutation(len(images))[: options.num_images]
+    schedule = model.sampler.schedule
+    steps = spread_steps(clock(schedule, "log-snr"), options.levels)
+    # What was trained as the original does knows nothing of step 0.
+    steps = steps[int(model.config.training.faithful) :]
+    bits = image_bits(
+        RespacedDenoiser(model.denoiser, jnp.asarray(steps, jnp.int32)),
+        respaced(schedule, steps),
+        images[np.sort(chosen)],
+        model.mean,
+        jax.random.key(options.seed),
+        options.probes,
+        options.batch_size,
+    ).astype(np.float64)
+    if not np.all(np.isfinite(bits)):
+        raise UserError(f"{np.sum(~np.isfinite(bits))} images have no finite density: train longer")
+    value, error = float(bits.mean()), float(bits.std(ddof=1) / math.sqrt(len(bits)))
+    name = f"step_{model.step:08d}_seed_{options.seed}.json"
+    out = options.out or options.run_dir / "likelihood" / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    result = {
+        "bits_per_dimension": value,
+        "standard_error": error,
+        "num_images": len(bits),
+        "step": model.step,
+        "data": str(options.data) if options.data else "training images",
+        "levels": len(steps),
+        "probes": options.probes,
+        "seed": options.seed,
+        "first_noise_deviation": float(jnp.sqrt(jnp.expm1(2 * schedule.time[steps[0]]))),
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(
+        f"{value:.3f} bits per dimension (standard error {error:.3f} over {len(bits)} images), "
+        f"parameters of step {model.step}; wrote {out}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
