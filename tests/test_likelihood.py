@@ -131,8 +131,12 @@ def test_through_the_unet():
     time = np.asarray(schedule.time, np.float64)
     rho = np.sqrt(np.expm1(2 * time))
     quick = {"xla_backend_optimization_level": 0}
-    forward = jax.jit(lambda y, s: denoiser(y, jnp.full(2, s)), compiler_options=quick)
-    jacobian = jax.jit(jax.jacrev(forward), compiler_options=quick)
+
+    def predict(y, s):
+        return denoiser(y, jnp.full(2, s))
+
+    forward = jax.jit(predict, compiler_options=quick)
+    jacobian = jax.jit(jax.jacrev(predict), compiler_options=quick)
 
     def slope(x_hat, s):
         y = jnp.asarray(math.exp(-time[s]) * x_hat, jnp.float32)
