@@ -16,7 +16,7 @@ from diffusion_jax.schedule import NoiseSchedule
 
 # What the start's noise is folded with: no step of any schedule, so that samplers with different
 # numbers of steps start from the same noise.
-_START = 2**31 - 1
+START = 2**31 - 1
 
 
 class Sampler(Protocol):
@@ -117,7 +117,7 @@ def sampling_loop(
 def _sample_batch(
     sampler: Sampler, denoiser: Denoiser, keys: Array, shape: tuple[int, ...]
 ) -> Array:
-    start = normal(keys, jnp.int32(_START), shape)
+    start = normal(keys, jnp.int32(START), shape)
     return sampling_loop(sampler, denoiser, start, keys)
 
 

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from diffusion_jax import run  # noqa: E402
 from diffusion_jax.errors import UserError  # noqa: E402
-from diffusion_jax.sampling import normal, sample  # noqa: E402
+from diffusion_jax.sampling import START, normal, sample  # noqa: E402
 from experiments import convert  # noqa: E402
 from experiments.train_lsun import parse  # noqa: E402
 from torch_ref import bridge, compare  # noqa: E402
@@ -52,7 +52,7 @@ def test_a_converted_checkpoint_samples_as_the_original(original):
     key = jax.random.key(7)
     got = sample(trained.sampler, trained.denoiser, key, 3, trained.shape)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(3))
-    noise = [compare.nchw(normal(keys, jnp.int32(s), trained.shape)) for s in range(51)]
+    noise = [compare.nchw(normal(keys, jnp.int32(s), trained.shape)) for s in (*range(50), START)]
     tables = torch_process.linear_schedule(50)
     want = torch_process.ancestral_chain(
         tables, model, noise[50], torch.stack(noise[:50]), faithful=True
