@@ -80,6 +80,9 @@ def main() -> None:
     backend.configure()
     backend.keep_freed_memory()
     model = run.load_model(options.run_dir)
+    name = f"step_{model.step:08d}_seed_{options.seed}.json"
+    out = options.out or options.run_dir / "likelihood" / name
+    out.parent.mkdir(parents=True, exist_ok=True)  # here, so that a bad path loses no work
     images = load_images(options, model).images
     chosen = np.random.default_rng(options.seed).permutation(len(images))[: options.num_images]
     schedule = model.sampler.schedule
@@ -98,9 +101,6 @@ def main() -> None:
     if not np.all(np.isfinite(bits)):
         raise UserError(f"{np.sum(~np.isfinite(bits))} images have no finite density: train longer")
     value, error = float(bits.mean()), float(bits.std(ddof=1) / math.sqrt(len(bits)))
-    name = f"step_{model.step:08d}_seed_{options.seed}.json"
-    out = options.out or options.run_dir / "likelihood" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "bits_per_dimension": value,
         "standard_error": error,

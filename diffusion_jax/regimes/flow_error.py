@@ -35,7 +35,7 @@ class FlowError(NamedTuple):
 
 
 def _folded_quantile(mixture: GaussianMixture, above: np.ndarray) -> np.ndarray:
-    """Y with P(|m.x|/|m| > y) = above, decreasing values within the Gaussians' reach."""
+    """The y with P(|m.x|/|m| > y) = above, decreasing values within the Gaussians' reach."""
     centre, sigma = mixture.centre_norm, mixture.sigma
     low, high = max(0.0, centre - _REACH * sigma), centre + _REACH * sigma
     y = np.linspace(low, high, 4 * _NODES)
@@ -50,8 +50,9 @@ def flow_error(
 ) -> FlowError:
     """Errors of a deterministic sampler with the exact score, started from a Gaussian.
 
-    W_1 = int_0^1 |G(u) - Q(u)| du over the quantiles of the sampled and the exact |m.x|/|m|. They
-    are wrong by less than 1e-6 |m|: JAX's float64 must be on, and the sampler made under it.
+    W_1 = int_0^1 |G(u) - Q(u)| du over the quantiles of the sampled and the exact |m.x|/|m|. JAX's
+    float64 must be on, and the sampler made under it. Four times the nodes changed the projection's
+    by 0.2 % at most (2M in 10, 100 and 1000 steps, d = 16 and 256, sigma = 1 and 0.1).
 
     Args:
       sampler: a deterministic sampler on the schedule to be judged.
