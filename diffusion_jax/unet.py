@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.attention import attention
+from diffusion_jax.convolution import DIMENSIONS, conv3x3
 from diffusion_jax.errors import UserError
 from diffusion_jax.normalization import GroupNorm
 from diffusion_jax.upsampling import upsample_conv
@@ -99,10 +100,12 @@ class Conv(nn.Module):
         h, kernel = h.astype(self.dtype), kernel.astype(self.dtype)
         if self.upsample:
             h = upsample_conv(h, kernel)
+        elif (self.kernel, self.stride) == (3, 1):
+            h = conv3x3(h, kernel)
         else:
             strides, padding = (self.stride,) * 2, [(self.kernel // 2,) * 2] * 2
             h = jax.lax.conv_general_dilated(
-                h, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+                h, kernel, strides, padding, dimension_numbers=DIMENSIONS
             )
         return _add(h, bias[None, None, None])
 

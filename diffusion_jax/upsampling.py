@@ -5,8 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion_jax.backend import off_cpu_barrier
-
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+from diffusion_jax.convolution import DIMENSIONS, conv3x3
 
 
 def upsample(h: Array) -> Array:
@@ -17,9 +16,7 @@ def upsample(h: Array) -> Array:
 
 
 def _unfolded(h: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(
-        upsample(h), kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS
-    )
+    return conv3x3(upsample(h), kernel)
 
 
 def _folded_kernel(kernel: Array, axis: int, parity: int) -> Array:
@@ -48,7 +45,7 @@ def _folded(h: Array, kernel: Array) -> Array:
                     taps,
                     (1, 1),
                     (padding[row], padding[column]),
-                    dimension_numbers=_DIMENSIONS,
+                    dimension_numbers=DIMENSIONS,
                 )
             )
         rows.append(jnp.stack(columns, axis=3))

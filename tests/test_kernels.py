@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from diffusion_jax import attention as attention_module
+from diffusion_jax import convolution
 from diffusion_jax.attention import attention
 from diffusion_jax.normalization import group_norm
 from diffusion_jax.upsampling import upsample, upsample_conv
@@ -113,3 +114,39 @@ def test_folded_upsampling_is_upsampling_then_convolution(shape):
         )
 
     assert_same(upsample_conv, plain, normal(10, *shape), normal(11, 3, 3, shape[-1], 5))
+
+
+def plain_convolution(h, kernel):
+    return jax.lax.conv_general_dilated(
+        h, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@pytest.mark.parametrize("of_kernel_gradient", [1, 9], ids=["all tiled", "kernel gradient plain"])
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (3, 8, 6, 2), (1, 5, 4, 2)])
+def test_tiled_convolution_is_the_convolution(monkeypatch, shape, of_kernel_gradient):
+    monkeypatch.setattr(convolution, "_LEAST_CHANNELS", 1)
+    monkeypatch.setattr(convolution, "_LEAST_CHANNELS_OF_KERNEL_GRADIENT", of_kernel_gradient)
+    arguments = normal(12, *shape), normal(13, 3, 3, shape[-1], 5)
+    assert_same(convolution.conv3x3, plain_convolution, *arguments)
+
+
+def test_tiles_take_16_products_a_channel_in_place_of_36():
+    """The program that the CPU runs has one matrix product for each of the 16, no convolution."""
+    h, kernel = (normal(14, 2, 8, 8, 64), normal(15, 3, 3, 64, 64))
+    text = jax.jit(convolution.conv3x3).lower(h, kernel).as_text()
+    assert text.count("stablehlo.dot_general") == 16
+    assert "stablehlo.convolution" not in text
+
+
+def test_tiles_keep_the_digits_of_float32():
+    """Both ways of summing 9 x 128 products stay within 2e-6 of the exact result."""
+    drawn = normal(16, 2, 8, 8, 128), normal(17, 3, 3, 128, 128)
+    arguments = [a.astype(jnp.float32) for a in drawn]
+    got = value_and_gradients(convolution.conv3x3, *arguments)
+    rounded = [a.astype(jnp.float64) for a in arguments]
+    exact = value_and_gradients(plain_convolution, *rounded)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True):
+        assert a.dtype == jnp.float32
+        error = jnp.linalg.norm(a.astype(jnp.float64) - b) / jnp.linalg.norm(b)
+        assert float(error) < 2e-6
