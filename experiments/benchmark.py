@@ -56,6 +56,8 @@ NUM_IMAGES = 10_000
 MIB = 2**20
 # Seconds of rest before each timed call, ten times as long as torch's workers spin after one.
 PAUSE = 0.1
+# Calls of each that are not timed: by the third, neither asks the system for memory any more.
+WARM_UP = 3
 COMPILE_LIMIT = 240
 # What float32 may differ by on a GPU, where both round products to TF32, and bfloat16.
 COARSE = 0.05
@@ -71,7 +73,7 @@ class Effort:
       pairs: timed calls of each side, by row.
       sampled: steps of sampling that a call runs.
       gradients: sizes at which gradients are compared.
-      full: torch.compile is measured, and the layout chosen at every size.
+      full: torch.compile and fresh starts are measured, and the layout chosen at every size.
     """
 
     pairs: Mapping[str, int]
@@ -101,7 +103,7 @@ class Options:
     out: Path = Path("runs/benchmark.json")
     """The results; the figure goes beside it, named .png."""
     quick: bool = False
-    """Fewer pairs, gradients compared at 32 pixels alone, no torch.compile."""
+    """Fewer pairs, gradients compared at 32 pixels alone, no torch.compile, no fresh starts."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where both run; auto: where JAX does."""
     batch: int | None = None
@@ -321,7 +323,9 @@ class Benchmark:
                     reason = str(error).strip().splitlines() or [type(error).__name__]
                     said(f"torch.compile does not work here, eager alone is timed: {reason[0]}")
         pairs = self.effort.pairs[name.removesuffix("_bfloat16")]
-        seconds_of = timing.alternate(pairs, program.call, *calls.values(), pause=self.pause)
+        seconds_of = timing.alternate(
+            pairs, program.call, *calls.values(), pause=self.pause, warm_up=WARM_UP
+        )
         seconds = {"JAX": median(seconds_of[0])}
         if calls:
             result = ratio(seconds_of[0], dict(zip(calls, seconds_of[1:], strict=True)))
@@ -581,7 +585,8 @@ def main() -> None:
     for bfloat16 in (False, True) if gpu and backend.has_bfloat16() else (False,):
         for size in SIZES:
             benchmark.speed(size, bfloat16)
-    benchmark.starts()
+    if effort.full:
+        benchmark.starts()
 
     report = benchmark.report | {
         "device": devices[0].device_kind,

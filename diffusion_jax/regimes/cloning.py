@@ -1,0 +1,222 @@
+"""Forks of a backward process in mid-course: the cloning experiment, for any denoiser and sampler.
+
+A trunk runs from pure noise to data. A fork at b means that the steps L-1..b are shared: from the
+state with b steps still to go, at noise level alpha_bar_{b-1}, clones go on with noise of their
+own. phi is the probability that two of them end in the same class, phi_C that they end nearest to
+the same training point (Biroli et al. 2024).
+
+The trunk is run once for all its forks and may serve as one of the two clones. With B forks at b_i
+a trunk of L steps then costs L + sum b_i calls of the denoiser, L + 2 sum b_i with two fresh
+clones, and sum (L + b_i) where each fork is generated from pure noise, as the published code does.
+Forks of one trunk are correlated; trunks are independent, so the interval at each fork is binomial.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffusion_jax.denoisers import Denoiser
+from diffusion_jax.devices import replicated, sharded
+from diffusion_jax.errors import UserError
+from diffusion_jax.process import diffuse
+from diffusion_jax.sampling import START, Sampler, normal, sampling_loop
+
+# What a clone's key is folded with, less the clone's number: no step, and not the start.
+_CLONE = START - 1
+
+
+@dataclass(frozen=True)
+class Forks:
+    """Where trunks and clones end, in the units of the training data; N trunks, B forks.
+
+    Attributes:
+      steps: number of steps b that each fork's clones have to go (B,), descending.
+      trunk: the trunks' ends (N, ...).
+      clones: the clones' ends (N, B, clones, ...).
+    """
+
+    steps: np.ndarray
+    trunk: np.ndarray
+    clones: np.ndarray
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The two ends of each fork (N, B, ...): trunk and clone, or the first two clones."""
+        first = self.clones[:, :, 0]
+        if self.clones.shape[2] > 1:
+            return first, self.clones[:, :, 1]
+        return np.broadcast_to(self.trunk[:, None], first.shape), first
+
+
+def denoiser_calls(steps: Sequence[int], num_steps: int, clones: int = 1) -> int:
+    """Calls of the denoiser for a trunk and its forks: L + clones * sum b."""
+    return num_steps + clones * sum(steps)
+
+
+def separate_calls(steps: Sequence[int], num_steps: int) -> int:
+    """Calls where every fork is generated from pure noise, and cloned once: sum (L + b)."""
+    return sum(num_steps + b for b in steps)
+
+
+def _checked(steps: Sequence[int], num_steps: int) -> np.ndarray:
+    result = np.asarray(steps)
+    if (
+        result.ndim != 1
+        or not len(result)
+        or not np.issubdtype(result.dtype, np.integer)
+        or result.min() < 1
+        or result.max() > num_steps
+        or (np.diff(result) >= 0).any()
+    ):
+        raise UserError(
+            f"forks at {list(steps)}: give whole numbers of steps still to go, in descending "
+            f"order, from {num_steps} (pure noise) to 1"
+        )
+    return result
+
+
+_start = jax.jit(lambda keys, shape: normal(keys, jnp.int32(START), shape), static_argnames="shape")
+_advance = jax.jit(sampling_loop)
+
+
+@jax.jit
+def _clone_keys(keys: Array, fork: Array, clone: Array) -> Array:
+    def of_one(key: Array) -> Array:
+        return jax.random.fold_in(jax.random.fold_in(key, _CLONE - clone), fork)
+
+    return jax.vmap(of_one)(keys)
+
+
+def _keys(key: Array, first: int, count: int) -> Array:
+    """The keys of samples first.. on the devices, padded to a multiple of their number."""
+    padded = -(-count // jax.device_count()) * jax.device_count()
+    numbers = jnp.arange(first, first + padded)
+    return jax.device_put(jax.vmap(jax.random.fold_in, (None, 0))(key, numbers), sharded())
+
+
+def trunks(
+    sampler: Sampler, denoiser: Denoiser, x: Array, keys: Array, steps: Sequence[int]
+) -> Iterator[tuple[int, Array]]:
+    """Runs trunks from pure noise down, stopping by the way.
+
+    Args:
+      sampler: see `sampling.Sampler`. What it remembers of its past steps, if anything, is
+        forgotten at each stop.
+      denoiser: see `denoisers.Denoiser`.
+      x: pure noise (batch, ...).
+      keys: one PRNG key a trunk (batch,).
+      steps: steps still to go at each stop, descending; 0 is clean data.
+
+    Yields:
+      b and the states with b steps to go (batch, ...), for each stop.
+    """
+    at = sampler.schedule.num_steps
+    for b in steps:
+        x = _advance(sampler, denoiser, x, keys, jnp.int32(at), jnp.int32(b))
+        at = int(b)
+        yield at, x
+
+
+def fork(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    key: Array,
+    steps: Sequence[int],
+    shape: tuple[int, ...],
+    first: int,
+    last: int,
+    clones: int = 1,
+) -> Forks:
+    """Runs the trunks number first..last-1 and their clones, all of one batch on all devices.
+
+    Trunk i and its clones depend on `key` and i alone, but for rounding; the trunk ends where
+    `sampling.sample` with this key ends its sample i. So many trunks are run, and a broken run is
+    taken up, batch by batch.
+
+    Args:
+      sampler: see `sampling.Sampler`; clones of one without noise are equal.
+      denoiser: a denoiser that is a pytree, see `denoisers.Denoiser`.
+      key: typed PRNG key.
+      steps: steps b that the clones of each fork have to go, from L to 1, descending.
+      shape: shape of one sample.
+      first: number of the first trunk.
+      last: number after that of the last trunk.
+      clones: clones of each fork, besides the trunk.
+
+    Returns:
+      See `Forks`.
+
+    Raises:
+      UserError: forks outside the schedule or not descending; no trunk; no clone.
+    """
+    forks = _checked(steps, sampler.schedule.num_steps)
+    if last <= first or clones < 1:
+        raise UserError(f"{last - first} trunks with {clones} clones: at least one of each")
+    sampler, denoiser = jax.device_put((sampler, denoiser), replicated())
+    keys, ends = _keys(key, first, last - first), []
+    end = start = _start(keys, shape)
+    for b, end in trunks(sampler, denoiser, start, keys, [*forks, 0]):
+        if b > 0:
+            ends.append([_clone(sampler, denoiser, end, keys, b, c) for c in range(clones)])
+    count = last - first
+    stacked = np.stack([np.stack(each, axis=1) for each in ends], axis=1)
+    return Forks(forks, np.asarray(end)[:count], stacked[:count])
+
+
+def _clone(
+    sampler: Sampler, denoiser: Denoiser, x: Array, keys: Array, b: int, clone: int
+) -> np.ndarray:
+    own = _clone_keys(keys, jnp.int32(b), jnp.int32(clone))
+    return np.asarray(_advance(sampler, denoiser, x, own, jnp.int32(b), jnp.int32(0)))
+
+
+@partial(jax.jit, static_argnames="shape")
+def _noised(
+    sampler: Sampler, points: Array, keys: Array, b: Array, shape: tuple[int, ...]
+) -> Array:
+    # The noise of pure noise: an image's path up is the same for every b.
+    noise = normal(keys, jnp.int32(START), shape)
+    return diffuse(sampler.schedule, points, jnp.full(len(points), b - 1), noise)
+
+
+def u_turns(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    key: Array,
+    steps: Sequence[int],
+    points: np.ndarray,
+    first: int = 0,
+) -> np.ndarray:
+    """Diffuses data to the noise level with b steps to go, and comes back.
+
+    x_t = sqrt(alpha_bar_{b-1}) a + sqrt(1 - alpha_bar_{b-1}) z, then the steps b-1..0.
+
+    Args:
+      sampler: see `sampling.Sampler`.
+      denoiser: a denoiser that is a pytree, see `denoisers.Denoiser`.
+      key: typed PRNG key.
+      steps: numbers of steps b of each turn, from L to 1, descending.
+      points: data a (N, ...), in the units of the training data (mean removed).
+      first: number of the first point, by which its noise is drawn.
+
+    Returns:
+      Where the points come back to (N, B, ...).
+
+    Raises:
+      UserError: turns outside the schedule or not descending; no points.
+    """
+    turns = _checked(steps, sampler.schedule.num_steps)
+    if not len(points):
+        raise UserError("no points to diffuse")
+    sampler, denoiser = jax.device_put((sampler, denoiser), replicated())
+    keys = _keys(key, first, len(points))
+    repeated = np.resize(points, (len(keys), *points.shape[1:])).astype(np.float32)
+    start, ends = jax.device_put(repeated, sharded()), []
+    for b in turns:
+        x = _noised(sampler, start, keys, jnp.int32(b), points.shape[1:])
+        ends.append(_clone(sampler, denoiser, x, keys, int(b), 0))
+    return np.stack(ends, axis=1)[: len(points)]

@@ -1,0 +1,91 @@
+"""Nearest training points of samples, by blocked matrix products."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffusion_jax.errors import UserError
+
+# Rows of a block of the distances.
+_BLOCK = 1024
+# Candidates by matrix product; the distances of these are formed again from their differences.
+_CANDIDATES = 8
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The two nearest training points of each sample.
+
+    Attributes:
+      index: of the nearest (N,).
+      distance: Euclidean, to the nearest (N,).
+      second: to the second nearest, another training point (N,).
+    """
+
+    index: np.ndarray
+    distance: np.ndarray
+    second: np.ndarray
+
+    @property
+    def memorised(self) -> np.ndarray:
+        """Whether distance/second < 1/3 (N,): "Why diffusion models don't memorize" (2025)."""
+        return self.distance < self.second / 3
+
+
+@jax.jit
+def _block(x: Array, points: Array) -> tuple[Array, Array, Array]:
+    products = jnp.matmul(x, points.T, precision="highest")
+    closeness = 2 * products - jnp.sum(points * points, axis=1)[None, :]
+    _, found = jax.lax.top_k(closeness, min(_CANDIDATES, len(points)))
+    difference = x[:, None] - points[found]
+    squared, order = jax.lax.top_k(-jnp.sum(difference * difference, axis=2), 2)
+    distance = jnp.sqrt(-squared)
+    index = jnp.take_along_axis(found, order[:, :1], axis=1)[:, 0]
+    return index, distance[:, 0], distance[:, 1]
+
+
+def nearest(x: np.ndarray, points: np.ndarray) -> Neighbours:
+    """The two nearest training points of each sample.
+
+    Eight candidates come from |a|^2 - 2 a.x, in float32; their distances are those of the
+    differences, so that a sample on a training point has distance 0.
+
+    Args:
+      x: samples (N, ...). Along a trajectory, x_t e^t: nearest to a_nu means nearest to e^-t a_nu.
+      points: training points (n, ...), n >= 2, in the same units.
+
+    Raises:
+      UserError: fewer than two training points, or another number of components.
+    """
+    flat, rows = x.reshape(len(x), -1), points.reshape(len(points), -1)
+    if len(rows) < 2 or flat.shape[1] != rows.shape[1]:
+        raise UserError(
+            f"samples of shape {x.shape[1:]}, {len(rows)} training points of shape "
+            f"{points.shape[1:]}: give two points or more, of the samples' shape"
+        )
+    mean = rows.mean(0, dtype=np.float64)
+    put = partial(np.asarray, dtype=np.float32)
+    centred, on_device = put(flat - mean), jnp.asarray(put(rows - mean))
+    blocks = [_block(centred[i : i + _BLOCK], on_device) for i in range(0, len(flat), _BLOCK)]
+    index, distance, second = (np.concatenate(each) for each in zip(*blocks, strict=True))
+    return Neighbours(index, distance, second)
+
+
+def last_change(index: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """t_C_hat: when each backward trajectory changed its nearest training point for the last time.
+
+    Args:
+      index: nearest point along each trajectory (N, T), in the order in which it is run.
+      times: Ornstein-Uhlenbeck times (T,), descending, the last of them that of the sample.
+
+    Returns:
+      (N,): the time halfway between the last two that differ; NaN where none do.
+    """
+    changed = np.diff(index, axis=1) != 0
+    last = changed.shape[1] - 1 - np.argmax(changed[:, ::-1], axis=1)
+    middle = (times[:-1] + times[1:]) / 2
+    return np.where(changed.any(axis=1), middle[last], np.nan)
