@@ -35,6 +35,7 @@ from diffusion_jax.training import (
     init_state,
     make_optimizer,
     make_parallel_train_step,
+    state_of,
 )
 from diffusion_jax.unet import num_parameters
 
@@ -368,8 +369,7 @@ def import_parameters(
     model, optimizer = config.model.build(shape[-1]), make_optimizer(config.training)
     model.check(*shape)
     _, key = jax.random.split(jax.random.key(config.seed))
-    params = jax.tree.map(jnp.asarray, params)
-    state = TrainState(jnp.int32(0), params, params, optimizer.init(params), key)
+    state = state_of(params, optimizer, key)
     _claim(config)
     metadata = _metadata(config, shape, mean, config.data.classes, num_images)
     with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:

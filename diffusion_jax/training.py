@@ -103,12 +103,23 @@ def init_state(
     init_key, run_key = jax.random.split(key)
     image, step = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
     params = model.init(init_key, image, step)["params"]
+    return state_of(params, optimizer, run_key)
+
+
+def state_of(params: Any, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
+    """The train state of update 0 with given parameters, which become the averaged ones too.
+
+    Args:
+      params: the model's parameters; they are copied.
+      optimizer: from `make_optimizer`.
+      key: typed PRNG key from which the updates' randomness is folded.
+    """
     return TrainState(
         step=jnp.int32(0),
-        params=params,
-        ema_params=jax.tree.map(jnp.copy, params),
+        params=jax.tree.map(jnp.array, params),
+        ema_params=jax.tree.map(jnp.array, params),
         opt_state=optimizer.init(params),
-        key=run_key,
+        key=key,
     )
 
 

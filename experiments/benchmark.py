@@ -20,6 +20,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -37,6 +38,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.plots.benchmark import save_ratios
 from diffusion_jax.unet import UNet
 from experiments import programs, timing
+from experiments.benchmark_tables import tables
 from experiments.command import exit_if_broken, reports_errors
 
 SIZES = (32, 64)
@@ -53,11 +55,8 @@ BOUNDS = {
 DIFFUSION_STEPS = 1000
 # Images that the data pipeline draws batches from.
 NUM_IMAGES = 10_000
-MIB = 2**20
 # Seconds of rest before each timed call, ten times as long as torch's workers spin after one.
 PAUSE = 0.1
-# Calls of each that are not timed: by the third, neither asks the system for memory any more.
-WARM_UP = 3
 COMPILE_LIMIT = 240
 # What float32 may differ by on a GPU, where both round products to TF32, and bfloat16.
 COARSE = 0.05
@@ -71,27 +70,36 @@ class Effort:
 
     Attributes:
       pairs: timed calls of each side, by row.
+      warm_up: calls of each that are not timed: by the third, neither asks the system for memory.
       sampled: steps of sampling that a call runs.
       gradients: sizes at which gradients are compared.
+      compared: fields of the UNet that are others where gradients are compared.
       full: torch.compile and fresh starts are measured, and the layout chosen at every size.
     """
 
     pairs: Mapping[str, int]
+    warm_up: int
     sampled: int
     gradients: tuple[int, ...]
+    compared: Mapping[str, Any]
     full: bool
 
 
 QUICK = Effort(
-    {"forward_32": 9, "forward_64": 6, "train_32": 6, "train_64": 4, "sampling_32": 6},
-    sampled=3,
+    {"forward_32": 6, "forward_64": 4, "train_32": 5, "train_64": 3, "sampling_32": 4},
+    warm_up=2,
+    sampled=2,
     gradients=(32,),
+    # Every kind of layer at the paper's widths; compiling all of them takes a minute.
+    compared={"multiples": (1, 2), "attention_levels": (2,), "num_res_blocks": 1},
     full=False,
 )
 FULL = Effort(
     {"forward_32": 25, "forward_64": 15, "train_32": 15, "train_64": 12, "sampling_32": 12},
+    warm_up=3,
     sampled=10,
     gradients=SIZES,
+    compared={},
     full=True,
 )
 
@@ -103,7 +111,7 @@ class Options:
     out: Path = Path("runs/benchmark.json")
     """The results; the figure goes beside it, named .png."""
     quick: bool = False
-    """Fewer pairs, gradients compared at 32 pixels alone, no torch.compile, no fresh starts."""
+    """Fewer pairs, gradients of a smaller model compared, no torch.compile, no fresh starts."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where both run; auto: where JAX does."""
     batch: int | None = None
@@ -113,23 +121,24 @@ class Options:
 
 
 def ratio(
-    jax_seconds: Sequence[float], references: Mapping[str, Sequence[float]]
+    timed: Mapping[str, Sequence[Sequence[float]]],
 ) -> dict[str, Any]:
-    """The median ratio of paired seconds to the faster reference.
+    """The median ratio of paired seconds to the reference in the form that is faster.
 
     Args:
-      jax_seconds: of JAX's calls.
-      references: for each form of the reference, those of its calls, in the same order.
+      timed: for each form of the reference, the seconds of JAX's calls and of its own, which took
+        turns.
 
     Returns:
-      `median`, `interval`, `coverage` and `count` of the ratios, the median seconds of all, and
-      `reference`, the form with the least median.
+      `median`, `interval`, `coverage` and `count` of the ratios, of the form whose median is the
+      largest, and `reference`, its name.
     """
-    reference = min(references, key=lambda name: median(references[name]))
-    pairs = zip(jax_seconds, references[reference], strict=True)
-    result = timing.median_interval([ours / theirs for ours, theirs in pairs]).to_json()
-    seconds = {name: median(values) for name, values in references.items()}
-    return result | {"reference": reference, "seconds": {"JAX": median(jax_seconds)} | seconds}
+    medians = {
+        name: timing.median_interval([ours / theirs for ours, theirs in zip(*pair, strict=True)])
+        for name, pair in timed.items()
+    }
+    reference = max(medians, key=lambda name: medians[name].median)
+    return medians[reference].to_json() | {"reference": reference}
 
 
 def extrapolate(seconds: float, steps: int) -> float:
@@ -144,16 +153,6 @@ def broken_bounds(values: Mapping[str, float]) -> list[str]:
         for name, bound in BOUNDS.items()
         if name in values and not values[name] <= bound
     ]
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its columns as wide as their longest entry."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
 
 
 @contextlib.contextmanager
@@ -206,8 +205,7 @@ class Benchmark:
         self.torch = self._reference(threads, model)
         if self.torch is None:
             self.model = UNet(**model)
-            self.params = programs.make_init(self.model, self.config)().params
-        self.init = programs.make_init(self.model, self.config)
+            self.params = programs.make_params(self.model)
 
     def _reference(self, threads: int, model: dict[str, Any]) -> Any:
         """The module `torch_ref.speed`, or None where there is no torch for this device."""
@@ -259,7 +257,7 @@ class Benchmark:
             return
         from torch_ref import compare
 
-        model = compare.perturbed(**self.fields)
+        model = compare.perturbed(**self.fields | dict(self.effort.compared))
         for size in self.effort.gradients:
             self.say(f"Comparing gradients at {size} px")
             arrays = compare.batch(0, self.model.channels, size, size, num=1)
@@ -281,62 +279,70 @@ class Benchmark:
     def row(
         self,
         name: str,
-        make: Callable[[], programs.Program],
+        program: programs.Program,
         make_torch: Callable[..., Callable[[], Any]],
         bfloat16: bool,
         compile: bool,
-    ) -> programs.Program:
+    ) -> None:
         """Times one program against the forms of the reference; the result goes to the report.
+
+        JAX takes turns with one form at a time: a third program of the size of a train step would
+        leave neither of the others its memory.
 
         Args:
           name: of the row, such as train_32.
-          make: compiles JAX's program.
+          program: JAX's, compiled.
           make_torch: makes the reference's call from a setting, and compile=True.
           bfloat16: compute type.
           compile: whether the reference is also compiled.
         """
         self.say(f"Measuring {name}")
-        program = make()
-        self.report["compile_seconds"][name] = {"JAX": program.compile_seconds}
-        calls: dict[str, Callable[[], Any]] = {}
-        if self.torch is not None:
-            # Sampling is made of forward passes.
-            what = name.split("_")[0].replace("sampling", "forward")
-            device, kind = self.torch_device, f"{what} {bfloat16}"
-            # The quick run takes the layout that was faster at the smallest size.
-            if (self.effort.full and not name.startswith("sampling")) or kind not in self.layouts:
-                found = self.torch.faster_layout(device, make_torch, bfloat16=bfloat16)
-                self.layouts[kind] = found
-            layout, trial = self.layouts[kind]
-            setting = self.torch.Setting(device, layout, bfloat16=bfloat16)
-            calls["eager"] = self.waiting(setting, make_torch(setting))
-            if compile:
-                try:
-                    with time_limit(COMPILE_LIMIT):
-                        start = time.perf_counter()
-                        call = self.waiting(setting, make_torch(setting, compile=True))
-                        call()
-                    took = time.perf_counter() - start
-                    self.report["compile_seconds"][name]["torch.compile"] = took
-                    calls["compiled"] = call
-                except Exception as error:  # a missing compiler raises almost anything
-                    reason = str(error).strip().splitlines() or [type(error).__name__]
-                    said(f"torch.compile does not work here, eager alone is timed: {reason[0]}")
         pairs = self.effort.pairs[name.removesuffix("_bfloat16")]
-        seconds_of = timing.alternate(
-            pairs, program.call, *calls.values(), pause=self.pause, warm_up=WARM_UP
-        )
-        seconds = {"JAX": median(seconds_of[0])}
-        if calls:
-            result = ratio(seconds_of[0], dict(zip(calls, seconds_of[1:], strict=True)))
-            seconds = result.pop("seconds")
-            result |= {"layout": layout, "layout_trial_seconds": trial}
-            result["timed_seconds"] = dict(zip(["JAX", *calls], seconds_of, strict=True))
-            if name in BOUNDS:
-                result["bound"] = BOUNDS[name]
-            self.report["ratios"][name] = result
-        self.report["seconds"][name] = seconds
-        return program
+
+        def take_turns(*calls: Callable[[], Any]) -> tuple[list[float], ...]:
+            warm_up, pause = self.effort.warm_up, self.pause
+            return tuple(timing.alternate(pairs, *calls, pause=pause, warm_up=warm_up))
+
+        self.report["compile_seconds"][name] = {"JAX": program.compile_seconds}
+        if self.torch is None:
+            self.report["seconds"][name] = {"JAX": median(take_turns(program.call)[0])}
+            return
+        # Sampling is made of forward passes.
+        what = name.split("_")[0].replace("sampling", "forward")
+        device, kind = self.torch_device, f"{what} {bfloat16}"
+        # The quick run takes the layout that was faster at the smallest size.
+        if (self.effort.full and not name.startswith("sampling")) or kind not in self.layouts:
+            found = self.torch.faster_layout(device, make_torch, bfloat16=bfloat16)
+            self.layouts[kind] = found
+        layout, trial = self.layouts[kind]
+        setting = self.torch.Setting(device, layout, bfloat16=bfloat16)
+        call = self.waiting(setting, make_torch(setting))
+        timed = {"eager": take_turns(program.call, call)}
+        if compile:
+            del call  # its memory is the compiled form's
+            try:
+                with time_limit(COMPILE_LIMIT):
+                    start = time.perf_counter()
+                    call = self.waiting(setting, make_torch(setting, compile=True))
+                    call()
+                took = time.perf_counter() - start
+                self.report["compile_seconds"][name]["torch.compile"] = took
+                timed["compiled"] = take_turns(program.call, call)
+            except Exception as error:  # a missing compiler raises almost anything
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                said(f"torch.compile does not work here, eager alone is timed: {reason[0]}")
+        result = ratio(timed)
+        result |= {"layout": layout, "layout_trial_seconds": trial}
+        result["timed_seconds"] = {
+            form: {"JAX": ours, "PyTorch": theirs} for form, (ours, theirs) in timed.items()
+        }
+        if name in BOUNDS:
+            result["bound"] = BOUNDS[name]
+        self.report["ratios"][name] = result
+        self.report["seconds"][name] = {
+            "JAX": median(timed[result["reference"]][0]),
+            **{form: median(theirs) for form, (_, theirs) in timed.items()},
+        }
 
     def waiting(self, setting: Any, call: Callable[[], Any]) -> Callable[[], Any]:
         """The reference's call, which ends when the device has done its work."""
@@ -373,46 +379,44 @@ class Benchmark:
             steps = self.effort.sampled
             return self.torch.sampling(setting, self.torch_model, *tensors(x), steps, compile)
 
-        predict = programs.forward(model, self.params, x, step)
+        makers: dict[str, Callable[[], programs.Program]] = {
+            "forward": lambda: programs.forward(model, self.params, x, step),
+            "train": lambda: programs.train_step(model, self.params, images, self.config),
+        }
+        if size == SIZES[0]:
+            steps = self.effort.sampled
+            makers["sampling"] = lambda: programs.sampling(model, self.params, x, steps)
+        self.say(f"Compiling for {size} px")
+        with ThreadPoolExecutor() as pool:  # one alone does not keep two cores busy
+            found = pool.map(lambda make: make(), makers.values())
+            made = dict(zip(makers, found, strict=True))
         if self.torch is not None:
             from torch_ref.compare import nhwc, relative_error
 
             setting = self.torch.Setting(self.torch_device, bfloat16=bfloat16)
             want = nhwc(forward(setting)().float().cpu().contiguous())
-            error = relative_error(np.asarray(predict.call()), want)
+            error = relative_error(np.asarray(made["forward"].call()), want)
             self._check(f"forward_{suffix}", {"output": error}, COARSE if self.gpu else None)
-        self.row(f"forward_{suffix}", lambda: predict, forward, bfloat16, compile)
+        self.row(f"forward_{suffix}", made["forward"], forward, bfloat16, compile)
         if size == SIZES[0]:
-            steps = self.effort.sampled
-            self.row(
-                f"sampling_{suffix}",
-                lambda: programs.sampling(model, self.params, x, steps),
-                sample,
-                bfloat16,
-                False,
-            )
-            seconds = self.report["seconds"][f"sampling_{suffix}"]
-            self.report[f"sampling_{suffix}"] = {
+            name = f"sampling_{suffix}"
+            self.row(name, made["sampling"], sample, bfloat16, False)
+            self.report[name] = {
                 "steps_timed": steps,
                 "seconds_of_1000_steps": {
-                    name: extrapolate(value, steps) for name, value in seconds.items()
+                    side: extrapolate(value, steps)
+                    for side, value in self.report["seconds"][name].items()
                 },
             }
         name = f"train_{suffix}"
-        update = self.row(
-            name,
-            lambda: programs.train_step(model, self.init(), images, self.config),
-            train,
-            bfloat16,
-            compile,
-        )
-        self.report.setdefault("compiler_memory", {})[name] = update.memory
+        self.row(name, made["train"], train, bfloat16, compile)
+        self.report.setdefault("compiler_memory", {})[name] = made["train"].memory
         if size == SIZES[0] and not bfloat16:
-            self.pipeline(size, update)
+            self.pipeline(size, made["train"])
         if self.torch is not None:
             self._fused_adam(name)
         if self.gpu:
-            self._throughput(suffix, update)
+            self._throughput(suffix, made["train"])
 
     def _fused_adam(self, name: str) -> None:
         """Adds the ratio to a reference whose Adam is fused, which torch does not by default."""
@@ -422,8 +426,8 @@ class Benchmark:
             )
         adam, result = self.report["optimizer_seconds"], self.report["ratios"][name]
         gain = adam["default"] - min(adam.values())
-        timed = result["timed_seconds"]
-        pairs = zip(timed["JAX"], timed[result["reference"]], strict=True)
+        timed = result["timed_seconds"][result["reference"]]
+        pairs = zip(timed["JAX"], timed["PyTorch"], strict=True)
         against = [ours / (theirs - gain) for ours, theirs in pairs]
         result["against_quickest_adam"] = timing.median_interval(against).to_json()
 
@@ -483,61 +487,6 @@ class Benchmark:
         if "start" in self.report:
             values["second_start"] = self.report["start"]["second_to_first"]
         return values
-
-    def tables(self) -> str:
-        """The results as Markdown."""
-        report, cells = self.report, []
-        for name, seconds in report["seconds"].items():
-            result, bound = report["ratios"].get(name), BOUNDS.get(name)
-            what, size = name.split("_", 1)
-            torch_cells = ["-", "-", "-"]
-            if result is not None:
-                low, high = result["interval"]
-                interval = f"{low:.3f} to {high:.3f}, {100 * result['coverage']:.0f} %"
-                torch_cells = [
-                    f"{seconds[result['reference']]:.3g} s ({result['reference']})",
-                    f"{result['median']:.3f} ({interval})",
-                    "-" if bound is None else f"{bound:g}",
-                ]
-            size = size.replace("_", " px, ") if "_" in size else f"{size} px"
-            cells.append([f"{LABELS[what]}, {size}", f"{seconds['JAX']:.3g} s", *torch_cells])
-        parts = [markdown(["what", "JAX", "PyTorch", "ratio (interval, coverage)", "bound"], cells)]
-        cells = []
-        for name, result in report["ratios"].items():
-            if "against_quickest_adam" in result:
-                extra = result["against_quickest_adam"]["median"]
-                cells.append(
-                    [f"ratio, {name}, were PyTorch's Adam the quickest form", f"{extra:.3f}"]
-                )
-        for name, result in report.items():
-            if name.startswith("sampling"):
-                for side, whole in result["seconds_of_1000_steps"].items():
-                    label = f"1000 sampling steps, {SIZES[0]} px, {side}, extrapolated"
-                    cells.append([label, f"{whole:.4g} s from {result['steps_timed']} steps"])
-        if "data_pipeline" in report:
-            pipeline = report["data_pipeline"]
-            cells += [
-                ["data pipeline, share of a train step", f"{100 * pipeline['share_alone']:.2g} %"],
-                ["the same, waited for", f"{100 * pipeline['share_beside_the_step']:.2g} %"],
-            ]
-        if "start" in report:
-            start = report["start"]
-            for name, seconds in start["seconds"].items():
-                label = name if name == "torch eager" else f"JAX, {name} start"
-                growth = start["memory_growth"][name] / MIB
-                cells.append([f"start to first update, {label}", f"{seconds:.1f} s"])
-                cells.append([f"peak growth of memory, {label}", f"{growth:.0f} MiB"])
-            cells.append(["second start / first start", f"{start['second_to_first']:.2f}"])
-        for name, memory in report.get("compiler_memory", {}).items():
-            if memory:
-                sizes = ", ".join(f"{k} {v / MIB:.0f} MiB" for k, v in memory.items())
-                cells.append([f"{name}, JAX, by the compiler", sizes])
-        for name, result in report.get("throughput", {}).items():
-            cells.append([f"{name}, JAX", ", ".join(f"{k} {v:.3g}" for k, v in result.items())])
-        return "\n\n".join([*parts, markdown(["what", "measured"], cells)])
-
-
-LABELS = {"forward": "forward pass", "train": "train step", "sampling": "sampling"}
 
 
 def tensors(*arrays: np.ndarray) -> list[Any]:
@@ -606,7 +555,7 @@ def main() -> None:
         "seconds_in_all": time.perf_counter() - started,
     }
     options.out.write_text(json.dumps(report, indent=1) + "\n")
-    print("\n" + benchmark.tables() + "\n")
+    print("\n" + tables(benchmark.report, BOUNDS) + "\n")
     written = [str(options.out)]
     if report["ratios"]:
         figure = options.out.with_suffix(".png")

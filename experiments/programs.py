@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import psutil
 
 from diffusion_jax import backend, training
@@ -38,7 +39,8 @@ class Program:
 
     Attributes:
       call: runs it once and waits for the result, which it returns.
-      compile_seconds: what tracing and compiling took, or reading it from the cache.
+      compile_seconds: what tracing and compiling took, or reading it from the cache, perhaps beside
+        other programs.
       memory: bytes of `temporary` buffers and of `arguments` (weights, optimizer state, images),
         by the compiler's own analysis; empty where the device has none.
       lowered: the program before compilation.
@@ -80,20 +82,19 @@ def forward(model: UNet, params: Any, x: np.ndarray, step: np.ndarray) -> Progra
     return Program(lambda: jax.block_until_ready(compiled(*arguments)), *rest)
 
 
-def make_init(model: UNet, config: TrainingConfig) -> Callable[[], Any]:
-    """Compiles what makes a fresh train state, as a run does."""
-    optimizer = training.make_optimizer(config)
+def make_params(model: UNet) -> Any:
+    """Fresh parameters, as a run starts from."""
 
     def fresh() -> Any:
         # The parameters' shapes do not depend on the images' size.
         side = 2 ** (len(model.multiples) - 1)
         shape = (side, side, model.channels)
-        return training.init_state(model, optimizer, jax.random.key(0), shape)
+        return training.init_state(model, optax.identity(), jax.random.key(0), shape).params
 
-    return jax.jit(fresh, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(fresh, compiler_options={"xla_backend_optimization_level": 0})()
 
 
-def train_step(model: UNet, state: Any, images: np.ndarray, config: TrainingConfig) -> Program:
+def train_step(model: UNet, params: Any, images: np.ndarray, config: TrainingConfig) -> Program:
     """One whole update as a run makes it, the state donated.
 
     Counted: images to floats, noise, steps and dropout masks drawn, diffusion, forward and backward
@@ -101,11 +102,12 @@ def train_step(model: UNet, state: Any, images: np.ndarray, config: TrainingConf
 
     Args:
       model: the noise predictor.
-      state: from `make_init`; it is consumed.
+      params: its parameters to start from.
       images: uint8 (batch, height, width, channels).
       config: training configuration.
     """
     optimizer = training.make_optimizer(config)
+    state = training.state_of(params, optimizer, jax.random.key(0))
     state = jax.device_put(state, replicated())
     step = training.make_parallel_train_step(
         model, linear_schedule(), optimizer, jnp.asarray(MEAN[: model.channels]), config
@@ -182,7 +184,7 @@ def report_jax(batch: int, size: int) -> None:
     backend.configure()
     backend.keep_freed_memory()
     model, images, config = UNet(), pixels(batch, size), TrainingConfig(batch_size=batch)
-    _report(lambda: train_step(model, make_init(model, config)(), images, config).call)
+    _report(lambda: train_step(model, make_params(model), images, config).call)
 
 
 def report_torch(batch: int, size: int) -> None:

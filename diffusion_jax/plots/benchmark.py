@@ -37,7 +37,13 @@ def save_ratios(
     axes.invert_yaxis()
     # A disturbed machine may widen an interval without limit; the medians are what is to be seen.
     medians = [ratio["median"] for ratio in ratios.values()]
-    axes.set_xlim(min(0.7, 0.9 * min(medians)), max(1.3, 1.1 * max(medians)))
+    left, right = min(0.7, 0.9 * min(medians)), max(1.3, 1.1 * max(medians))
+    axes.set_xlim(left, right)
+    for place, name in enumerate(names):
+        low, high = ratios[name]["interval"]
+        for goes_on, edge, marker in ((low < left, left, "<"), (high > right, right, ">")):
+            if goes_on:
+                axes.plot(edge, place, marker, color="C0", clip_on=False)
     axes.set(xlabel="JAX's time / PyTorch's time (below 1: JAX is faster)", title=title)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     style.save(figure, path)
