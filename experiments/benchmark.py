@@ -202,6 +202,7 @@ class Benchmark:
         self.started = time.perf_counter()
         self.peak_tflops: float | None = None
         self.layouts: dict[str, tuple[str, dict[str, float]]] = {}
+        self.made: dict[tuple[int, bool], dict[str, programs.Program]] = {}
         self.torch = self._reference(threads, model)
         if self.torch is None:
             self.model = UNet(**model)
@@ -354,16 +355,41 @@ class Benchmark:
 
         return waited
 
-    def speed(self, size: int, bfloat16: bool = False) -> None:
-        """Forward pass, train step and, at the smallest size, sampling; the outputs compared."""
-        suffix = f"{size}_bfloat16" if bfloat16 else f"{size}"
+    def compile(self, cases: Sequence[tuple[int, bool]]) -> None:
+        """Compiles JAX's programs for sizes and whether in bfloat16, all at the same time.
+
+        One program alone does not keep two cores busy.
+        """
+        self.say("Compiling")
+        makers = {(case, name): f for case in cases for name, f in self._makers(*case).items()}
+        with ThreadPoolExecutor() as pool:
+            made = pool.map(lambda make: make(), makers.values())
+            for (case, name), program in zip(makers, made, strict=True):
+                self.made.setdefault(case, {})[name] = program
+
+    def _makers(self, size: int, bfloat16: bool) -> dict[str, Callable[[], programs.Program]]:
         model = self.model
         if bfloat16:
             fused = backend.has_fused_attention()
             model = model.copy(dtype=jnp.bfloat16, fused_attention=fused)
-        compile = self.effort.full and (self.gpu or size == SIZES[0])
         (x, step), images = self.inputs(size), programs.pixels(self.batch, size, model.channels)
-        mean = programs.MEAN[: model.channels]
+        makers: dict[str, Callable[[], programs.Program]] = {
+            "forward": lambda: programs.forward(model, self.params, x, step),
+            "train": lambda: programs.train_step(model, self.params, images, self.config),
+        }
+        if size == SIZES[0]:
+            steps = self.effort.sampled
+            makers["sampling"] = lambda: programs.sampling(model, self.params, x, steps)
+        return makers
+
+    def speed(self, size: int, bfloat16: bool = False) -> None:
+        """Times what `compile` made for a size; the outputs are compared first."""
+        suffix = f"{size}_bfloat16" if bfloat16 else f"{size}"
+        compile = self.effort.full and (self.gpu or size == SIZES[0])
+        channels = self.model.channels
+        (x, step), images = self.inputs(size), programs.pixels(self.batch, size, channels)
+        mean = programs.MEAN[:channels]
+        made = self.made.pop((size, bfloat16))  # its memory goes when the size is done
 
         def forward(setting: Any, compile: bool = False) -> Callable[[], Any]:
             return self.torch.forward(setting, self.torch_model, *tensors(x, step), compile)
@@ -379,17 +405,6 @@ class Benchmark:
             steps = self.effort.sampled
             return self.torch.sampling(setting, self.torch_model, *tensors(x), steps, compile)
 
-        makers: dict[str, Callable[[], programs.Program]] = {
-            "forward": lambda: programs.forward(model, self.params, x, step),
-            "train": lambda: programs.train_step(model, self.params, images, self.config),
-        }
-        if size == SIZES[0]:
-            steps = self.effort.sampled
-            makers["sampling"] = lambda: programs.sampling(model, self.params, x, steps)
-        self.say(f"Compiling for {size} px")
-        with ThreadPoolExecutor() as pool:  # one alone does not keep two cores busy
-            found = pool.map(lambda make: make(), makers.values())
-            made = dict(zip(makers, found, strict=True))
         if self.torch is not None:
             from torch_ref.compare import nhwc, relative_error
 
@@ -398,8 +413,8 @@ class Benchmark:
             error = relative_error(np.asarray(made["forward"].call()), want)
             self._check(f"forward_{suffix}", {"output": error}, COARSE if self.gpu else None)
         self.row(f"forward_{suffix}", made["forward"], forward, bfloat16, compile)
-        if size == SIZES[0]:
-            name = f"sampling_{suffix}"
+        if "sampling" in made:
+            name, steps = f"sampling_{suffix}", self.effort.sampled
             self.row(name, made["sampling"], sample, bfloat16, False)
             self.report[name] = {
                 "steps_timed": steps,
@@ -531,9 +546,11 @@ def main() -> None:
     benchmark.agree()
     if gpu and not backend.has_bfloat16():
         said("this GPU has no bfloat16, so float32 alone is measured")
-    for bfloat16 in (False, True) if gpu and backend.has_bfloat16() else (False,):
-        for size in SIZES:
-            benchmark.speed(size, bfloat16)
+    types = (False, True) if gpu and backend.has_bfloat16() else (False,)
+    cases = [(size, bfloat16) for bfloat16 in types for size in SIZES]
+    benchmark.compile(cases)
+    for case in cases:
+        benchmark.speed(*case)
     if effort.full:
         benchmark.starts()
 

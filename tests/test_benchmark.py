@@ -87,6 +87,7 @@ def measured():
     pytest.importorskip("torch")
     result = benchmark.Benchmark(EFFORT, 8, 1, 0.0, **TINY)
     result.agree()
+    result.compile([(32, False)])
     result.speed(32)
     return result
 
@@ -121,6 +122,7 @@ def test_models_that_disagree_are_not_timed(measured):
     before, times = measured.params, dict(measured.report["seconds"])
     measured.params = jax.tree.map(np.copy, before)
     measured.params["init_conv"]["kernel"] += 1e-3
+    measured.compile([(32, False)])
     try:
         with pytest.raises(UserError, match=r"disagree, so nothing is timed: forward_32, output"):
             measured.speed(32)
@@ -141,6 +143,7 @@ def test_without_torch_jax_is_measured_alone(monkeypatch, capsys):
     monkeypatch.setattr(builtins, "__import__", no_torch)
     alone = benchmark.Benchmark(EFFORT, 8, 1, 0.0, **TINY)
     alone.agree()
+    alone.compile([(32, False)])
     alone.speed(32)
     assert "note: torch is not installed" in capsys.readouterr().out
     assert alone.report["ratios"] == {}
