@@ -9,8 +9,8 @@ from flax import struct
 from diffusion_jax.denoisers import EmpiricalDenoiser, GaussianMixtureDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import cloning, neighbours, posterior
+from diffusion_jax.regimes.cloning import Cloning
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
-from diffusion_jax.regimes.mixture_cloning import Cloning
 from diffusion_jax.sampling import AncestralSampler, Sampler, sample
 from diffusion_jax.schedule import NoiseSchedule, linear_schedule
 

@@ -15,8 +15,9 @@ from diffusion_jax.denoisers import GaussianMixtureDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import noise_to_score
 from diffusion_jax.regimes import posterior
+from diffusion_jax.regimes.cloning import Cloning
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
-from diffusion_jax.regimes.mixture_cloning import FOUR_SIGMA, Cloning, backward_step, clone
+from diffusion_jax.regimes.mixture_cloning import FOUR_SIGMA, backward_step, clone
 from diffusion_jax.schedule import linear_schedule
 from experiments import gaussian_mixture as experiment
 

@@ -11,7 +11,7 @@ clones, and sum (L + b_i) where each fork is generated from pure noise, as the p
 Forks of one trunk are correlated; trunks are independent, so the interval at each fork is binomial.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.stats import binomtest
 
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.devices import replicated, sharded
@@ -31,6 +32,46 @@ _CLONE = START - 1
 
 
 @dataclass(frozen=True)
+class Cloning:
+    """What a cloning experiment counted.
+
+    Attributes:
+      times: branch times (T,), Ornstein-Uhlenbeck.
+      same: pairs that ended in the same class, or nearest to the same training point (T,).
+      pairs: pairs for each branch time.
+    """
+
+    times: np.ndarray
+    same: np.ndarray
+    pairs: int
+
+    @property
+    def phi(self) -> np.ndarray:
+        """Fraction of the pairs that ended alike, (T,)."""
+        return self.same / self.pairs
+
+    @property
+    def stderr(self) -> np.ndarray:
+        """Standard error of phi, sqrt(phi (1 - phi)/pairs), (T,); zero where phi is 0 or 1."""
+        return np.sqrt(self.phi * (1 - self.phi) / self.pairs)
+
+    def interval(self) -> np.ndarray:
+        """Wilson's 95 % interval of phi, (T, 2), which is not empty at 0 and 1 either."""
+        tests = [binomtest(int(same), self.pairs) for same in self.same]
+        return np.array([test.proportion_ci(method="wilson") for test in tests])
+
+    def p_values(self, phi: np.ndarray) -> np.ndarray:
+        """Two-sided p-values of the exact binomial test against the probabilities phi (T,)."""
+        probabilities = np.clip(phi, 0, 1)  # a quadrature's 1 + 1e-16
+        return np.array(
+            [
+                binomtest(int(same), self.pairs, float(p)).pvalue
+                for same, p in zip(self.same, probabilities, strict=True)
+            ]
+        )
+
+
+@dataclass(frozen=True)
 class Forks:
     """Where trunks and clones end, in the units of the training data; N trunks, B forks.
 
@@ -38,11 +79,13 @@ class Forks:
       steps: number of steps b that each fork's clones have to go (B,), descending.
       trunk: the trunks' ends (N, ...).
       clones: the clones' ends (N, B, clones, ...).
+      path: the trunks' states by the way, where asked for (N, W, ...).
     """
 
     steps: np.ndarray
     trunk: np.ndarray
     clones: np.ndarray
+    path: np.ndarray
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """The two ends of each fork (N, B, ...): trunk and clone, or the first two clones."""
@@ -130,6 +173,8 @@ def fork(
     first: int,
     last: int,
     clones: int = 1,
+    watch: Sequence[int] = (),
+    progress: Callable[[int], None] = lambda calls: None,
 ) -> Forks:
     """Runs the trunks number first..last-1 and their clones, all of one batch on all devices.
 
@@ -146,6 +191,8 @@ def fork(
       first: number of the first trunk.
       last: number after that of the last trunk.
       clones: clones of each fork, besides the trunk.
+      watch: steps to go at which the trunks' states are kept, from L to 1, descending.
+      progress: called with the calls of the denoiser made for each trunk so far.
 
     Returns:
       See `Forks`.
@@ -153,18 +200,27 @@ def fork(
     Raises:
       UserError: forks outside the schedule or not descending; no trunk; no clone.
     """
-    forks = _checked(steps, sampler.schedule.num_steps)
+    num_steps = sampler.schedule.num_steps
+    forks = _checked(steps, num_steps)
+    watched = _checked(watch, num_steps) if len(watch) else np.zeros(0, np.int64)
     if last <= first or clones < 1:
         raise UserError(f"{last - first} trunks with {clones} clones: at least one of each")
     sampler, denoiser = jax.device_put((sampler, denoiser), replicated())
-    keys, ends = _keys(key, first, last - first), []
+    keys, count = _keys(key, first, last - first), last - first
+    ends, path, calls, at = [], [], 0, num_steps
     end = start = _start(keys, shape)
-    for b, end in trunks(sampler, denoiser, start, keys, [*forks, 0]):
-        if b > 0:
-            ends.append([_clone(sampler, denoiser, end, keys, b, c) for c in range(clones)])
-    count = last - first
-    stacked = np.stack([np.stack(each, axis=1) for each in ends], axis=1)
-    return Forks(forks, np.asarray(end)[:count], stacked[:count])
+    stops = sorted({*forks.tolist(), *watched.tolist(), 0}, reverse=True)
+    for b, end in trunks(sampler, denoiser, start, keys, stops):
+        calls, at = calls + at - b, b
+        if b in watched:
+            path.append(np.asarray(end)[:count])
+        if b in forks:
+            each = [_clone(sampler, denoiser, end, keys, b, c)[:count] for c in range(clones)]
+            ends.append(np.stack(each, axis=1))
+            calls += clones * b
+        progress(calls)
+    kept = np.stack(path, axis=1) if path else np.zeros((count, 0, *shape), np.float32)
+    return Forks(forks, np.asarray(end)[:count], np.stack(ends, axis=1), kept)
 
 
 def _clone(

@@ -7,16 +7,16 @@ dimensions is therefore exactly one in one dimension (`clone` with a centre of o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.regimes.cloning import Cloning
 
 FOUR_SIGMA = 2 * float(norm.sf(4))  # the two-sided level of "within 4 standard errors"
 
@@ -67,46 +67,6 @@ def _clone(
     x, _ = jax.lax.scan(body, x, (jnp.arange(len(signal)), signal, gamma))
     side = jnp.sum(x * centre[None, None], axis=-1) > 0
     return jnp.sum(side[:-1] == side[-1:], axis=1)
-
-
-@dataclass(frozen=True)
-class Cloning:
-    """What a cloning experiment counted.
-
-    Attributes:
-      times: branch times (T,), Ornstein-Uhlenbeck.
-      same: pairs that ended in the same class (T,).
-      pairs: pairs for each branch time.
-    """
-
-    times: np.ndarray
-    same: np.ndarray
-    pairs: int
-
-    @property
-    def phi(self) -> np.ndarray:
-        """Fraction of the pairs that ended in the same class, (T,)."""
-        return self.same / self.pairs
-
-    @property
-    def stderr(self) -> np.ndarray:
-        """Standard error of phi, sqrt(phi (1 - phi)/pairs), (T,); zero where phi is 0 or 1."""
-        return np.sqrt(self.phi * (1 - self.phi) / self.pairs)
-
-    def interval(self) -> np.ndarray:
-        """Wilson's 95 % interval of phi, (T, 2), which is not empty at 0 and 1 either."""
-        tests = [binomtest(int(same), self.pairs) for same in self.same]
-        return np.array([test.proportion_ci(method="wilson") for test in tests])
-
-    def p_values(self, phi: np.ndarray) -> np.ndarray:
-        """Two-sided p-values of the exact binomial test against the probabilities phi (T,)."""
-        probabilities = np.clip(phi, 0, 1)  # a quadrature's 1 + 1e-16
-        return np.array(
-            [
-                binomtest(int(same), self.pairs, float(p)).pvalue
-                for same, p in zip(self.same, probabilities, strict=True)
-            ]
-        )
 
 
 def clone(

@@ -1,0 +1,314 @@
+"""What `experiments.cloning` prints and writes: a table, result.json, figures and report.html."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusion_jax.classifier import TrainedClassifier
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_jax import evaluation, report
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.plots import cloning as plots
+from diffusion_jax.regimes import spectrum
+from diffusion_jax.regimes.analysis import plain
+from diffusion_jax.regimes.cloning import Cloning
+from diffusion_jax.regimes.commitment import Commitment, Outcomes, fraction
+from diffusion_jax.regimes.curves import Curve, Estimate
+from diffusion_jax.regimes.transitions import Regimes
+from experiments.published import speciation_curve
+
+# Columns of the picture of forks, and samples shown beside their nearest training images.
+MOST_COLUMNS = 10
+NEIGHBOURS_SHOWN = 12
+# Of the kernel distance: the fewest trunks leave three samples in each.
+SUBSETS = 10
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that was measured.
+
+    Attributes:
+      name: of what was forked.
+      settings: what was asked for.
+      images: the training images.
+      points: the same, mean removed (n, height, width, channels).
+      outcomes: what the trunks and clones ended in.
+      shown: ends of the forks of the first trunks (rows, B, 2, height, width, channels).
+      commitment: their curves and times.
+      exact: those of the exact score.
+      judge: the classifier; None where there is one class.
+      calls: of the denoiser, for a trunk and its clones.
+      separate_calls: where every fork is generated from pure noise.
+      published: data set whose published curve is laid over phi.
+      warnings: a sentence each.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    images: ImageSet
+    points: np.ndarray
+    outcomes: Outcomes
+    shown: np.ndarray
+    commitment: Commitment
+    exact: Regimes
+    judge: TrainedClassifier | None
+    calls: int
+    separate_calls: int
+    published: str | None
+    warnings: list[str]
+
+    @cached_property
+    def t_S(self) -> Estimate:
+        """1/2 log Lambda of the first channel; no interval."""
+        value = spectrum.speciation_time(spectrum.largest_eigenvalue(self.images.images))
+        return Estimate(value, math.nan, math.nan)
+
+
+def _quality(findings: Findings) -> dict[str, Any] | None:
+    """Samples against training images, in the features of the classifier."""
+    judge, trunk = findings.judge, findings.outcomes.trunk
+    if judge is None:
+        return None
+    shift = findings.images.mean - judge.mean
+    real, fake = (judge.features(x + shift) for x in (findings.points, trunk))
+    size = min(len(real), len(fake)) // SUBSETS
+    distance = evaluation.kid(real, fake, SUBSETS, size, seed=0)
+    cover = evaluation.precision_recall(real, fake)
+    return {
+        "features": "of the project's own classifier of these classes, not Inception's",
+        "kernel_distance": distance.mean,
+        "kernel_distance_standard_error": distance.standard_error,
+        "precision": cover.precision,
+        "recall": cover.recall,
+    }
+
+
+def _counted(cloning: Cloning, exact: Curve) -> dict[str, Any]:
+    """Fractions at the forks beside the exact score's, with the p-value of their being equal."""
+    low, high = cloning.interval().T
+    expected = exact.mean[np.searchsorted(exact.times, cloning.times)]
+    return {
+        "exact": expected,
+        "p_value": cloning.p_values(expected),
+        "time": cloning.times,
+        "mean": cloning.phi,
+        "low": low,
+        "high": high,
+        "pairs": cloning.pairs,
+    }
+
+
+def to_json(findings: Findings, quality: dict[str, Any] | None) -> dict[str, Any]:
+    """All numbers as JSON has them."""
+    found, exact, judge = findings.commitment, findings.exact, findings.judge
+    exact_curves = {
+        name: {"time": curve.times, "mean": curve.mean, "standard_error": curve.standard_error}
+        for name, curve in exact.curves.items()
+        if name in ("phi", "phi_C")
+    }
+    result = {
+        "settings": findings.settings,
+        "warnings": findings.warnings,
+        "phi": None if found.phi is None else _counted(found.phi, exact.curves["phi"]),
+        "phi_C": _counted(found.phi_C, exact.curves["phi_C"]),
+        "t_S_spectrum": findings.t_S.value,
+        **{name: asdict(time) for name, time in found.times.items()},
+        "phi_level": found.level,
+        "t_C_hat": {
+            "mean": asdict(found.mean_change),
+            "standard_deviation": found.changes.std() if len(found.changes) else None,
+            "quantiles_5_25_50_75_95": np.percentile(found.changes, [5, 25, 50, 75, 95])
+            if len(found.changes)
+            else None,
+            "trajectories": len(found.changes),
+            "unchanged": found.unchanged,
+            "phi_C_at_the_mean": found.phi_C_there,
+            "each": found.changes,
+        },
+        "memorised_fraction": asdict(found.memorised),
+        "neighbour_ratio_median": float(
+            np.median(findings.outcomes.distance / findings.outcomes.second)
+        ),
+        "class_fractions": dict(
+            zip(
+                findings.images.class_names,
+                found.class_counts / found.class_counts.sum(),
+                strict=False,
+            )
+        ),
+        "exact_score": {
+            **{name: asdict(time) for name, time in exact.times.items()},
+            "curves": exact_curves,
+        },
+        "classifier": None
+        if judge is None
+        else {"accuracy": judge.accuracy, "interval": judge.interval, "held_out": judge.held_out},
+        "quality": quality,
+        "denoiser_calls": {
+            "a_trunk": findings.calls,
+            "a_trunk_if_separate": findings.separate_calls,
+            "share": findings.calls / findings.separate_calls,
+        },
+    }
+    return dict(plain(result))
+
+
+def _text(estimate: Estimate) -> str:
+    if not math.isfinite(estimate.value):
+        return "not crossed"
+    text = f"{estimate.value:.3f}"
+    if math.isfinite(estimate.low):
+        text += f" [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return text
+
+
+def table_of(findings: Findings, quality: dict[str, Any] | None) -> list[list[str]]:
+    """Rows of what, this denoiser's value and the exact score's."""
+    found, exact = findings.commitment, findings.exact
+    rows = [["t_S = 1/2 log Lambda", "", _text(findings.t_S)]]
+    if "t_S_phi" in found.times:
+        name = f"t_S: phi = {found.level:.3f}"
+        rows.append([name, _text(found.times["t_S_phi"]), _text(exact.times["t_S_phi"])])
+    rows += [
+        ["t_C: phi_C = 1/2", _text(found.times["t_C_phi"]), _text(exact.times["t_C_phi"])],
+        ["t_C: f^e = 0.12 alpha", "", _text(exact.times["t_C_entropy"])],
+        ["mean of t_C_hat", _text(found.mean_change), ""],
+        ["memorised fraction", _text(found.memorised), ""],
+    ]
+    if len(found.class_counts) > 1:
+        total = int(found.class_counts.sum())
+        for name, count in zip(findings.images.class_names, found.class_counts, strict=True):
+            rows.append([f"samples of class {name}", _text(fraction(int(count), total)), ""])
+    if quality is not None:
+        error = quality["kernel_distance_standard_error"]
+        rows += [
+            [
+                "kernel distance (classifier features)",
+                f"{quality['kernel_distance']:.4g} (s.e. {error:.2g})",
+                "",
+            ],
+            ["precision, recall", f"{quality['precision']:.3f}, {quality['recall']:.3f}", ""],
+        ]
+    return rows
+
+
+def _figures(out: Path, findings: Findings) -> list[report.Picture]:
+    found, exact, mean = findings.commitment, findings.exact, findings.images.mean
+    pictures = []
+
+    def add(name: str, caption: str) -> Path:
+        pictures.append(report.Picture(out / name, caption))
+        return out / name
+
+    if found.phi is not None:
+        published = None
+        if findings.published is not None:
+            times, phi, t_S = speciation_curve(findings.published)
+            scaled = times * findings.t_S.value / t_S
+            keep = scaled <= found.phi.times.max()
+            label = f"published, {findings.published}, time rescaled by t$_S$"
+            published = (scaled[keep], phi[keep], label)
+        plots.save_phi(
+            add(
+                "phi.png",
+                "Probability that two clones forked at time t end in the same class. Points: "
+                "trajectories, with Wilson's 95 % intervals; grey: the exact score of the training "
+                "set, from the posterior.",
+            ),
+            found,
+            exact.curves["phi"],
+            findings.t_S,
+            exact.floor,
+            findings.name,
+            published,
+        )
+    plots.save_collapse(
+        add(
+            "collapse.png",
+            "Above: probability that two clones end nearest to the same training image. Below: "
+            "when each trunk changed its nearest training image for the last time.",
+        ),
+        found,
+        exact.curves["phi_C"],
+        {
+            "exact t$_C$ (φ$_C$)": exact.times["t_C_phi"],
+            "exact t$_C$ (f$^e$)": exact.times["t_C_entropy"],
+        },
+        findings.name,
+    )
+    if findings.points.shape[3] in (1, 3):
+        steps = len(found.phi_C.times)
+        columns = np.unique(np.linspace(0, steps - 1, min(steps, MOST_COLUMNS)).astype(int))
+        plots.save_forks(
+            add(
+                "forks.png",
+                "A row is one trunk, a column one branch time; the two clones stand side by side.",
+            ),
+            findings.shown[:, columns],
+            found.phi_C.times[columns],
+            mean,
+        )
+        outcomes = findings.outcomes
+        ratio = (outcomes.distance / outcomes.second)[:NEIGHBOURS_SHOWN]
+        plots.save_neighbours(
+            add(
+                "neighbours.png",
+                "Samples (above) and their nearest training images (below); the number is the "
+                "distance to it over that to the second nearest. Under 1/3 counts as memorised.",
+            ),
+            outcomes.trunk[:NEIGHBOURS_SHOWN],
+            findings.points[outcomes.index[:NEIGHBOURS_SHOWN]],
+            ratio,
+            mean,
+        )
+    return pictures
+
+
+def write(out: Path, findings: Findings, console: Console) -> None:
+    """Prints the table and writes result.json, the figures and report.html."""
+    quality = _quality(findings)
+    rows = table_of(findings, quality)
+    header = ["", findings.name, "exact score"]
+    table = Table(*header, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for text in findings.warnings:
+        console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+    result = to_json(findings, quality)
+    (out / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    share = findings.calls / findings.separate_calls
+    judge = findings.judge
+    texts = [
+        f"{len(findings.outcomes.trunk)} trunks, each forked at {len(findings.shown[0])} times. "
+        f"A trunk and its clones took {findings.calls} calls of the denoiser, {100 * share:.0f} % "
+        f"of what generating every fork from pure noise takes.",
+        "Times are Ornstein-Uhlenbeck times. Forks of one trunk are correlated; the interval at "
+        "each fork is binomial, those of crossing times are a bootstrap over trunks. The exact "
+        "score's intervals cover its draws.",
+    ]
+    if judge is not None:
+        low, high = judge.interval
+        texts.append(
+            f"Classes are told by a classifier with an accuracy of {100 * judge.accuracy:.1f} % "
+            f"[{100 * low:.1f}, {100 * high:.1f}] on {judge.held_out} images that it was not "
+            f"trained on. Kernel distance, precision and recall are taken between its features of "
+            f"the samples and of the training images: they are not comparable with published ones."
+        )
+    report.save(
+        out / "report.html",
+        f"Forks of {Path(findings.settings['run_dir']).name}",
+        [
+            *(report.Paragraph(text) for text in texts),
+            *(report.Paragraph(f"Warning: {text}.", warning=True) for text in findings.warnings),
+            report.Table(header, rows),
+            *_figures(out, findings),
+        ],
+    )

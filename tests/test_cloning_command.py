@@ -1,0 +1,178 @@
+"""The command that forks a run: what it writes, how it goes on after a kill, what it refuses."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax import data, run
+from diffusion_jax.regimes.neighbours import nearest
+from diffusion_jax.sampling import sample
+from experiments import cloning
+from experiments.train_lsun import parse
+
+OPTIONS = [
+    *("--preset", "mnist", "--image-size", "28", "--images-per-class", "15", "--seed", "3"),
+    *("--base-channels", "8", "--multiples", "1", "--attention-levels", "--num-res-blocks", "1"),
+    *("--diffusion-steps", "25", "--batch-size", "8", "--num-samples", "4", "--steps", "2"),
+]
+FORKS = ("--num-trunks", "32", "--batch-size", "16", "--times", "0.3", "1.0", "2.5")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run of a small network that was not trained: forks need no good one."""
+    folder = tmp_path_factory.mktemp("forks") / "run"
+    config = parse([*OPTIONS, "--run-dir", str(folder)])
+    images = data.load(config.data)
+    model = config.model.build(1)
+    params = jax.jit(model.init)(
+        jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32), np.zeros(1, np.int32)
+    )["params"]
+    params = jax.tree.map(lambda leaf: 0.5 * leaf, params)
+    run.import_parameters(config, params, (28, 28, 1), images.mean, len(images.images))
+    return folder
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["cloning", *map(str, arguments)])
+    try:
+        cloning.main()
+    except SystemExit as exit:
+        return exit.code
+    return 0
+
+
+def result_of(out):
+    result = json.loads((out / "result.json").read_text())
+    return {name: value for name, value in result.items() if name != "settings"}
+
+
+@pytest.fixture(scope="module")
+def forked(run_dir, tmp_path_factory):
+    """The same command in a process of its own, killed once its first batch is there."""
+    out = tmp_path_factory.mktemp("out")
+    words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(out), *FORKS]
+    process = subprocess.Popen(words, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
+    first = out / "batches" / "batch_00000.npz"
+    deadline = time.monotonic() + 200
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "result.json").exists()
+    done = subprocess.run(
+        words, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_a_killed_experiment_goes_on_to_the_same_numbers(forked, run_dir, tmp_path, monkeypatch):
+    out, text = forked
+    assert "of 2 batches were done before" in text
+    words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(tmp_path)]
+    whole = subprocess.run(
+        [*words, *FORKS], env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, capture_output=True
+    )
+    assert whole.returncode == 0
+    assert result_of(tmp_path) == result_of(out)
+
+
+def test_what_is_written_is_what_the_trunks_say(forked, run_dir):
+    """The result against samples of the library, and against the formulas of the calls."""
+    out, text = forked
+    result = result_of(out)
+    model = run.load_model(run_dir)
+    images = data.load(model.config.data)
+    points = images.images / np.float32(255) - images.mean
+    trunk = sample(model.sampler, model.denoiser, jax.random.key(1), 32, model.shape)
+    found = nearest(trunk, points)
+    assert result["neighbour_ratio_median"] == pytest.approx(
+        float(np.median(found.distance / found.second)), rel=1e-4
+    )
+    assert result["memorised_fraction"]["value"] == found.memorised.mean()
+    times = np.asarray(model.sampler.schedule.time)
+    steps = [int(np.abs(times - t).argmin()) + 1 for t in (2.5, 1.0, 0.3)]
+    np.testing.assert_allclose(result["phi"]["time"], times[np.array(steps) - 1], rtol=1e-6)
+    assert result["denoiser_calls"]["a_trunk"] == 25 + sum(steps)
+    assert result["denoiser_calls"]["a_trunk_if_separate"] == 3 * 25 + sum(steps)
+    for name in ("phi", "phi_C"):
+        low, mean, high = (np.array(result[name][key]) for key in ("low", "mean", "high"))
+        assert np.all((low <= mean) & (mean <= high))
+    assert result["phi_C"]["mean"][-1] >= result["phi_C"]["mean"][0]
+    assert result["t_C_hat"]["trajectories"] + result["t_C_hat"]["unchanged"] == 32
+    assert sum(result["class_fractions"].values()) == pytest.approx(1)
+    assert 0 <= result["classifier"]["accuracy"] <= 1
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "memorised fraction" in text
+
+
+def test_more_trunks_add_to_those_that_are_done(forked, run_dir, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "more"
+    shutil.copytree(forked[0], out)
+    more = ("--num-trunks", "40", *FORKS[2:])
+    assert command(monkeypatch, run_dir, "--out", out, *more) == 0
+    assert "2 of 3 batches were done before" in capsys.readouterr().out
+    assert result_of(out)["phi"]["pairs"] == 40
+    # Another experiment does not mix with it.
+    assert command(monkeypatch, run_dir, "--out", out, *more, "--seed", 2) == 1
+    assert "seed: 1 -> 2" in capsys.readouterr().err
+
+
+def test_the_exact_score_memorises(run_dir, tmp_path, monkeypatch, capsys):
+    options = ("--score", "exact", "--calls", "20", "--out", tmp_path, "--published", "MNIST")
+    assert command(monkeypatch, run_dir, *FORKS, *options) == 0
+    result = result_of(tmp_path)
+    assert result["memorised_fraction"]["value"] > 0.9
+    assert "exact score, trajectories" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--num-trunks", "29"), "num_trunks = 29 gives no useful interval"),
+        (("--times", "7.0"), "must lie in the schedule"),
+        (("--times", "1.0", "1.0001"), "fall on one of 25 steps"),
+        (("--batch-size", "0"), "batch_size must be at least 1"),
+        (("--calls", "26"), "2 to 25 calls"),
+    ],
+)
+def test_bad_options_are_refused(run_dir, tmp_path, monkeypatch, capsys, options, message):
+    assert command(monkeypatch, run_dir, "--out", tmp_path / "x", *options) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_no_run_or_not_the_same_any_more_is_named(run_dir, tmp_path, monkeypatch, capsys):
+    assert command(monkeypatch, tmp_path) == 1
+    assert "is not the folder of a run" in capsys.readouterr().err
+
+    def changed(name, edit):
+        folder = tmp_path / name
+        shutil.copytree(run_dir, folder)
+        config = json.loads((folder / "config.json").read_text())
+        edit(config)
+        (folder / "config.json").write_text(json.dumps(config))
+        assert command(monkeypatch, folder, *FORKS) == 1
+        return capsys.readouterr().err
+
+    text = changed("wide", lambda config: config["model"].update(base_channels=16))
+    assert text.startswith("error: ")
+    assert "checkpoint" in text
+    assert "Traceback" not in text
+    gone = {"data": "lsun", "data_dir": str(tmp_path / "nowhere")}
+    text = changed("gone", lambda config: config["data"].update(gone))
+    assert "the run's training images cannot be read" in text
+    text = changed("other", lambda config: config["data"].update(images_per_class=16))
+    assert "the training images changed since the run" in text
