@@ -28,6 +28,9 @@ class DataConfig:
     """The classes: LSUN categories, digits, or classes of photographs."""
     images_per_class: int = 20_000
     """The first so many images of each class, in key order."""
+    held_out_per_class: int = 0
+    """How many of the images after those of each class are held out, for evaluations alone (see
+    evaluate_every). Crops of photographs overlap, so theirs are not independent of the training."""
     image_size: int = 64
     """Pixels a side."""
     data_dir: Path | None = None
@@ -111,8 +114,9 @@ class TrainingConfig:
     """Parts into which a device's batch is split to save memory; the gradients add up."""
     steps_per_dispatch: int = 1
     """Updates that the host hands to the devices at a time; more help where a device is so fast
-    that it waits for the host. Best a divisor of checkpoint_every, sample_every and steps: updates
-    that would pass one of these are handed over singly, which compiles a second program."""
+    that it waits for the host. Best a divisor of checkpoint_every, sample_every, evaluate_every and
+    steps: updates that would pass one of these are handed over singly, which compiles a second
+    program."""
     faithful: bool = False
     """Reproduce the authors' code: step 0 is never trained, and sampling adds no noise at steps 1
     and 0 (by default: step 0 is trained, and no noise at step 0 alone)."""
@@ -150,6 +154,15 @@ class OutputConfig:
     """Updates between two grids of samples."""
     num_samples: int = 64
     """Samples in a grid."""
+    evaluate_every: int | None = None
+    """Updates between two evaluations, none by default: the memorised fraction and the
+    nearest-neighbour ratio of samples, and the loss in bands of time on training images and on
+    those held out (see held_out_per_class). They go to metrics.jsonl and memorisation.png."""
+    evaluate_samples: int = 64
+    """Samples an evaluation; and its training images, where none are held out."""
+    evaluate_calls: int = 50
+    """Calls of the network a sample of an evaluation, by ancestral sampling on steps spread evenly
+    over the log-SNR."""
     profile: int | None = None
     """Updates to trace into RUN_DIR/profile, once the first few are done; none by default."""
 
@@ -179,6 +192,16 @@ class Config:
         """Raises a UserError naming the first field that is out of range."""
         self.output.check()
         self.training.check()
+        calls, most = self.output.evaluate_calls, self.schedule.diffusion_steps
+        if self.output.evaluate_every is not None and not 2 <= calls <= most:
+            raise UserError(
+                f"evaluate_calls = {calls} must lie between 2 and diffusion_steps = {most}"
+            )
+        if self.output.evaluate_every is None and self.data.held_out_per_class > 0:
+            raise UserError(
+                f"held_out_per_class = {self.data.held_out_per_class} is for evaluations: give "
+                f"evaluate_every too"
+            )
         if self.steps < 1:
             raise UserError(f"steps = {self.steps} must be at least 1")
         if not 0 <= self.seed < 2**32:
@@ -227,6 +250,7 @@ _FREE = (
     "steps",
     "data.data_dir",
     "data.prepared_dir",
+    "data.held_out_per_class",
     "model.remat",
     "training.steps_per_dispatch",
 )

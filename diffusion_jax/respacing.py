@@ -100,3 +100,15 @@ class RespacedDenoiser:
     def __call__(self, x: Array, step: Array) -> Array:
         """See `Denoiser`."""
         return self.denoiser(x, jnp.asarray(self.steps)[step])
+
+
+def with_calls(
+    schedule: NoiseSchedule, denoiser: Denoiser, num_calls: int, name: Clock
+) -> tuple[NoiseSchedule, RespacedDenoiser]:
+    """The schedule of num_calls steps spread evenly over a clock, and the denoiser that knows it.
+
+    Raises:
+      UserError: see `clock` and `spread_steps`.
+    """
+    steps = spread_steps(clock(schedule, name), num_calls)
+    return respaced(schedule, steps), RespacedDenoiser(denoiser, jnp.asarray(steps, jnp.int32))

@@ -1,7 +1,7 @@
 """A training run and its folder: started, resumed, and opened again to sample from.
 
 The folder holds config.json, summary.json, metrics.jsonl, tensorboard/, checkpoints/, samples/ and
-loss.png, and profile/ if asked for.
+loss.png, and memorisation.png and profile/ if asked for.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax import backend, data
+from diffusion_jax import backend, data, monitor
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config, differences, from_dict, to_dict
 from diffusion_jax.data.batches import device_batches
@@ -25,9 +25,10 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.devices import replicated
 from diffusion_jax.errors import UserError
-from diffusion_jax.plots.training import save_image_grid, save_loss_curve
+from diffusion_jax.plots.training import save_image_grid, save_loss_curve, save_memorisation
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
 from diffusion_jax.sampling import AncestralSampler, sample
+from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.telemetry import Profile, Telemetry
 from diffusion_jax.training import (
     Metrics,
@@ -168,6 +169,7 @@ def train(config: Config) -> None:
     config.check()
     schedule, optimizer = config.schedule.build(), make_optimizer(config.training)
     _claim(config)
+    held_out = data.load_held_out(config.data)  # first: it knows at once whether all are there
     images = data.load(config.data)
     if len(images.images) < 2:
         raise UserError(f"training needs at least two images, not {len(images.images)}")
@@ -200,7 +202,7 @@ def train(config: Config) -> None:
                 denoiser = TrainedDenoiser(state.ema_params, model)
                 sampler = AncestralSampler(schedule, config.training.faithful)
                 _draw_samples(config, start, denoiser, sampler, images.mean, shape)
-            save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
+            _draw_curves(folder)
             print(f"All {config.steps} steps are done; give a larger --steps to go on")
             return
         shown = np.random.default_rng(config.seed).permutation(len(images.images))
@@ -227,6 +229,14 @@ def train(config: Config) -> None:
                 recorder.add(step + 1, metrics)
                 step += updates
                 last = step == config.steps
+                # Before the checkpoint, so that a run resumed from it has the evaluation.
+                evaluate_every = config.output.evaluate_every
+                if evaluate_every is not None and (last or step % evaluate_every == 0):
+                    recorder.drain()
+                    _check_finite(step, state)
+                    denoiser = TrainedDenoiser(state.ema_params, model)
+                    _evaluate(config, step, denoiser, schedule, images, held_out, telemetry)
+                    telemetry.pause(step)
                 if last or step % config.output.checkpoint_every == 0:
                     recorder.drain()
                     _check_finite(step, state)
@@ -239,19 +249,21 @@ def train(config: Config) -> None:
                     _draw_samples(config, step, denoiser, sampler, images.mean, shape)
                     telemetry.pause(step)
         checkpoints.wait()
-    save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
+    _draw_curves(folder)
     print(f"Done: {config.steps} steps. Samples, loss curve and checkpoints are in {folder}")
 
 
 def _dispatches(config: Config, start: int) -> Iterator[int]:
     """How many updates are handed to the devices each time, from `start` to the end.
 
-    steps_per_dispatch, or one where that would pass a checkpoint, a grid of samples or the end: two
-    programs at most are compiled.
+    steps_per_dispatch, or one where that would pass a checkpoint, a grid of samples, an evaluation
+    or the end: two programs at most are compiled.
     """
-    together, step = config.training.steps_per_dispatch, start
+    together, step, output = config.training.steps_per_dispatch, start, config.output
+    stops = [output.checkpoint_every, output.sample_every]
+    if output.evaluate_every is not None:
+        stops.append(output.evaluate_every)
     while step < config.steps:
-        stops = (config.output.checkpoint_every, config.output.sample_every)
         room = min(config.steps - step, *(every - step % every for every in stops))
         updates = together if together <= room else 1
         yield updates
@@ -341,6 +353,35 @@ def _draw_samples(
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     images = sample(sampler, denoiser, key, config.output.num_samples, shape)
     save_image_grid(_grid_path(config, step), images, mean)
+
+
+def _evaluate(
+    config: Config,
+    step: int,
+    denoiser: TrainedDenoiser,
+    schedule: NoiseSchedule,
+    images: ImageSet,
+    held_out: ImageSet | None,
+    telemetry: Telemetry,
+) -> None:
+    metrics = monitor.evaluate(
+        denoiser,
+        schedule,
+        images,
+        held_out,
+        # Its own key, for the reason that samples have one; the same at every evaluation.
+        jax.random.fold_in(jax.random.key(config.seed), 2),
+        config.output.evaluate_samples,
+        config.output.evaluate_calls,
+        config.training.faithful,
+    )
+    shown = f"memorised {metrics['memorised_fraction']:.1%}, median neighbour ratio "
+    telemetry.log_evaluation(step, metrics, f"{shown}{metrics['neighbour_ratio']:.3f}")
+
+
+def _draw_curves(folder: Path) -> None:
+    save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
+    save_memorisation(folder / "memorisation.png", folder / "metrics.jsonl")
 
 
 def _grid_path(config: Config, step: int) -> Path:

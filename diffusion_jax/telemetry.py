@@ -117,7 +117,28 @@ class Telemetry:
         last_step, last_time = self._last
         speed = max(step - last_step, 0) * self._batch_size / max(now - last_time, 1e-9)
         self._last = (step, now)
-        record = metrics | {"images_per_second": speed} | memory()
+        self._write(step, metrics | {"images_per_second": speed} | memory())
+        self._progress.update(self._task, speed=speed)
+        if self._progress.disable:
+            self.console.print(
+                f"step {step}  loss {metrics['loss']:.4f}  {speed:.1f} images/s", highlight=False
+            )
+
+    def log_evaluation(self, step: int, metrics: dict[str, float], shown: str) -> None:
+        """Logs an evaluation, on a line of its own, and says the gist of it.
+
+        Args:
+          step: updates done.
+          metrics: what was measured.
+          shown: the gist, in words.
+
+        Raises:
+          UserError: the files cannot be written to.
+        """
+        self._write(step, metrics)
+        self.console.print(f"step {step}  {shown}", highlight=False)
+
+    def _write(self, step: int, record: dict[str, float]) -> None:
         try:
             self._file.write(json.dumps({"step": step, "time": time.time()} | record) + "\n")
             self._file.flush()
@@ -128,11 +149,6 @@ class Telemetry:
             ) from error
         for name, value in record.items():
             self._board.add_scalar(name, value, step)
-        self._progress.update(self._task, speed=speed)
-        if self._progress.disable:
-            self.console.print(
-                f"step {step}  loss {metrics['loss']:.4f}  {speed:.1f} images/s", highlight=False
-            )
 
     def pause(self, step: int) -> None:
         """Starts the next throughput after this update, leaving out what is not training."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -15,7 +14,7 @@ from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.ode_samplers import DDIMSampler, DPMSolver2M
 from diffusion_jax.plots.training import save_image_grid
-from diffusion_jax.respacing import Clock, RespacedDenoiser, clock, respaced, spread_steps
+from diffusion_jax.respacing import Clock, with_calls
 from diffusion_jax.sampling import AncestralSampler, Sampler, sample
 from experiments.command import reports_errors
 
@@ -48,9 +47,7 @@ def choose(model: run.TrainedModel, options: Options) -> tuple[Sampler, Denoiser
     schedule = model.sampler.schedule
     denoiser: Denoiser = model.denoiser
     if options.calls is not None:
-        steps = spread_steps(clock(schedule, options.clock), options.calls)
-        schedule = respaced(schedule, steps)
-        denoiser = RespacedDenoiser(denoiser, jnp.asarray(steps, jnp.int32))
+        schedule, denoiser = with_calls(schedule, denoiser, options.calls, options.clock)
     if options.sampler == "ddim":
         return DDIMSampler(schedule), denoiser
     if options.sampler == "dpm-solver-2m":

@@ -134,7 +134,9 @@ def test_no_trunks_and_no_points_are_refused():
         cloning.u_turns(sampler, denoiser, jax.random.key(0), [5], np.zeros((0, 16)))
 
 
-def test_nearest_points_are_those_of_all_distances():
+@pytest.mark.parametrize("at_a_time", [2048, 16])
+def test_nearest_points_are_those_of_all_distances(monkeypatch, at_a_time):
+    monkeypatch.setattr(neighbours, "_POINTS", at_a_time)
     rng = np.random.default_rng(9)
     x, points = rng.standard_normal((2100, 3, 4)) + 20, rng.standard_normal((50, 3, 4)) + 20
     x[:50] = points
@@ -145,6 +147,7 @@ def test_nearest_points_are_those_of_all_distances():
     np.testing.assert_allclose(found.distance, ordered[:, 0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.second, ordered[:, 1], rtol=1e-5)
     np.testing.assert_array_equal(found.memorised, ordered[:, 0] < ordered[:, 1] / 3)
+    np.testing.assert_allclose(found.ratio, ordered[:, 0] / ordered[:, 1], rtol=1e-5, atol=1e-5)
     assert found.memorised[:50].all()
     assert not found.memorised.all()
     with pytest.raises(UserError, match="two points or more"):

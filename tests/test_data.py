@@ -2,6 +2,7 @@ import io
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,64 @@ def test_an_interrupted_preparation_goes_on(folders, tmp_path, monkeypatch):
     got = [e["image"] for c in CATEGORIES for b in chunks[c] for e in b.as_data_source("train")]
     np.testing.assert_array_equal(got, expected)
     assert not list(prepared.rglob("incomplete.*"))
+
+
+def test_held_out_images_follow_those_trained_on(folders):
+    data_dir, _ = folders
+    everything = load(data_dir, n=6, prepared=data_dir / "all").images.reshape(2, 6, 64, 64, 3)
+    config = DataConfig(classes=CATEGORIES, images_per_class=4, data_dir=data_dir)
+    training = data.load(config)
+    files = list((data_dir / "prepared").rglob("*.array_record*"))
+    written = [path.stat().st_mtime_ns for path in files]
+    assert data.load_held_out(config) is None
+    config = replace(config, held_out_per_class=2)
+    held_out = data.load_held_out(config)
+    np.testing.assert_array_equal(held_out.images.reshape(2, 2, 64, 64, 3), everything[:, 4:])
+    np.testing.assert_array_equal(held_out.labels, [0, 0, 1, 1])
+    # The training images stay as they were prepared, and so does their mean.
+    assert len(files) == 2
+    assert [path.stat().st_mtime_ns for path in files] == written
+    again = data.load(config)
+    np.testing.assert_array_equal(again.images.reshape(2, 4, 64, 64, 3), everything[:, :4])
+    np.testing.assert_array_equal(again.mean, training.mean)
+    for category in CATEGORIES:
+        shutil.rmtree(lsun.lmdb_folder(data_dir, category))
+    assert data.load_held_out(config).images.shape == (4, 64, 64, 3)
+    more = replace(config, images_per_class=4, held_out_per_class=1)
+    with pytest.raises(UserError, match="LSUN's church_outdoor was not found"):
+        data.load_held_out(more)  # never prepared
+
+
+def test_held_out_digits_follow_those_trained_on():
+    config = DataConfig(
+        data="mnist", classes=("8", "1"), images_per_class=30, held_out_per_class=10, image_size=28
+    )
+    everything = mnist.load(("8", "1"), 40, 28)
+    training, held_out = data.load(config), data.load_held_out(config)
+    for images, ranks in ((training, slice(30)), (held_out, slice(30, 40))):
+        expected = everything.images.reshape(2, 40, 28, 28, 1)[:, ranks].reshape(-1, 28, 28, 1)
+        np.testing.assert_array_equal(images.images, expected)
+    np.testing.assert_array_equal(training.mean, mnist.load(("8", "1"), 30, 28).mean)
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "message"),
+    [
+        (5, 2, r"holds 6 images, fewer than images_per_class \+ held_out_per_class = 5 \+ 2"),
+        (0, 2, "images_per_class = 0"),
+        (5, -1, "held_out_per_class = -1 must not be negative"),
+    ],
+)
+def test_impossible_held_out_images(folders, trained, held_out, message):
+    config = DataConfig(
+        classes=CATEGORIES,
+        images_per_class=trained,
+        held_out_per_class=held_out,
+        data_dir=folders[0],
+    )
+    with pytest.raises(UserError, match=message):
+        data.load_held_out(config)
+    assert not list(folders[0].rglob("*.array_record*"))
 
 
 def test_missing_lsun_says_where_and_what(tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffusion_jax import run
 from diffusion_jax.checkpoint import Checkpoints
-from diffusion_jax.config import Config, from_dict, to_dict
+from diffusion_jax.config import Config, differences, from_dict, to_dict
 from diffusion_jax.errors import UserError
 from diffusion_jax.telemetry import read_metrics
 from diffusion_jax.training import init_state, make_optimizer
@@ -58,9 +58,18 @@ def train(*args, **kwargs):
 
 
 def losses(run_dir):
-    records = read_metrics(run_dir / "metrics.jsonl")
+    records = [r for r in read_metrics(run_dir / "metrics.jsonl") if "loss" in r]
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
     return np.array([record["loss"] for record in records])
+
+
+def evaluations(run_dir):
+    records = read_metrics(run_dir / "metrics.jsonl")
+    return [
+        {name: value for name, value in record.items() if name != "time"}
+        for record in records
+        if "memorised_fraction" in record
+    ]
 
 
 def saved(run_dir, step):
@@ -70,6 +79,20 @@ def saved(run_dir, step):
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
         state = checkpoints.restore(step, like)
     return jax.tree.leaves(state.replace(key=jax.random.key_data(state.key)))
+
+
+def kill_after(step, run_dir, *options):
+    """Starts a run and kills it once the checkpoint of a step is there; the last one's step."""
+    process = command(run_dir, "--steps", 1_000_000, *options)
+    deadline = time.monotonic() + 300
+    while not (run_dir / "checkpoints" / str(step)).exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        return checkpoints.latest
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +124,7 @@ def test_a_run_writes_what_it_says(uninterrupted):
         assert image.min() == 0
         assert image.max() == 255
     assert Image.open(run_dir / "loss.png").size[0] > 500
+    assert not (run_dir / "memorisation.png").exists()  # nothing was evaluated
     model = run.load_model(run_dir)
     assert (model.step, model.shape, model.class_names) == (60, (28, 28, 1), ("1", "8"))
     np.testing.assert_allclose(model.mean, summary["mean"])
@@ -108,16 +132,7 @@ def test_a_run_writes_what_it_says(uninterrupted):
 
 def test_a_killed_run_resumes_bit_for_bit(uninterrupted, tmp_path):
     run_dir = tmp_path / "killed"
-    process = command(run_dir, "--steps", 1_000_000)
-    deadline = time.monotonic() + 300
-    while not (run_dir / "checkpoints" / "10").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        killed_at = checkpoints.latest
+    killed_at = kill_after(10, run_dir)
     assert 10 <= killed_at < 60
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 61, "loss"')  # a line that the kill tore
@@ -130,6 +145,52 @@ def test_a_killed_run_resumes_bit_for_bit(uninterrupted, tmp_path):
     grid.unlink()  # as after a kill while it was drawn
     assert "All 60 steps are done" in train(run_dir, "--steps", 60)
     assert grid.exists()
+
+
+BANDS = ("t_0_0.05", "t_0.05_0.2", "t_0.2_0.5", "t_0.5_1", "t_1_2", "t_2_inf")
+EVALUATED = [
+    *("--evaluate-every", 15, "--evaluate-samples", 8, "--evaluate-calls", 5),
+    *("--held-out-per-class", 6),
+]
+
+
+def test_evaluations_change_nothing_and_survive_a_kill(uninterrupted, tmp_path):
+    out = train(tmp_path / "whole", "--steps", 60, *EVALUATED)
+    expected = evaluations(tmp_path / "whole")
+    assert [record["step"] for record in expected] == [15, 30, 45, 60]
+    assert out.count("memorised") == 4
+    names = [f"{a}_loss/{t}" for a in ("training", "held_out") for t in BANDS]
+    for record in expected:
+        assert list(record) == ["step", "memorised_fraction", "neighbour_ratio", *names]
+        assert 0 <= record["memorised_fraction"] <= record["neighbour_ratio"] + 1 / 3 < 1.34
+        assert all(np.isfinite(record[name]) and record[name] > 0 for name in names)
+    for name in names[:3]:
+        assert expected[-1][name] < 0.9 * expected[0][name]  # it learns, from and for both
+    assert Image.open(tmp_path / "whole" / "memorisation.png").size[0] > 500
+    assert Image.open(tmp_path / "whole" / "loss.png").size[0] > 500
+    np.testing.assert_array_equal(losses(tmp_path / "whole"), losses(uninterrupted[0]))
+
+    killed_at = kill_after(30, tmp_path / "killed", *EVALUATED)
+    assert 30 <= killed_at < 60
+    assert f"Resuming after step {killed_at}" in train(
+        tmp_path / "killed", "--steps", 60, *EVALUATED
+    )
+    assert evaluations(tmp_path / "killed") == expected
+    for run_dir in ("whole", "killed"):
+        for a, b in zip(saved(tmp_path / run_dir, 60), saved(uninterrupted[0], 60), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("evaluate_every", [None, 5])
+def test_dispatches_stop_where_something_is_written(evaluate_every):
+    words = ["--steps-per-dispatch", "4", "--steps", "22", "--evaluate-calls", "5"]
+    if evaluate_every is not None:
+        words += ["--evaluate-every", str(evaluate_every)]
+    dispatches = list(run._dispatches(parse([*TINY, *words]), 0))
+    assert set(dispatches) == {1, 4}
+    ends = np.cumsum(dispatches)
+    assert {10, 20, 22} <= set(ends.tolist())
+    assert evaluate_every is None or {5, 10, 15, 20} <= set(ends.tolist())
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
@@ -201,6 +262,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         (("--seed", -1), "seed = -1 must lie between"),
         (("--steps-per-dispatch", 0), "steps_per_dispatch = 0 must be positive"),
         (("--profile", 0), "profile = 0 must be at least 1"),
+        (("--evaluate-every", 0), "evaluate_every = 0 must be at least 1"),
+        (("--evaluate-every", 5, "--evaluate-calls", 26), "between 2 and diffusion_steps = 25"),
+        (("--evaluate-every", 5, "--evaluate-calls", 1), "evaluate_calls = 1 must lie between 2"),
+        (("--held-out-per-class", 2), "is for evaluations: give evaluate_every too"),
+        ((*EVALUATED, "--held-out-per-class", -1), "= -1 must not be negative"),
+        ((*EVALUATED, "--images-per-class", 496), "mnist holds 500 images of each digit"),
     ],
 )
 def test_a_bad_value_is_one_clear_sentence(tmp_path, monkeypatch, options, part):
@@ -258,6 +325,8 @@ def test_help_explains_every_field(capsys):
         "--base-channels",
         "--schedule",
         "--log-every",
+        "--evaluate-every",
+        "--held-out-per-class",
     ):
         assert name in text
 
@@ -285,6 +354,13 @@ def test_configuration_survives_json():
         assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     with pytest.raises(UserError, match="unknown field"):
         from_dict(to_dict(Config()) | {"colour": 1})
+
+
+def test_evaluations_may_change_when_a_run_is_resumed():
+    before = to_dict(parse(TINY))
+    assert differences(before, to_dict(parse([*TINY, *map(str, EVALUATED)]))) == []
+    del before["data"]["held_out_per_class"]  # as in runs from before there were any
+    assert differences(before, to_dict(parse(TINY))) == []
 
 
 def test_a_failed_first_start_binds_nobody(tmp_path):

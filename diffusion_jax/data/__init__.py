@@ -9,11 +9,35 @@ from diffusion_jax.errors import UserError
 
 
 def load(config: DataConfig) -> ImageSet:
-    """Loads the images that the configuration names, preparing them if need be.
+    """Loads the training images that the configuration names, preparing them if need be.
 
     Raises:
       UserError: files that are missing, damaged or fewer than asked for; the message says which.
     """
+    return _load(config, 0, config.images_per_class)
+
+
+def load_held_out(config: DataConfig) -> ImageSet | None:
+    """Loads the held_out_per_class images of each class that follow those trained on.
+
+    None of them is among `load`'s, though crops of one photograph overlap. To be trained on or to
+    be averaged over they are not meant: the mean removed from them is that of `load`'s.
+
+    Returns:
+      The images, class after class; None where the configuration holds out none.
+
+    Raises:
+      UserError: a negative number, or as `load`.
+    """
+    if config.held_out_per_class < 0:
+        raise UserError(f"held_out_per_class = {config.held_out_per_class} must not be negative")
+    if config.held_out_per_class == 0:
+        return None
+    return _load(config, config.images_per_class, config.held_out_per_class)
+
+
+def _load(config: DataConfig, first: int, count: int) -> ImageSet:
+    """Images first..first + count - 1 of each class."""
     if config.images_per_class < 1 or config.image_size < 1:
         raise UserError(
             f"images_per_class = {config.images_per_class} and image_size = {config.image_size} "
@@ -22,7 +46,7 @@ def load(config: DataConfig) -> ImageSet:
     if not config.classes or len(set(config.classes)) < len(config.classes):
         raise UserError(f"classes = {config.classes} must name at least one class, each once")
     if config.data == "mnist":
-        return mnist.load(config.classes, config.images_per_class, config.image_size)
+        return mnist.load(config.classes, count, config.image_size, first)
     data_dir = (config.data_dir or Path("data") / config.data).expanduser().absolute()
     prepared_dir = (config.prepared_dir or data_dir / "prepared").expanduser().absolute()
     advice = "unpack it again"
@@ -30,9 +54,7 @@ def load(config: DataConfig) -> ImageSet:
         photographs.write_lmdb(data_dir, config.classes)
         advice = "remove that folder, and it is made again"
     try:
-        return lsun.load(
-            data_dir, prepared_dir, config.classes, config.images_per_class, config.image_size
-        )
+        return lsun.load(data_dir, prepared_dir, config.classes, count, config.image_size, first)
     except lsun.DamagedLmdb as error:
         raise UserError(f"{error}; {advice}") from error
 

@@ -8,6 +8,8 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
+from diffusion_jax.errors import UserError
+
 CROP = 256
 # What Pillow raises at a damaged file, whatever its format.
 UNREADABLE = (
@@ -54,6 +56,29 @@ class ImageSet:
         """The images flattened, (n, d) in their own type; of the first channel alone if asked."""
         chosen = self.images if all_channels else self.images[..., :1]
         return chosen.reshape(len(chosen), -1)
+
+
+def require_images(held: str, available: int, first: int, count: int) -> None:
+    """Refuses more images of a class than its source holds, those held out among them.
+
+    Args:
+      held: the beginning of the message, such as "mnist holds 500 images of each digit".
+      available: how many a class has.
+      first: rank of the first image wanted: 0 for training images, images_per_class for held-out
+        ones, which come after these.
+      count: how many are wanted from there on.
+
+    Raises:
+      UserError: the ranks wanted go beyond `available`.
+    """
+    if first + count > available:
+        names, wanted = "images_per_class", f"{count}"
+        if first > 0:
+            names, wanted = "images_per_class + held_out_per_class", f"{first} + {count}"
+        raise UserError(
+            f"{held}, fewer than {names} = {wanted}; ask for {available} or fewer"
+            f"{' in all' if first > 0 else ''}"
+        )
 
 
 def crop_and_resize(image: Image.Image, side: int, size: int) -> np.ndarray:

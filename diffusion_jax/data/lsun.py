@@ -21,7 +21,12 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from diffusion_jax.data.images import UNREADABLE, ImageSet, centre_crop_and_resize
+from diffusion_jax.data.images import (
+    UNREADABLE,
+    ImageSet,
+    centre_crop_and_resize,
+    require_images,
+)
 from diffusion_jax.errors import UserError
 
 CHUNK = 2048
@@ -140,7 +145,7 @@ def _builder(prepared_dir: Path, category: str, **fields: Any) -> Lsun:
     return Lsun(data_dir=str(prepared_dir), config=config, file_format="array_record")
 
 
-def _check_source(folder: Path, category: str, images_per_class: int) -> dict[str, int]:
+def _check_source(folder: Path, category: str, first: int, count: int) -> dict[str, int]:
     """Number of entries and size of an LMDB, after checking that it holds enough."""
     if not (folder / "data.mdb").is_file():
         raise UserError(
@@ -153,11 +158,7 @@ def _check_source(folder: Path, category: str, images_per_class: int) -> dict[st
         entries = env.stat()["entries"]
     if entries == 0:
         raise DamagedLmdb(f"the LMDB {folder} holds no images")
-    if entries < images_per_class:
-        raise UserError(
-            f"{folder} holds {entries} images, fewer than images_per_class = {images_per_class}; "
-            f"ask for {entries} or fewer"
-        )
+    require_images(f"{folder} holds {entries} images", entries, first, count)
     return {"entries": entries, "bytes": (folder / "data.mdb").stat().st_size}
 
 
@@ -168,19 +169,23 @@ def prepare(
     images_per_class: int,
     image_size: int,
     chunk: int = CHUNK,
+    first: int = 0,
 ) -> dict[str, list[Lsun]]:
-    """Prepares the first images of each category, with a progress bar; done chunks are kept.
+    """Prepares consecutive images of each category, with a progress bar; done chunks are kept.
 
-    A category whose chunks are all there needs its LMDB no more; where the LMDB is there too, it
-    must be the one that they came from.
+    Chunks are counted from the first image wanted: held-out images, which come after those trained
+    on, have chunks of their own and leave the others as they are. A category whose chunks are all
+    there needs its LMDB no more; where the LMDB is there too, it must be the one that they came
+    from.
 
     Args:
       data_dir: holds CATEGORY_train_lmdb for each category.
       prepared_dir: the chunks go here.
       categories: LSUN categories.
-      images_per_class: the first so many images in the byte order of their keys.
+      images_per_class: how many images, in the byte order of their keys.
       image_size: pixels a side.
       chunk: images a chunk.
+      first: rank of the first of them.
 
     Returns:
       The chunks' builders, in order, for each category.
@@ -189,7 +194,8 @@ def prepare(
       UserError: an LMDB that is missing, damaged, too small, or not the one that the prepared
         chunks came from; a folder that cannot be written to.
     """
-    bounds = [*range(0, images_per_class, chunk), images_per_class]
+    stop = first + images_per_class
+    bounds = [*range(first, stop, chunk), stop]
     try:
         prepared_dir.mkdir(parents=True, exist_ok=True)
         with (prepared_dir / ".lock").open("w") as lock:
@@ -218,7 +224,7 @@ def _prepare_category(
     if (folder / "data.mdb").is_file() or not all(
         Path(_builder(prepared_dir, category, **span).data_dir).exists() for span in spans
     ):
-        source = _check_source(folder, category, bounds[-1])
+        source = _check_source(folder, category, bounds[0], bounds[-1] - bounds[0])
     progress = Progress(
         TextColumn("Preparing {task.description}"),
         BarColumn(),
@@ -227,7 +233,7 @@ def _prepare_category(
         console=Console(stderr=True),
         redirect_stdout=False,
     )
-    task = progress.add_task(category, total=bounds[-1], visible=False)
+    task = progress.add_task(category, total=bounds[-1] - bounds[0], visible=False)
     builders = []
     tfds.disable_progress_bar()
     with progress:
@@ -267,8 +273,9 @@ def load(
     categories: tuple[str, ...],
     images_per_class: int,
     image_size: int,
+    first: int = 0,
 ) -> ImageSet:
-    """Loads the first images of each category into memory, preparing them if need be.
+    """Loads consecutive images of each category into memory, preparing them if need be.
 
     Args: see `prepare`.
 
@@ -278,7 +285,7 @@ def load(
     Raises:
       UserError: see `prepare`.
     """
-    chunks = prepare(data_dir, prepared_dir, categories, images_per_class, image_size)
+    chunks = prepare(data_dir, prepared_dir, categories, images_per_class, image_size, first=first)
     total = images_per_class * len(categories)
     images = np.empty((total, image_size, image_size, 3), np.uint8)
     position = 0

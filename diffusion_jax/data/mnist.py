@@ -2,17 +2,20 @@
 
 import numpy as np
 
-from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.images import ImageSet, require_images
 from diffusion_jax.errors import UserError
 
 
-def load(digits: tuple[str, ...], images_per_class: int, image_size: int) -> ImageSet:
-    """Loads the first images of each digit, zero-padded on every side.
+def load(
+    digits: tuple[str, ...], images_per_class: int, image_size: int, first: int = 0
+) -> ImageSet:
+    """Loads consecutive images of each digit, zero-padded on every side.
 
     Args:
       digits: the classes, such as ("1", "8").
-      images_per_class: at most 500.
+      images_per_class: how many; a digit has 500.
       image_size: pixels a side, an even number of at least 28; the paper's is 32.
+      first: rank of the first of them.
 
     Returns:
       Images of one channel, class after class.
@@ -27,12 +30,11 @@ def load(digits: tuple[str, ...], images_per_class: int, image_size: int) -> Ima
     if image_size < 28 or image_size % 2:
         raise UserError(f"image_size = {image_size}: MNIST is padded from 28 to an even number")
     pixels, labels = mnist_data()
-    if images_per_class > (available := int(np.bincount(labels).min())):
-        raise UserError(
-            f"mnist holds {available} images of each digit, fewer than images_per_class = "
-            f"{images_per_class}; ask for {available} or fewer"
-        )
-    chosen = np.concatenate([np.flatnonzero(labels == int(d))[:images_per_class] for d in digits])
+    available = int(np.bincount(labels).min())
+    held = f"mnist holds {available} images of each digit"
+    require_images(held, available, first, images_per_class)
+    ranks = slice(first, first + images_per_class)
+    chosen = np.concatenate([np.flatnonzero(labels == int(digit))[ranks] for digit in digits])
     images = pixels[chosen].reshape(-1, 28, 28, 1).astype(np.uint8)
     pad = (image_size - 28) // 2
     return ImageSet(

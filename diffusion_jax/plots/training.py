@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from PIL import Image
 
+from diffusion_jax.monitor import HELD_OUT, TRAINING
 from diffusion_jax.plots import style
 from diffusion_jax.telemetry import read_metrics
 
@@ -40,7 +42,7 @@ def save_loss_curve(path: Path, metrics: Path) -> None:
       path: the PNG.
       metrics: the run's metrics.jsonl.
     """
-    records = read_metrics(metrics)
+    records = [record for record in read_metrics(metrics) if "loss" in record]
     step = np.array([record["step"] for record in records])
     loss = np.array([record["loss"] for record in records])
     window = max(1, len(loss) // 20)
@@ -50,6 +52,40 @@ def save_loss_curve(path: Path, metrics: Path) -> None:
     axes.plot(step, median, color="C0", label="running median")
     axes.set(xlabel="update", ylabel="loss (mean squared error of the noise)", yscale="log")
     axes.legend(frameon=False)
+    style.save(figure, path)
+
+
+def save_memorisation(path: Path, metrics: Path) -> None:
+    """Draws the evaluations of a run against the number of updates; nothing where there are none.
+
+    Args:
+      path: the PNG.
+      metrics: the run's metrics.jsonl, with what `monitor.evaluate` measures.
+    """
+    records = [record for record in read_metrics(metrics) if "memorised_fraction" in record]
+    if not records:
+        return
+    step = np.array([record["step"] for record in records])
+    figure, (top, bottom) = style.new(2, 1, width=7, height=7)
+    bands = [name.partition("/")[2] for name in records[-1] if name.startswith(f"{TRAINING}/")]
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(bands)))
+    for band, color in zip(bands, colors, strict=True):
+        _, lower, upper = band.split("_")
+        label = f"t > {lower}" if upper == "inf" else f"{lower} to {upper}"
+        for name, line in ((TRAINING, "--"), (HELD_OUT, "-")):
+            loss = [record.get(f"{name}/{band}", np.nan) for record in records]
+            if not np.all(np.isnan(loss)):
+                top.plot(step, loss, line, marker=".", color=color, label=label)
+                label = "_"
+    top.set(ylabel="mean squared error of the noise", yscale="log")
+    top.legend(frameon=False, title="dashed: training\nsolid: held out\n\ntime t", loc="outside")
+    for name, color in (("memorised_fraction", "C3"), ("neighbour_ratio", "C0")):
+        values = [record[name] for record in records]
+        bottom.plot(step, values, marker=".", color=color, label=name.replace("_", " "))
+    bottom.axhline(1 / 3, color="C0", linestyle=":", linewidth=1)
+    bottom.set(xlabel="update", ylabel="of generated samples", ylim=(-0.03, 1.03))
+    bottom.sharex(top)
+    bottom.legend(frameon=False)
     style.save(figure, path)
 
 

@@ -12,6 +12,8 @@ from diffusion_jax.errors import UserError
 
 # Rows of a block of the distances.
 _BLOCK = 1024
+# Training points whose differences from their mean are in memory at a time.
+_POINTS = 2048
 # Candidates by matrix product; the distances of these are formed again from their differences.
 _CANDIDATES = 8
 
@@ -32,8 +34,17 @@ class Neighbours:
 
     @property
     def memorised(self) -> np.ndarray:
-        """Whether distance/second < 1/3 (N,): "Why diffusion models don't memorize" (2025)."""
+        """Whether distance/second < 1/3 (N,): "Why diffusion models don't memorize" (2025).
+
+        Never so beside a training point that has a copy among the others.
+        """
         return self.distance < self.second / 3
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """distance/second (N,), in [0, 1]; 1 on a training point that has a copy."""
+        ones = np.ones_like(self.distance)
+        return np.divide(self.distance, self.second, out=ones, where=self.second != 0)
 
 
 @jax.jit
@@ -51,12 +62,13 @@ def _block(x: Array, points: Array) -> tuple[Array, Array, Array]:
 def nearest(x: np.ndarray, points: np.ndarray) -> Neighbours:
     """The two nearest training points of each sample.
 
-    Eight candidates come from |a|^2 - 2 a.x, in float32; their distances are those of the
-    differences, so that a sample on a training point has distance 0.
+    Eight candidates in every 2 048 points come from |a|^2 - 2 a.x, in float32; their distances are
+    those of the differences, so that a sample on a training point has distance 0.
 
     Args:
       x: samples (N, ...). Along a trajectory, x_t e^t: nearest to a_nu means nearest to e^-t a_nu.
-      points: training points (n, ...), n >= 2, in the same units.
+      points: training points (n, ...), n >= 2, in the same units; integers, such as grey levels,
+        are raised to floats a part at a time.
 
     Raises:
       UserError: fewer than two training points, or another number of components.
@@ -69,10 +81,18 @@ def nearest(x: np.ndarray, points: np.ndarray) -> Neighbours:
         )
     mean = rows.mean(0, dtype=np.float64)
     put = partial(np.asarray, dtype=np.float32)
-    centred, on_device = put(flat - mean), jnp.asarray(put(rows - mean))
-    blocks = [_block(centred[i : i + _BLOCK], on_device) for i in range(0, len(flat), _BLOCK)]
-    index, distance, second = (np.concatenate(each) for each in zip(*blocks, strict=True))
-    return Neighbours(index, distance, second)
+    centred = put(flat - mean)
+    parts, offset = [], 0
+    for part in np.array_split(rows, -(-len(rows) // _POINTS)):
+        on_device = jnp.asarray(put(part - mean))
+        blocks = [_block(centred[i : i + _BLOCK], on_device) for i in range(0, len(flat), _BLOCK)]
+        index, distance, second = (np.concatenate(each) for each in zip(*blocks, strict=True))
+        parts.append((index + offset, distance, second))
+        offset += len(part)
+    index, distance, second = (np.stack(each) for each in zip(*parts, strict=True))
+    best = np.argmin(distance, axis=0)[None]
+    two = np.partition(np.concatenate([distance, second]), 1, axis=0)
+    return Neighbours(np.take_along_axis(index, best, axis=0)[0], two[0], two[1])
 
 
 def last_change(index: np.ndarray, times: np.ndarray) -> np.ndarray:

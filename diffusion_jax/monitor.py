@@ -1,0 +1,193 @@
+"""What tells generalisation from memorisation while a model trains.
+
+A model generalises while its loss on held-out images falls with that on the training images; it
+memorises from where the two part, first at small times, and its samples come to lie on training
+images ("Why diffusion models don't memorize", 2025).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.denoisers import Denoiser
+from diffusion_jax.devices import replicated, sharded
+from diffusion_jax.process import diffuse
+from diffusion_jax.regimes.neighbours import nearest
+from diffusion_jax.respacing import with_calls
+from diffusion_jax.sampling import AncestralSampler, sample
+from diffusion_jax.schedule import NoiseSchedule
+
+# Ornstein-Uhlenbeck times between the bands. They are fixed, so that runs on other schedules and
+# data compare; collapse and speciation of images, at 0.3 to 1.5, fall into the middle ones.
+_EDGES = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0, np.inf)
+
+HELD_OUT, TRAINING = "held_out_loss", "training_loss"
+
+
+class Band(NamedTuple):
+    """The steps first, ..., stop - 1 of a schedule; `name` tells their times, as t_0.05_0.2."""
+
+    name: str
+    first: int
+    stop: int
+
+
+def time_bands(schedule: NoiseSchedule, faithful: bool = False) -> list[Band]:
+    """The steps of a schedule by their Ornstein-Uhlenbeck time t_s, in bands lower <= t_s < upper.
+
+    Args:
+      schedule: noise schedule of L steps.
+      faithful: leave out step 0, which the authors' code never trains.
+
+    Returns:
+      Bands between the times 0, 0.05, 0.2, 0.5, 1, 2 and infinity, but for those without a step.
+    """
+    cuts = np.searchsorted(np.asarray(schedule.time, np.float64), _EDGES)
+    cuts = np.maximum(cuts, int(faithful))
+    return [
+        Band(f"t_{lower:g}_{upper:g}", int(first), int(stop))
+        for lower, upper, first, stop in zip(
+            _EDGES[:-1], _EDGES[1:], cuts[:-1], cuts[1:], strict=True
+        )
+        if first < stop
+    ]
+
+
+@jax.jit
+def _errors(
+    denoiser: Denoiser, schedule: NoiseSchedule, x_0: Array, step: Array, keys: Array
+) -> Array:
+    noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:], x_0.dtype))(keys)
+    difference = denoiser(diffuse(schedule, x_0, step, noise), step) - noise
+    return jnp.mean(difference**2, axis=tuple(range(1, x_0.ndim)))
+
+
+def denoising_losses(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x_0: np.ndarray,
+    key: Array,
+    bands: list[Band],
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Mean squared error of the predicted noise, for each band of steps, on all devices.
+
+    E |noise - eps(sqrt(alpha_bar_s) x_0 + sqrt(1 - alpha_bar_s) noise, s)|^2 / d, s in the band
+
+    Each image is taken once a band. Its step and noise follow from `key`, the band's first step and
+    the image's place alone, so that with one key the losses of two denoisers differ by what these
+    predict; the steps of all images are spread evenly over the band, in random order.
+
+    Args:
+      denoiser: a denoiser that is a pytree, see `Denoiser`.
+      schedule: its schedule.
+      x_0: images (n, ...), float32, mean removed.
+      key: typed PRNG key.
+      bands: of the schedule's steps, see `time_bands`.
+      batch_size: images at a time, rounded up to a multiple of the number of devices.
+
+    Returns:
+      float64 (bands,), averaged over images and components.
+    """
+    n, devices = len(x_0), jax.device_count()
+    batch = -(-min(batch_size, n) // devices) * devices
+    denoiser, schedule = jax.device_put((denoiser, schedule), replicated())
+    losses = []
+    for band in bands:
+        band_key = jax.random.fold_in(key, band.first)
+        order_key, offset_key, noise_key = jax.random.split(band_key, 3)
+        rank = np.asarray(jax.random.permutation(order_key, n))
+        place = (rank + np.asarray(jax.random.uniform(offset_key, (n,)), np.float64)) / n
+        steps = band.first + np.int32(place * (band.stop - band.first))
+        errors = []
+        for start in range(0, n, batch):
+            index = np.minimum(np.arange(start, start + batch), n - 1)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, jnp.asarray(index))
+            parts = jax.device_put((x_0[index], steps[index], keys), sharded())
+            errors.append(np.asarray(_errors(denoiser, schedule, *parts), np.float64))
+        losses.append(np.concatenate(errors)[:n].mean())
+    return np.array(losses)
+
+
+def memorisation(samples: np.ndarray, points: np.ndarray) -> dict[str, float]:
+    """How close samples lie to training points.
+
+    Args:
+      samples: (N, ...).
+      points: training points (n, ...), n >= 2, in the units of the samples.
+
+    Returns:
+      memorised_fraction: of the samples, those three times nearer to their nearest training point
+        than to the second nearest.
+      neighbour_ratio: median over samples of the nearest distance over the second nearest, which
+        is 1 where no training point stands out and 0 for copies.
+
+    Raises:
+      UserError: see `neighbours.nearest`.
+    """
+    found = nearest(samples, points)
+    return {
+        "memorised_fraction": float(found.memorised.mean()),
+        "neighbour_ratio": float(np.median(found.ratio)),
+    }
+
+
+def evaluate(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    training: ImageSet,
+    held_out: ImageSet | None,
+    key: Array,
+    num_samples: int,
+    num_calls: int,
+    faithful: bool = False,
+) -> dict[str, float]:
+    """All that is measured of a model in training.
+
+    Samples come from the ancestral sampler: its noise lets them forget their start and the
+    network's early errors, which those of a sampler without noise carry along. Its steps are spread
+    over the log-SNR, the clock on which few calls cost it least where data are narrow
+    (docs/sampling.md). With the same key, every call sees the same images, steps and noise.
+
+    Args:
+      denoiser: a denoiser that is a pytree.
+      schedule: its schedule of L steps.
+      training: the training set, grey levels in uint8. Its loss is that of as many images as are
+        held out, of num_samples where none are, evenly spaced in the set.
+      held_out: images that were not trained on, or None.
+      key: typed PRNG key.
+      num_samples: how many samples.
+      num_calls: denoiser calls a sample, 2 to L.
+      faithful: no noise at steps 1 and 0 of the sampler, and no loss at step 0.
+
+    Returns:
+      The two of `memorisation`, training_loss/BAND for each band of `time_bands`, and
+      held_out_loss/BAND where images are held out.
+
+    Raises:
+      UserError: num_calls out of range.
+    """
+    sample_key, loss_key = jax.random.split(key)
+    few, respaced_denoiser = with_calls(schedule, denoiser, num_calls, "log-snr")
+    sampler = AncestralSampler(few, faithful)
+    shape = training.images.shape[1:]
+    samples = sample(sampler, respaced_denoiser, sample_key, num_samples, shape)
+    # In grey levels, so that the training set is not copied into floats.
+    metrics = memorisation(255 * (samples + training.mean), training.images)
+    n, most = len(training.images), num_samples if held_out is None else len(held_out.images)
+    chosen = np.arange(min(n, most)) * n // min(n, most)
+    sets = {TRAINING: training.images[chosen]}
+    if held_out is not None:
+        sets[HELD_OUT] = held_out.images
+    bands = time_bands(schedule, faithful)
+    for name, images in sets.items():
+        x_0 = images.astype(np.float32) / np.float32(255) - training.mean
+        losses = denoising_losses(denoiser, schedule, x_0, loss_key, bands)
+        metrics |= {
+            f"{name}/{band.name}": float(loss) for band, loss in zip(bands, losses, strict=True)
+        }
+    return metrics
