@@ -12,6 +12,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import commitment, posterior
 from diffusion_jax.regimes.cloning import fork
 from diffusion_jax.regimes.commitment import Outcomes
+from diffusion_jax.regimes.curves import average
 from diffusion_jax.sampling import AncestralSampler, sample
 from diffusion_jax.schedule import linear_schedule
 
@@ -84,12 +85,13 @@ def test_counts_agree_with_the_posterior_engine(problem, measured):
     assert phi_C[0] < 0.1 < 0.9 < phi_C[-1]
     assert found.phi.p_values(phi).min() > LEVEL
     assert found.phi_C.p_values(phi_C).min() > LEVEL
-    for name, exact in (("t_S_phi", phi), ("t_C_phi", phi_C)):
-        level = {"t_S_phi": 0.7752, "t_C_phi": 0.5}[name]
-        times = times_of(problem, FORKS)[::-1]
-        assert found.times[name].low <= found.times[name].value <= found.times[name].high
-        bracket = np.flatnonzero(np.diff(exact[::-1] < level))
-        assert times[bracket[0]] < found.times[name].value < times[bracket[0] + 1]
+    # The same cubic through the exact values; the trajectories' scatter is in their intervals.
+    tables = [(draws.class_probability**2).sum(2)[:, ::-1], draws.collision[:, ::-1]]
+    exact = average(times_of(problem, FORKS)[::-1], tables)
+    for name, level, curve in zip(("t_S_phi", "t_C_phi"), (0.7752, 0.5), exact, strict=True):
+        estimate = found.times[name]
+        standard_error = (estimate.high - estimate.low) / 3.92
+        assert abs(estimate.value - curve.crossing(level).value) < 4 * standard_error
 
 
 def test_the_exact_score_memorises_and_both_classes_come_equally_often(problem, measured):
@@ -154,11 +156,12 @@ def test_batches_joined_are_the_whole(problem, measured, tmp_path):
 
 
 def test_two_fresh_clones_leave_the_trunk_out(problem):
-    outcomes, pairs = run(problem, 0, 6, clones=2, watch=[])
-    ends = pairs.reshape(6, len(FORKS), 2, -1)
-    trunk = outcomes.trunk.reshape(6, 1, 1, -1)
-    assert np.linalg.norm(ends - trunk, axis=3).min() > 1e-6
-    assert outcomes.path.shape == (6, 1)
+    outcomes, pairs = run(problem, 0, 24, clones=2, watch=[])
+    trunk = outcomes.trunk[:, None, None]
+    # Under the exact score two ends on one training point are equal, so look where few collapse.
+    same = np.all(np.abs(pairs - trunk) < 1e-3, axis=(3, 4, 5))[:, 0]
+    assert same.mean(0).max() < 0.5
+    assert outcomes.path.shape == (24, 1)
 
 
 def synthetic(phi, count, rng):
@@ -179,16 +182,16 @@ def synthetic(phi, count, rng):
 
 def test_the_interval_of_a_crossing_covers_it():
     """A logistic phi in log t, whose crossing is known."""
-    times = np.geomspace(4, 0.25, 17)
+    times = np.geomspace(4, 0.25, 9)
     phi = 1 / (1 + times**4)
     level, true = 0.8, 0.25**0.25
     rng = np.random.default_rng(0)
     found = [
         commitment.summarize(synthetic(phi, 200, rng), times, np.array([2.0, 1.0]), 2, level)
-        for _ in range(60)
+        for _ in range(40)
     ]
     inside = sum(f.times["t_S_phi"].low <= true <= f.times["t_S_phi"].high for f in found)
-    assert inside >= 50  # 57 expected; fewer than 50 of 60 at 95 % is seen once in 3 000 runs
+    assert inside >= 32  # 38 expected; fewer than 32 of 40 at 95 % are seen once in 7 000 runs
     assert found[0].unchanged == 200
     assert np.isnan(found[0].mean_change.value)
 
