@@ -349,8 +349,9 @@ def _draw_samples(
     mean: np.ndarray,
     shape: tuple[int, int, int],
 ) -> None:
-    # Its own key, so that drawing samples more or less often changes nothing in the training.
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    # Its own key, so that drawing samples more or less often changes nothing in the training, which
+    # has the keys that folding with 0 and 1 gives too.
+    key = jax.random.fold_in(jax.random.key(config.seed), 3)
     images = sample(sampler, denoiser, key, config.output.num_samples, shape)
     save_image_grid(_grid_path(config, step), images, mean)
 

@@ -21,9 +21,7 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 import tyro
-from diffusion_jax.classifier import TrainedClassifier, train_classifier, warning
-from diffusion_jax.classifier import load as load_classifier
-from diffusion_jax.classifier import save as save_classifier
+from diffusion_jax.classifier_training import train_classifier
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -35,6 +33,9 @@ from rich.progress import (
 )
 
 from diffusion_jax import backend, data, run
+from diffusion_jax.classifier import TrainedClassifier, warning
+from diffusion_jax.classifier import load as load_classifier
+from diffusion_jax.classifier import save as save_classifier
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
 from diffusion_jax.errors import UserError
@@ -306,7 +307,8 @@ def main() -> None:
         )
 
     outcomes, shown = run_batches(batches, options.num_trunks, size, calls, measure, console)
-    key = jax.random.key(options.seed)
+    # Trunk i has the key folded with i: no trunk shares its noise with the draws.
+    key = jax.random.fold_in(jax.random.key(options.seed), 2**32 - 1)
     with console.status("Measuring the exact score"):
         grid = np.union1d(transitions.TIMES, times[steps - 1])
         draws = transitions.measure(points, images.labels, key, times=grid)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusion_jax.classifier import TrainedClassifier
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax import evaluation, report
+from diffusion_jax.classifier import TrainedClassifier
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.plots import cloning as plots
 from diffusion_jax.regimes import spectrum

@@ -143,7 +143,8 @@ def save_forks(path: Path, pairs: np.ndarray, times: np.ndarray, mean: np.ndarra
       mean: per-channel mean (channels,).
     """
     rows, columns = pairs.shape[:2]
-    side_by_side = np.concatenate([pairs[:, :, 0], pairs[:, :, 1]], axis=3)
+    between = np.ones((rows, columns, pairs.shape[3], 1, pairs.shape[5]))
+    side_by_side = np.concatenate([pairs[:, :, 0], between, pairs[:, :, 1]], axis=3)
     figure, grid = style.new(rows, columns, width=1.15 * columns, height=0.6 * rows + 0.5)
     grid = np.asarray(grid).reshape(rows, columns)
     for j, t in enumerate(times):

@@ -113,13 +113,13 @@ def _checked(steps: Sequence[int], num_steps: int) -> np.ndarray:
         or not np.issubdtype(result.dtype, np.integer)
         or result.min() < 1
         or result.max() > num_steps
-        or (np.diff(result) >= 0).any()
+        or (result[1:] >= result[:-1]).any()
     ):
         raise UserError(
             f"forks at {list(steps)}: give whole numbers of steps still to go, in descending "
             f"order, from {num_steps} (pure noise) to 1"
         )
-    return result
+    return result.astype(np.int64)
 
 
 _start = jax.jit(lambda keys, shape: normal(keys, jnp.int32(START), shape), static_argnames="shape")
@@ -180,7 +180,8 @@ def fork(
 
     Trunk i and its clones depend on `key` and i alone, but for rounding; the trunk ends where
     `sampling.sample` with this key ends its sample i. So many trunks are run, and a broken run is
-    taken up, batch by batch.
+    taken up, batch by batch. All this is true of samplers without memory: one that remembers its
+    past steps forgets them at each stop, and ends elsewhere with other stops.
 
     Args:
       sampler: see `sampling.Sampler`; clones of one without noise are equal.
@@ -254,7 +255,7 @@ def u_turns(
     Args:
       sampler: see `sampling.Sampler`.
       denoiser: a denoiser that is a pytree, see `denoisers.Denoiser`.
-      key: typed PRNG key.
+      key: typed PRNG key; with that of `fork`, the noise is that of its trunks and clones.
       steps: numbers of steps b of each turn, from L to 1, descending.
       points: data a (N, ...), in the units of the training data (mean removed).
       first: number of the first point, by which its noise is drawn.

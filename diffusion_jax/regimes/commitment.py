@@ -120,9 +120,9 @@ def measure(
     forks = fork(
         sampler, denoiser, key, steps, shape, first, last, clones, watch=watch, progress=progress
     )
-    if not np.isfinite(forks.trunk).all():
-        raise UserError("trunks end in values that are not finite: the denoiser is broken")
     pairs = np.stack(forks.pairs(), axis=2)
+    if not (np.isfinite(forks.trunk).all() and np.isfinite(pairs).all()):
+        raise UserError("trunks end in values that are not finite: the denoiser is broken")
     flat = pairs.reshape(-1, *shape)
     found = nearest(forks.trunk, points)
     ends = nearest(flat, points).index.reshape(pairs.shape[:3])
