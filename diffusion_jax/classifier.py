@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ class Classifier(nn.Module):
 
 @partial(jax.jit, static_argnums=0)
 def _apply(model: Classifier, params: Any, x: Array) -> tuple[Array, Array]:
-    return model.apply({"params": params}, x)
+    return cast(tuple[Array, Array], model.apply({"params": params}, x))
 
 
 @dataclass(frozen=True)

@@ -46,17 +46,17 @@ def test_it_learns_bars_that_it_has_not_seen(trained):
 def test_random_labels_are_learnt_by_heart_and_not_on_held_out_images():
     """Would the accuracy be measured on images of the training, it would be near 1."""
     rng = np.random.default_rng(2)
-    coarse = rng.integers(0, 256, (150, 2, 2, 3), dtype=np.uint8)
-    labels = rng.permutation(np.arange(150) % 2)
-    images = ImageSet(coarse.repeat(8, axis=1).repeat(8, axis=2), labels, ("a", "b"))
-    found = classifier_training.train_classifier(images, seed=0, updates=300, held_out=0.4)
-    train, test = classifier_training.split(labels, 0.4, 0)
+    coarse = rng.integers(0, 256, (200, 4, 4, 1), dtype=np.uint8)
+    labels = rng.permutation(np.arange(200) % 2)
+    images = ImageSet(coarse.repeat(4, axis=1).repeat(4, axis=2), labels, ("a", "b"))
+    found = classifier_training.train_classifier(images, seed=0, updates=400)
+    train, test = classifier_training.split(labels, 0.2, 0)
     right = found.predict(centred(images)) == labels
     assert right[train].mean() > 0.9
     assert right[test].mean() == found.accuracy
     assert binomtest(int(right[test].sum()), found.held_out).pvalue > 1e-3
     assert "held-out images" in classifier.warning(found)
-    assert "60" in classifier.warning(found)
+    assert "of 40" in classifier.warning(found)
 
 
 def test_the_split_is_by_class_and_by_the_seed_alone():
@@ -105,18 +105,18 @@ def test_the_seed_decides_everything(trained):
     assert not np.array_equal(other.params["head"]["kernel"], trained.params["head"]["kernel"])
 
 
-@pytest.mark.parametrize("shape", [(8, 11, 2), (9, 8, 1), (64, 70, 3)])
-def test_images_of_any_size_and_any_number_of_channels(shape):
+def test_images_of_any_size_and_any_number_of_channels():
     rng = np.random.default_rng(6)
-    images = rng.random((15, *shape), np.float32)
-    labels = np.arange(15) % 3
-    found = classifier_training.train_classifier(
-        ImageSet(images, labels, ("a", "b", "c")), 0, updates=1
-    )
-    assert found.features(images - images.mean((0, 1, 2))).shape == (15, 128)
-    assert len([name for name in found.params if name.startswith("conv")]) == (
-        4 if shape[0] == 64 else 3
-    )
+    images = ImageSet(rng.random((15, 8, 11, 2), np.float32), np.arange(15) % 3, ("a", "b", "c"))
+    found = classifier_training.train_classifier(images, 0, updates=1)
+    assert found.features(images.images - images.mean).shape == (15, 128)
+    for size, depth in [(8, 3), (63, 3), (64, 4), (130, 5)]:
+        shapes = jax.eval_shape(
+            lambda size=size: classifier.initial_params(
+                classifier.Classifier(3), jax.random.key(0), (size, size + 5, 3)
+            )
+        )
+        assert len([name for name in shapes if name.startswith("conv")]) == depth
 
 
 def test_the_training_images_are_shifted_and_noisy_by_no_more_than_said():
