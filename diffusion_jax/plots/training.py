@@ -78,7 +78,8 @@ def save_memorisation(path: Path, metrics: Path) -> None:
                 top.plot(step, loss, line, marker=".", color=color, label=label)
                 label = "_"
     top.set(ylabel="mean squared error of the noise", yscale="log")
-    top.legend(frameon=False, title="dashed: training\nsolid: held out\n\ntime t", loc="outside")
+    title = "solid: held out\ndashed: training\n\ntime t"
+    top.legend(frameon=False, title=title, loc="upper left", bbox_to_anchor=(1, 1))
     for name, color in (("memorised_fraction", "C3"), ("neighbour_ratio", "C0")):
         values = [record[name] for record in records]
         bottom.plot(step, values, marker=".", color=color, label=name.replace("_", " "))
