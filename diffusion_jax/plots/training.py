@@ -71,21 +71,26 @@ def save_memorisation(path: Path, metrics: Path) -> None:
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(bands)))
     for band, color in zip(bands, colors, strict=True):
         _, lower, upper = band.split("_")
-        label = f"t > {lower}" if upper == "inf" else f"{lower} to {upper}"
-        for name, line in ((TRAINING, "--"), (HELD_OUT, "-")):
+        label = f"above {lower}" if upper == "inf" else f"{lower} to {upper}"
+        for name, line in ((HELD_OUT, "-"), (TRAINING, "--")):
             loss = [record.get(f"{name}/{band}", np.nan) for record in records]
             if not np.all(np.isnan(loss)):
                 top.plot(step, loss, line, marker=".", color=color, label=label)
                 label = "_"
     top.set(ylabel="mean squared error of the noise", yscale="log")
-    top.legend(frameon=False, title="dashed: training\nsolid: held out\n\ntime t", loc="outside")
-    for name, color in (("memorised_fraction", "C3"), ("neighbour_ratio", "C0")):
+    title = "solid: held out\ndashed: training\n\ntime t"
+    beside = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1, 1)}
+    top.legend(title=title, **beside)
+    for name, label, color in (
+        ("memorised_fraction", "memorised fraction", "C3"),
+        ("neighbour_ratio", "nearest over second\nnearest, median", "C0"),
+    ):
         values = [record[name] for record in records]
-        bottom.plot(step, values, marker=".", color=color, label=name.replace("_", " "))
-    bottom.axhline(1 / 3, color="C0", linestyle=":", linewidth=1)
+        bottom.plot(step, values, marker=".", color=color, label=label)
+    bottom.axhline(1 / 3, color="C0", linestyle=":", label="memorised below")
     bottom.set(xlabel="update", ylabel="of generated samples", ylim=(-0.03, 1.03))
     bottom.sharex(top)
-    bottom.legend(frameon=False)
+    bottom.legend(**beside)
     style.save(figure, path)
 
 
