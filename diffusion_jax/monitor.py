@@ -157,7 +157,8 @@ def evaluate(
       denoiser: a denoiser that is a pytree.
       schedule: its schedule of L steps.
       training: the training set, grey levels in uint8. Its loss is that of as many images as are
-        held out, of num_samples where none are, evenly spaced in the set.
+        held out, of num_samples where none are, evenly spaced in the set; of a smaller set some
+        come more than once, with noise of their own.
       held_out: images that were not trained on, or None.
       key: typed PRNG key.
       num_samples: how many samples.
@@ -179,7 +180,7 @@ def evaluate(
     # In grey levels, so that the training set is not copied into floats.
     metrics = memorisation(255 * (samples + training.mean), training.images)
     n, most = len(training.images), num_samples if held_out is None else len(held_out.images)
-    chosen = np.arange(min(n, most)) * n // min(n, most)
+    chosen = np.arange(most) * n // most
     sets = {TRAINING: training.images[chosen]}
     if held_out is not None:
         sets[HELD_OUT] = held_out.images
