@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 import tyro
-from diffusion_jax.classifier_training import train_classifier
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -36,6 +35,7 @@ from diffusion_jax import backend, data, run
 from diffusion_jax.classifier import TrainedClassifier, warning
 from diffusion_jax.classifier import load as load_classifier
 from diffusion_jax.classifier import save as save_classifier
+from diffusion_jax.classifier_training import train_classifier
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
 from diffusion_jax.errors import UserError
@@ -81,6 +81,8 @@ class Options:
     """Images a class that the classifier is trained on; by default the run's own."""
     published: Literal["MNIST", "CIFAR", "ImageNet16", "ImageNet32", "LSUN"] | None = None
     """A published curve of phi to lay over, its time rescaled by t_S."""
+    accuracy: float = 2e-3
+    """Standard error asked for of the exact score's curves."""
     seed: int = 1
     """Seed of the noise, the classifier and the bootstrap."""
 
@@ -91,6 +93,8 @@ class Options:
                 f"num_trunks = {self.num_trunks} gives no useful interval: at least "
                 f"{commitment.LEAST_TRUNKS}"
             )
+        if not self.accuracy > 0:
+            raise UserError(f"accuracy = {self.accuracy} must be positive")
         if self.batch_size < 1 or not 0 <= self.seed < 2**32:
             raise UserError("batch_size must be at least 1, seed between 0 and 2^32 - 1")
 
@@ -311,7 +315,7 @@ def main() -> None:
     key = jax.random.fold_in(jax.random.key(options.seed), 2**32 - 1)
     with console.status("Measuring the exact score"):
         grid = np.union1d(transitions.TIMES, times[steps - 1])
-        draws = transitions.measure(points, images.labels, key, times=grid)
+        draws = transitions.measure(points, images.labels, key, options.accuracy, times=grid)
     weights = np.bincount(images.labels) / len(points) if images.labels is not None else np.ones(1)
     exact = transitions.summarize(draws, len(points), weights)
     level = exact.levels["t_S_phi"][1] if "t_S_phi" in exact.levels else np.nan

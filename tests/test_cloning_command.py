@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import data, run
+from diffusion_jax import classifier, data, run
+from diffusion_jax.classifier_training import train_classifier
 from diffusion_jax.regimes.neighbours import nearest
 from diffusion_jax.sampling import sample
 from experiments import cloning
@@ -24,7 +25,10 @@ OPTIONS = [
     *("--base-channels", "8", "--multiples", "1", "--attention-levels", "--num-res-blocks", "1"),
     *("--diffusion-steps", "25", "--batch-size", "8", "--num-samples", "4", "--steps", "2"),
 ]
-FORKS = ("--num-trunks", "32", "--batch-size", "16", "--times", "0.3", "1.0", "2.5")
+FORKS = (
+    *("--num-trunks", "32", "--batch-size", "16", "--accuracy", "0.05"),
+    *("--times", "0.3", "1.0", "2.5"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,12 @@ def run_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def judge(run_dir):
+    """A classifier hardly trained: a folder that holds one is not given another."""
+    return train_classifier(data.load(run.load_model(run_dir).config.data), 1, updates=5)
+
+
 def command(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["cloning", *map(str, arguments)])
     try:
@@ -57,9 +67,10 @@ def result_of(out):
 
 
 @pytest.fixture(scope="module")
-def forked(run_dir, tmp_path_factory):
+def forked(run_dir, judge, tmp_path_factory):
     """The same command in a process of its own, killed once its first batch is there."""
     out = tmp_path_factory.mktemp("out")
+    classifier.save(out / "batches", judge)
     words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(out), *FORKS]
     process = subprocess.Popen(words, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
     first = out / "batches" / "batch_00000.npz"
@@ -76,8 +87,9 @@ def forked(run_dir, tmp_path_factory):
     return out, done.stdout
 
 
-def test_a_killed_experiment_goes_on_to_the_same_numbers(forked, run_dir, tmp_path, monkeypatch):
+def test_a_killed_experiment_goes_on_to_the_same_numbers(forked, run_dir, judge, tmp_path):
     out, text = forked
+    classifier.save(tmp_path / "batches", judge)
     assert "of 2 batches were done before" in text
     words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(tmp_path)]
     whole = subprocess.run(
@@ -130,19 +142,23 @@ def test_more_trunks_add_to_those_that_are_done(forked, run_dir, tmp_path, monke
     assert "seed: 1 -> 2" in capsys.readouterr().err
 
 
-def test_the_exact_score_memorises(run_dir, tmp_path, monkeypatch, capsys):
+def test_the_exact_score_memorises_and_a_classifier_is_trained(
+    run_dir, tmp_path, monkeypatch, capsys
+):
     options = ("--score", "exact", "--calls", "20", "--out", tmp_path, "--published", "MNIST")
     assert command(monkeypatch, run_dir, *FORKS, *options) == 0
     result = result_of(tmp_path)
     assert result["memorised_fraction"]["value"] > 0.9
-    assert "exact score, trajectories" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "Training the classifier on 30 images" in text
+    assert "exact score, trajectories" in text
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--num-trunks", "29"), "num_trunks = 29 gives no useful interval"),
-        (("--times", "7.0"), "must lie in the schedule"),
+        (("--times", "70.0"), "must lie in the schedule"),
         (("--times", "1.0", "1.0001"), "fall on one of 25 steps"),
         (("--batch-size", "0"), "batch_size must be at least 1"),
         (("--calls", "26"), "2 to 25 calls"),
