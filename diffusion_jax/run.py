@@ -426,12 +426,13 @@ def load_model(run_dir: Path) -> TrainedModel:
       run_dir: the run's folder.
 
     Raises:
-      UserError: no run there, or nothing saved in it yet.
+      UserError: no run there, nothing saved in it yet, or a model other than config.json's.
     """
     path = run_dir / "config.json"
     if not path.is_file():
         raise UserError(f"{run_dir} is not the folder of a run: it has no config.json")
-    config = from_dict(_read_config(path))
+    values = _read_config(path)
+    config = from_dict(values)
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
@@ -439,6 +440,16 @@ def load_model(run_dir: Path) -> TrainedModel:
         if step is None:
             raise UserError(f"the run in {run_dir} has no checkpoint yet")
         saved = checkpoints.metadata(step)
+        changed = [
+            line
+            for name in ("model", "schedule")
+            for line in differences(saved["config"][name], values[name], name + ".")
+        ]
+        if changed:
+            raise UserError(
+                f"{path} describes another model than the checkpoint of step {step} holds "
+                f"({'; '.join(changed)}); restore it"
+            )
         height, width, channels = saved["shape"]
         shape = (height, width, channels)
         model, optimizer = config.model.build(channels), make_optimizer(config.training)
