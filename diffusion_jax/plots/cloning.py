@@ -65,7 +65,8 @@ def save_phi(
         axes.plot(times, phi, "x", color="C1", markersize=5, label=label)
     _points(axes, commitment.phi, commitment.phi.phi, "C0", name)
     _line(axes, limit, t_S, "C3", "t$_S$ = ½ log Λ", "-.")
-    _line(axes, limit, commitment.times["t_S_phi"], "C0", f"φ = {commitment.level:.3f}", "--")
+    label = f"t$_S$ (φ = {commitment.level:.3f})"
+    _line(axes, limit, commitment.times["t_S_phi"], "C0", label, "--")
     axes.axhline(commitment.level, color="0.7", linewidth=0.6)
     axes.axhline(floor, color="0.7", linewidth=0.6, linestyle=":")
     axes.set(
