@@ -133,9 +133,7 @@ def to_json(findings: Findings, quality: dict[str, Any] | None) -> dict[str, Any
             "each": found.changes,
         },
         "memorised_fraction": asdict(found.memorised),
-        "neighbour_ratio_median": float(
-            np.median(findings.outcomes.distance / findings.outcomes.second)
-        ),
+        "neighbour_ratio_median": float(np.median(findings.outcomes.neighbours.ratio)),
         "class_fractions": dict(
             zip(
                 findings.images.class_names,
@@ -256,7 +254,7 @@ def _figures(out: Path, findings: Findings) -> list[report.Picture]:
             mean,
         )
         outcomes = findings.outcomes
-        ratio = (outcomes.distance / outcomes.second)[:NEIGHBOURS_SHOWN]
+        ratio = outcomes.neighbours.ratio[:NEIGHBOURS_SHOWN]
         plots.save_neighbours(
             add(
                 "neighbours.png",

@@ -51,6 +51,11 @@ class Outcomes:
     second: np.ndarray
     path: np.ndarray
 
+    @property
+    def neighbours(self) -> Neighbours:
+        """The two training points nearest to each trunk's end."""
+        return Neighbours(self.index, self.distance, self.second)
+
     def save(self, path: Path) -> None:
         """Writes an .npz file; a kill leaves the whole of it or nothing."""
         partial = path.with_suffix(".partial")
@@ -231,7 +236,6 @@ def summarize(
     phi_C = curves["phi_C"]
     inside = phi_C.times[0] <= mean.value <= phi_C.times[-1]
     there = float(np.interp(mean.value, phi_C.times, phi_C.mean)) if inside else np.nan
-    neighbours = Neighbours(outcomes.index, outcomes.distance, outcomes.second)
     return Commitment(
         phi=clonings.get("phi"),
         phi_C=clonings["phi_C"],
@@ -242,7 +246,7 @@ def summarize(
         unchanged=count - len(changes),
         mean_change=mean,
         phi_C_there=there,
-        memorised=fraction(int(neighbours.memorised.sum()), count),
+        memorised=fraction(int(outcomes.neighbours.memorised.sum()), count),
         class_counts=np.bincount(outcomes.label, minlength=num_classes)
         if num_classes > 1
         else np.array([count]),
