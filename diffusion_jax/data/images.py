@@ -2,11 +2,12 @@
 
 import os
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import IO, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,7 @@ UNREADABLE = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )
 
 
@@ -103,6 +105,23 @@ def require_images(held: str, available: int, first: int, count: int) -> None:
             f"{held}, fewer than {names} = {wanted}; ask for {available} or fewer"
             f"{' in all' if first > 0 else ''}"
         )
+
+
+def open_image(source: Path | IO[bytes], formats: tuple[str, ...]) -> Image.Image:
+    """Opens an image, of which only the header is read, and refuses absurd ones.
+
+    Args:
+      source: a file.
+      formats: Pillow's names of the formats that may be tried, and no others.
+
+    Raises:
+      Image.DecompressionBombError, Image.DecompressionBombWarning: the header claims more than
+        Image.MAX_IMAGE_PIXELS pixels (89 million), of which Pillow itself only warns.
+      OSError, ValueError, ...: see `UNREADABLE`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(source, formats=formats)
 
 
 def crop_and_resize(image: Image.Image, side: int, size: int) -> np.ndarray:
