@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tyro
 
-from diffusion_jax import backend, run
+from diffusion_jax import backend, trainer
 from diffusion_jax.config import (
     Config,
     DataConfig,
@@ -94,7 +94,7 @@ def main() -> None:
     """Parses the command line and trains."""
     backend.configure()
     backend.keep_freed_memory()
-    run.train(parse(sys.argv[1:]))
+    trainer.train(parse(sys.argv[1:]))
 
 
 if __name__ == "__main__":
