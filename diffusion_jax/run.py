@@ -6,6 +6,7 @@ loss.png, and memorisation.png and profile/ if asked for.
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ import numpy as np
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config, differences, from_dict, to_dict
 from diffusion_jax.denoisers import TrainedDenoiser
+from diffusion_jax.devices import is_first_process
+from diffusion_jax.distributed import gather, require_same
 from diffusion_jax.errors import UserError
 from diffusion_jax.sampling import AncestralSampler
 from diffusion_jax.training import init_state, make_optimizer, state_of
+
+# Seconds within which a shared file system shows a file to the other hosts.
+_VISIBLE = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,22 +69,42 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def claim(config: Config) -> None:
-    """Makes the run's folder, or checks that the run in it has the same configuration."""
+    """Makes the run's folder, or checks that the run in it has the same configuration.
+
+    Raises:
+      UserError: it has another one, or cannot be written to, or is not the same folder for all
+        processes; or these have different configurations.
+    """
+    text = json.dumps(to_dict(config), indent=2) + "\n"
+    require_same("configuration", text)
+    if is_first_process():
+        _claim(config, text)
+    gather("")  # it is there now
+    path, deadline = config.output.run_dir / "config.json", time.monotonic() + _VISIBLE
+    while not (path.is_file() and path.read_text() == text):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"this process does not see what process 0 wrote to {path}: all processes need one "
+                f"folder that they share; give a --run-dir on a file system of all hosts"
+            )
+        time.sleep(0.1)
+
+
+def _claim(config: Config, text: str) -> None:
     folder = config.output.run_dir
     path = folder / "config.json"
-    wanted = to_dict(config)
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         # A start that failed before its first checkpoint binds nobody.
         if path.exists() and _has_checkpoint(folder):
-            changed = differences(_read_config(path), wanted)
+            changed = differences(_read_config(path), to_dict(config))
             if changed:
                 raise UserError(
                     f"{folder} holds a run with another configuration ({'; '.join(changed)}); "
                     f"give the same values to resume it, or another --run-dir"
                 )
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(wanted, indent=2) + "\n")
+        partial.write_text(text)
         partial.replace(path)
     except OSError as error:
         raise UserError(

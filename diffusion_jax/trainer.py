@@ -4,6 +4,8 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,16 @@ from diffusion_jax.config import Config
 from diffusion_jax.data.batches import device_batches
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import TrainedDenoiser
-from diffusion_jax.devices import replicated
+from diffusion_jax.devices import is_first_process, replicate
+from diffusion_jax.distributed import from_first, require_same
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots.training import save_image_grid, save_loss_curve, save_memorisation
+from diffusion_jax.preemption import Stopped, StopRequest
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
 from diffusion_jax.run import check_same_data, claim, metadata_of
 from diffusion_jax.sampling import AncestralSampler, sample
 from diffusion_jax.schedule import NoiseSchedule
-from diffusion_jax.telemetry import Profile, Telemetry
+from diffusion_jax.telemetry import Profile, Telemetry, read_metrics
 from diffusion_jax.training import (
     Metrics,
     TrainState,
@@ -33,7 +37,7 @@ from diffusion_jax.training import (
     make_optimizer,
     make_parallel_train_step,
 )
-from diffusion_jax.unet import num_parameters
+from diffusion_jax.unet import UNet, num_parameters
 
 # Dispatches that the host may be ahead of the metrics it reads: the device always has work queued.
 _AHEAD = 2
@@ -75,8 +79,11 @@ def _summarize(config: Config, images: ImageSet, parameters: int) -> dict[str, A
 def train(config: Config) -> None:
     """Trains, or goes on training, the model that the configuration describes.
 
+    SIGTERM and Ctrl-C are obeyed once training has begun: see `preemption.StopRequest`.
+
     Raises:
       UserError: whatever the user can put right; what is saved stays.
+      Stopped: a signal asked for it, and the run is saved.
     """
     config.check()
     schedule, optimizer = config.schedule.build(), make_optimizer(config.training)
@@ -97,9 +104,15 @@ def train(config: Config) -> None:
 
     folder = config.output.run_dir
     like = jax.eval_shape(fresh)
-    _summarize(config, images, num_parameters(like.params))
     metadata = metadata_of(config, shape, images.mean, images.class_names, len(images.images))
-    with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
+    require_same("data set", json.dumps(metadata["mean"]))
+    if is_first_process():
+        _summarize(config, images, num_parameters(like.params))
+    outputs = _Outputs(config, model, schedule, images, held_out)
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            Checkpoints(folder / "checkpoints", config.output.keep_checkpoints)
+        )
         start = checkpoints.latest or 0
         if checkpoints.latest is not None:
             check_same_data(checkpoints.metadata(start), metadata)
@@ -108,61 +121,132 @@ def train(config: Config) -> None:
         else:
             # Run once: compiling hundreds of random draws is faster without optimizing them.
             init = jax.jit(fresh, compiler_options={"xla_backend_optimization_level": 0})
-            state = jax.device_put(init(), replicated())
+            state = replicate(init())
+        recorder = _Recorder(config, checkpoints)
+        if is_first_process():
+            recorder.telemetry = stack.enter_context(
+                Telemetry(folder, start, config.steps, config.training.batch_size)
+            )
+        # What was due when a signal or a kill came between.
+        outputs.make_up(start, state.ema_params, recorder)
         if start >= config.steps:
-            if not _grid_path(config, start).exists():  # killed while drawing it
-                denoiser = TrainedDenoiser(state.ema_params, model)
-                sampler = AncestralSampler(schedule, config.training.faithful)
-                _draw_samples(config, start, denoiser, sampler, images.mean, shape)
-            _draw_curves(folder)
+            outputs.draw_curves()
             print(f"All {config.steps} steps are done; give a larger --steps to go on")
             return
-        shown = np.random.default_rng(config.seed).permutation(len(images.images))
-        shown = shown[: config.output.num_samples]
-        save_image_grid(
-            folder / "samples" / "training_images.png",
-            images.images[shown] / 255 - images.mean,
-            images.mean,
-        )
+        outputs.show_training_images()
         print(f"Writing to {folder}; the first step compiles the model, which takes a while")
         dispatches = list(_dispatches(config, start))
         batches = device_batches(
             images.images, config.seed, start, config.training.batch_size, updates=dispatches
         )
-        with (
-            Telemetry(folder, start, config.steps, config.training.batch_size) as telemetry,
-            Profile(folder / "profile", config.output.profile) as profile,
-        ):
-            recorder = _Recorder(config, telemetry, checkpoints)
-            step = start
-            for updates, batch in zip(dispatches, batches, strict=True):
-                with profile.updates(step, updates, state):
-                    state, metrics = train_step(state, batch)
-                recorder.add(step + 1, metrics)
-                step += updates
-                last = step == config.steps
-                # Before the checkpoint, so that a run resumed from it has the evaluation.
-                evaluate_every = config.output.evaluate_every
-                if evaluate_every is not None and (last or step % evaluate_every == 0):
-                    recorder.drain()
-                    _check_finite(step, state)
-                    denoiser = TrainedDenoiser(state.ema_params, model)
-                    _evaluate(config, step, denoiser, schedule, images, held_out, telemetry)
-                    telemetry.pause(step)
-                if last or step % config.output.checkpoint_every == 0:
-                    recorder.drain()
-                    _check_finite(step, state)
-                    checkpoints.save(step, state, metadata)
-                    telemetry.pause(step)
-                if last or step % config.output.sample_every == 0:
-                    recorder.drain()
-                    denoiser = TrainedDenoiser(state.ema_params, model)
-                    sampler = AncestralSampler(schedule, config.training.faithful)
-                    _draw_samples(config, step, denoiser, sampler, images.mean, shape)
-                    telemetry.pause(step)
+        traced = config.output.profile if is_first_process() else None
+        profile = stack.enter_context(Profile(folder / "profile", traced))
+        stop = stack.enter_context(StopRequest())
+        step = start
+        for updates, batch in zip(dispatches, batches, strict=True):
+            with profile.updates(step, updates, state):
+                state, metrics = train_step(state, batch)
+            recorder.add(step + 1, metrics)
+            step += updates
+            last, stopping = step == config.steps, stop.agreed()
+            if last or stopping or step % config.output.checkpoint_every == 0:
+                recorder.drain()
+                _check_finite(step, state)
+                checkpoints.save(step, replicate(state), metadata)
+                recorder.pause(step)
+            if stopping and not last:
+                checkpoints.wait()
+                raise Stopped(
+                    f"stopped after step {step} of {config.steps}, which is saved; the same "
+                    f"command goes on"
+                )
+            outputs.make(step, state.ema_params, recorder)
         checkpoints.wait()
-    _draw_curves(folder)
+    outputs.draw_curves()
     print(f"Done: {config.steps} steps. Samples, loss curve and checkpoints are in {folder}")
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """What a run shows of its model by the way: evaluations, grids of samples, curves.
+
+    All processes compute them together; the first one writes.
+    """
+
+    config: Config
+    model: UNet
+    schedule: NoiseSchedule
+    images: ImageSet
+    held_out: ImageSet | None
+
+    def _due(self, step: int, every: int | None) -> bool:
+        return every is not None and step > 0 and (step == self.config.steps or step % every == 0)
+
+    def make(self, step: int, params: Any, recorder: "_Recorder") -> None:
+        """Evaluates and draws samples where it is time to."""
+        if self._due(step, self.config.output.evaluate_every):
+            self._evaluate(step, params, recorder)
+        if self._due(step, self.config.output.sample_every):
+            self._draw_samples(step, params, recorder)
+
+    def make_up(self, step: int, params: Any, recorder: "_Recorder") -> None:
+        """Makes what was due after a step, but is not there."""
+        records = read_metrics(self.config.output.run_dir / "metrics.jsonl")
+        evaluated = any(r["step"] == step and monitor.FRACTION in r for r in records)
+        # The files are those of process 0.
+        missing = json.loads(
+            from_first(lambda: json.dumps([not evaluated, not self._grid_path(step).exists()]))
+        )
+        if missing[0] and self._due(step, self.config.output.evaluate_every):
+            self._evaluate(step, params, recorder)
+        if missing[1] and self._due(step, self.config.output.sample_every):
+            self._draw_samples(step, params, recorder)
+
+    def _grid_path(self, step: int) -> Path:
+        return self.config.output.run_dir / "samples" / f"step_{step:08d}.png"
+
+    def show_training_images(self) -> None:
+        """Draws some of the training images."""
+        if is_first_process():
+            order = np.random.default_rng(self.config.seed).permutation(len(self.images.images))
+            shown = self.images.images[order[: self.config.output.num_samples]]
+            path = self.config.output.run_dir / "samples" / "training_images.png"
+            save_image_grid(path, shown / 255 - self.images.mean, self.images.mean)
+
+    def _draw_samples(self, step: int, params: Any, recorder: "_Recorder") -> None:
+        recorder.drain()
+        # Its own key, so that drawing samples more or less often changes nothing in the training,
+        # which has the keys that folding with 0 and 1 gives too.
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 3)
+        sampler = AncestralSampler(self.schedule, self.config.training.faithful)
+        denoiser, shape = TrainedDenoiser(params, self.model), self.images.images.shape[1:]
+        images = sample(sampler, denoiser, key, self.config.output.num_samples, shape)
+        if is_first_process():
+            save_image_grid(self._grid_path(step), images, self.images.mean)
+        recorder.pause(step)
+
+    def _evaluate(self, step: int, params: Any, recorder: "_Recorder") -> None:
+        recorder.drain()
+        metrics = monitor.evaluate(
+            TrainedDenoiser(params, self.model),
+            self.schedule,
+            self.images,
+            self.held_out,
+            # Its own key, for the reason that samples have one; the same at every evaluation.
+            jax.random.fold_in(jax.random.key(self.config.seed), 2),
+            self.config.output.evaluate_samples,
+            self.config.output.evaluate_calls,
+            self.config.training.faithful,
+        )
+        shown = f"memorised {metrics[monitor.FRACTION]:.1%}, median neighbour ratio "
+        recorder.log_evaluation(step, metrics, f"{shown}{metrics['neighbour_ratio']:.3f}")
+
+    def draw_curves(self) -> None:
+        """Draws what metrics.jsonl holds."""
+        if is_first_process():
+            folder = self.config.output.run_dir
+            save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
+            save_memorisation(folder / "memorisation.png", folder / "metrics.jsonl")
 
 
 def _dispatches(config: Config, start: int) -> Iterator[int]:
@@ -185,12 +269,25 @@ def _dispatches(config: Config, start: int) -> Iterator[int]:
 class _Recorder:
     """Reads the metrics a little late, logs them, and stops the run where they are not finite.
 
-    A checkpoint is saved only after `drain`, so never after a loss that is not finite.
+    A checkpoint is saved only after `drain`, so never after a loss that is not finite. `telemetry`
+    is where they are logged: nowhere, but in the first process.
     """
 
-    def __init__(self, config: Config, telemetry: Telemetry, checkpoints: Checkpoints) -> None:
-        self._config, self._telemetry, self._checkpoints = config, telemetry, checkpoints
+    def __init__(self, config: Config, checkpoints: Checkpoints) -> None:
+        self._config, self._checkpoints = config, checkpoints
         self._pending: deque[tuple[int, Metrics]] = deque()
+        self.telemetry: Telemetry | None = None
+
+    def pause(self, step: int) -> None:
+        """See `Telemetry.pause`."""
+        if self.telemetry is not None:
+            self.telemetry.pause(step)
+
+    def log_evaluation(self, step: int, metrics: dict[str, float], shown: str) -> None:
+        """See `Telemetry.log_evaluation`."""
+        if self.telemetry is not None:
+            self.telemetry.log_evaluation(step, metrics, shown)
+        self.pause(step)
 
     def add(self, first: int, metrics: Metrics) -> None:
         """Takes the metrics of one dispatch, whose first update is given."""
@@ -226,9 +323,11 @@ class _Recorder:
                 + "; try, in another --run-dir, a lower "
                 "--learning-rate, a longer --warmup-steps or --dtype float32"
             )
-        self._telemetry.advance(step, values["loss"])
+        if self.telemetry is None:
+            return
+        self.telemetry.advance(step, values["loss"])
         if step % self._config.output.log_every == 0 or step == self._config.steps:
-            self._telemetry.log(step, values)
+            self.telemetry.log(step, values)
 
 
 @jax.jit
@@ -242,51 +341,3 @@ def _check_finite(step: int, state: TrainState) -> None:
             f"the parameters are not finite after step {step}, which is not saved; try a lower "
             f"--learning-rate in another --run-dir"
         )
-
-
-def _draw_samples(
-    config: Config,
-    step: int,
-    denoiser: TrainedDenoiser,
-    sampler: AncestralSampler,
-    mean: np.ndarray,
-    shape: tuple[int, int, int],
-) -> None:
-    # Its own key, so that drawing samples more or less often changes nothing in the training, which
-    # has the keys that folding with 0 and 1 gives too.
-    key = jax.random.fold_in(jax.random.key(config.seed), 3)
-    images = sample(sampler, denoiser, key, config.output.num_samples, shape)
-    save_image_grid(_grid_path(config, step), images, mean)
-
-
-def _evaluate(
-    config: Config,
-    step: int,
-    denoiser: TrainedDenoiser,
-    schedule: NoiseSchedule,
-    images: ImageSet,
-    held_out: ImageSet | None,
-    telemetry: Telemetry,
-) -> None:
-    metrics = monitor.evaluate(
-        denoiser,
-        schedule,
-        images,
-        held_out,
-        # Its own key, for the reason that samples have one; the same at every evaluation.
-        jax.random.fold_in(jax.random.key(config.seed), 2),
-        config.output.evaluate_samples,
-        config.output.evaluate_calls,
-        config.training.faithful,
-    )
-    shown = f"memorised {metrics['memorised_fraction']:.1%}, median neighbour ratio "
-    telemetry.log_evaluation(step, metrics, f"{shown}{metrics['neighbour_ratio']:.3f}")
-
-
-def _draw_curves(folder: Path) -> None:
-    save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
-    save_memorisation(folder / "memorisation.png", folder / "metrics.jsonl")
-
-
-def _grid_path(config: Config, step: int) -> Path:
-    return config.output.run_dir / "samples" / f"step_{step:08d}.png"
