@@ -71,7 +71,8 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, damaged or not, or None."""
-        return self._manager.latest_step()
+        latest = self._manager.latest_step()
+        return None if latest is None else int(latest)  # a NumPy integer in several processes
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Starts to save; the arrays are copied before it returns, so they may be donated then.
@@ -173,9 +174,8 @@ class Checkpoints:
         Raises:
           UserError: none is whole; it names them all.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
         damaged: dict[int, DamagedCheckpoint] = {}
-        for step in steps:
+        for step in sorted(map(int, self._manager.all_steps()), reverse=True):
             failure: DamagedCheckpoint | None = None
             try:
                 metadata = self.metadata(step)
