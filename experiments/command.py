@@ -1,6 +1,7 @@
 """What all command lines share: how they end when something goes wrong."""
 
 import functools
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,8 +21,11 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapped() -> None:
-        # TFDS and Orbax log with a traceback what they raise as well.
+        # TFDS and Orbax log with a traceback what they raise as well, and where an array cannot be
+        # read Orbax leaves the readings of the others behind, which complain as they are collected.
         absl.logging.set_verbosity(absl.logging.FATAL)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        sys.unraisablehook = lambda unraisable: None
         try:
             main()
             distributed.finish()
