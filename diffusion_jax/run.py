@@ -19,8 +19,9 @@ from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.devices import is_first_process
 from diffusion_jax.distributed import gather, require_same
 from diffusion_jax.errors import UserError
+from diffusion_jax.run_lock import lock
 from diffusion_jax.sampling import AncestralSampler
-from diffusion_jax.training import init_state, make_optimizer, state_of
+from diffusion_jax.training import TrainState, init_state, make_optimizer, state_of
 
 # Seconds within which a shared file system shows a file to the other hosts.
 _VISIBLE = 60
@@ -95,6 +96,7 @@ def _claim(config: Config, text: str) -> None:
     path = folder / "config.json"
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
+        lock(folder)
         # A start that failed before its first checkpoint binds nobody.
         if path.exists() and _has_checkpoint(folder):
             changed = differences(_read_config(path), to_dict(config))
@@ -118,14 +120,25 @@ def metadata_of(
     mean: np.ndarray,
     classes: tuple[str, ...],
     num_images: int,
+    digest: str | None = None,
 ) -> dict[str, Any]:
-    """What is saved with every checkpoint beside the arrays."""
+    """What is saved with every checkpoint beside the arrays.
+
+    Args:
+      config: the run's configuration.
+      shape: (height, width, channels) of an image.
+      mean: per-channel mean of the training set (channels,).
+      classes: their names.
+      num_images: size of the training set.
+      digest: its fingerprint, where the images are at hand.
+    """
     return {
         "config": to_dict(config),
         "mean": np.asarray(mean, np.float32).tolist(),
         "shape": list(shape),
         "classes": list(classes),
         "num_images": num_images,
+        "fingerprint": digest,
     }
 
 
@@ -145,6 +158,13 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
                 f"the data changed since the last checkpoint: its {name} was {saved[name]} and is "
                 f"{now[name]}; give the data it was trained on, or another --run-dir"
             )
+    # A model that was converted knows its data by these alone.
+    if saved.get("fingerprint") not in (None, now["fingerprint"]):
+        raise UserError(
+            f"the data changed since the last checkpoint: their shape, number and mean are the "
+            f"same, but not all pixels and labels in their order ({saved['fingerprint'][:12]} is "
+            f"now {now['fingerprint'][:12]}); give the data it was trained on, or another --run-dir"
+        )
 
 
 def import_parameters(
@@ -193,11 +213,9 @@ def load_model(run_dir: Path) -> TrainedModel:
     config = from_dict(values)
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
-    with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        step = checkpoints.latest
-        if step is None:
-            raise UserError(f"the run in {run_dir} has no checkpoint yet")
-        saved = checkpoints.metadata(step)
+    optimizer = make_optimizer(config.training)
+
+    def structure(saved: dict[str, Any]) -> TrainState:
         changed = [
             line
             for name in ("model", "schedule")
@@ -205,19 +223,24 @@ def load_model(run_dir: Path) -> TrainedModel:
         ]
         if changed:
             raise UserError(
-                f"{path} describes another model than the checkpoint of step {step} holds "
+                f"{path} describes another model than its checkpoints hold "
                 f"({'; '.join(changed)}); restore it"
             )
         height, width, channels = saved["shape"]
-        shape = (height, width, channels)
-        model, optimizer = config.model.build(channels), make_optimizer(config.training)
-        like = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), shape))
-        params = checkpoints.restore(step, like).ema_params
+        shape, model = (height, width, channels), config.model.build(channels)
+        return jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), shape))
+
+    with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore_newest(structure)
+    if found is None:
+        raise UserError(f"the run in {run_dir} has no checkpoint yet")
+    step, state, saved = found
+    height, width, channels = saved["shape"]
     return TrainedModel(
         config=config,
-        denoiser=TrainedDenoiser(params, model),
+        denoiser=TrainedDenoiser(state.ema_params, config.model.build(channels)),
         sampler=AncestralSampler(config.schedule.build(), config.training.faithful),
-        shape=shape,
+        shape=(height, width, channels),
         mean=np.asarray(saved["mean"], np.float32),
         class_names=tuple(saved["classes"]),
         step=step,

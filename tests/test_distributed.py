@@ -30,6 +30,7 @@ def add_up_for_ever():
 
 @reports_errors
 def main():
+    distributed.SILENCE = 6.0
     distributed.join()
     index = jax.process_index()
     print("ready", flush=True)
@@ -79,7 +80,7 @@ def test_an_error_of_one_ends_the_other_and_is_told(index, waiting):
     lines[index] = "time.sleep(1); raise UserError('the disk is full: free some space')"
     began = time.monotonic()
     ends = finish(run_two(*lines))
-    assert time.monotonic() - began < distributed.SILENCE + 15
+    assert time.monotonic() - began < 21
     assert [code for code, _, _ in ends] == [1, 1]
     assert ends[index][2].count("error: the disk is full: free some space\n") == 1
     other = 1 - index
@@ -95,9 +96,9 @@ def test_a_killed_process_is_named_by_the_other(waiting):
     processes[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
     code, _, err = finish(processes)[0]
-    assert time.monotonic() - began < distributed.SILENCE + 10
+    assert time.monotonic() - began < 16
     assert code == 1, err
-    assert f"error: {host(1)} has given no sign of life for 20 s" in err, err
+    assert f"error: {host(1)} has given no sign of life for 6 s" in err, err
 
 
 def test_the_death_of_the_first_process_ends_the_other():
