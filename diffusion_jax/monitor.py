@@ -14,7 +14,7 @@ from jax import Array
 
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.devices import replicated, sharded
+from diffusion_jax.devices import fetch, replicate, shard
 from diffusion_jax.process import diffuse
 from diffusion_jax.regimes.neighbours import nearest
 from diffusion_jax.respacing import with_calls
@@ -26,6 +26,7 @@ from diffusion_jax.schedule import NoiseSchedule
 _EDGES = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0, np.inf)
 
 HELD_OUT, TRAINING = "held_out_loss", "training_loss"
+FRACTION = "memorised_fraction"
 
 
 class Band(NamedTuple):
@@ -95,7 +96,7 @@ def denoising_losses(
     """
     n, devices = len(x_0), jax.device_count()
     batch = -(-min(batch_size, n) // devices) * devices
-    denoiser, schedule = jax.device_put((denoiser, schedule), replicated())
+    denoiser, schedule = replicate((denoiser, schedule))
     losses = []
     for band in bands:
         band_key = jax.random.fold_in(key, band.first)
@@ -107,8 +108,8 @@ def denoising_losses(
         for start in range(0, n, batch):
             index = np.minimum(np.arange(start, start + batch), n - 1)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, jnp.asarray(index))
-            parts = jax.device_put((x_0[index], steps[index], keys), sharded())
-            errors.append(np.asarray(_errors(denoiser, schedule, *parts), np.float64))
+            parts = shard((x_0[index], steps[index], keys))
+            errors.append(fetch(_errors(denoiser, schedule, *parts)).astype(np.float64))
         losses.append(np.concatenate(errors)[:n].mean())
     return np.array(losses)
 
@@ -131,7 +132,7 @@ def memorisation(samples: np.ndarray, points: np.ndarray) -> dict[str, float]:
     """
     found = nearest(samples, points)
     return {
-        "memorised_fraction": float(found.memorised.mean()),
+        FRACTION: float(found.memorised.mean()),
         "neighbour_ratio": float(np.median(found.ratio)),
     }
 

@@ -1,47 +1,30 @@
-"""A training run and its folder: started, resumed, and opened again to sample from.
+"""A training run's folder: claimed, described, and opened again to sample from.
 
-The folder holds config.json, summary.json, metrics.jsonl, tensorboard/, checkpoints/, samples/ and
+It holds config.json, summary.json, metrics.jsonl, tensorboard/, checkpoints/, samples/ and
 loss.png, and memorisation.png and profile/ if asked for.
 """
 
 import dataclasses
 import json
-import math
-from collections import deque
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from diffusion_jax import backend, data, monitor
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config, differences, from_dict, to_dict
-from diffusion_jax.data.batches import device_batches
-from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import TrainedDenoiser
-from diffusion_jax.devices import replicated
+from diffusion_jax.devices import is_first_process
+from diffusion_jax.distributed import gather, require_same
 from diffusion_jax.errors import UserError
-from diffusion_jax.plots.training import save_image_grid, save_loss_curve, save_memorisation
-from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
-from diffusion_jax.sampling import AncestralSampler, sample
-from diffusion_jax.schedule import NoiseSchedule
-from diffusion_jax.telemetry import Profile, Telemetry
-from diffusion_jax.training import (
-    Metrics,
-    TrainState,
-    init_state,
-    make_optimizer,
-    make_parallel_train_step,
-    state_of,
-)
-from diffusion_jax.unet import num_parameters
+from diffusion_jax.run_lock import lock
+from diffusion_jax.sampling import AncestralSampler
+from diffusion_jax.training import TrainState, init_state, make_optimizer, state_of
 
-# Dispatches that the host may be ahead of the metrics it reads: the device always has work queued.
-_AHEAD = 2
+# Seconds within which a shared file system shows a file to the other hosts.
+_VISIBLE = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,23 +69,44 @@ def _has_checkpoint(folder: Path) -> bool:
     return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
 
 
-def _claim(config: Config) -> None:
-    """Makes the run's folder, or checks that the run in it has the same configuration."""
+def claim(config: Config) -> None:
+    """Makes the run's folder, or checks that the run in it has the same configuration.
+
+    Raises:
+      UserError: it has another one, or cannot be written to, or is not the same folder for all
+        processes; or these have different configurations.
+    """
+    text = json.dumps(to_dict(config), indent=2) + "\n"
+    require_same("configuration", text)
+    if is_first_process():
+        _claim(config, text)
+    gather("")  # it is there now
+    path, deadline = config.output.run_dir / "config.json", time.monotonic() + _VISIBLE
+    while not (path.is_file() and path.read_text() == text):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"this process does not see what process 0 wrote to {path}: all processes need one "
+                f"folder that they share; give a --run-dir on a file system of all hosts"
+            )
+        time.sleep(0.1)
+
+
+def _claim(config: Config, text: str) -> None:
     folder = config.output.run_dir
     path = folder / "config.json"
-    wanted = to_dict(config)
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
+        lock(folder)
         # A start that failed before its first checkpoint binds nobody.
         if path.exists() and _has_checkpoint(folder):
-            changed = differences(_read_config(path), wanted)
+            changed = differences(_read_config(path), to_dict(config))
             if changed:
                 raise UserError(
                     f"{folder} holds a run with another configuration ({'; '.join(changed)}); "
                     f"give the same values to resume it, or another --run-dir"
                 )
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(wanted, indent=2) + "\n")
+        partial.write_text(text)
         partial.replace(path)
     except OSError as error:
         raise UserError(
@@ -110,283 +114,57 @@ def _claim(config: Config) -> None:
         ) from error
 
 
-def _summarize(config: Config, images: ImageSet, parameters: int) -> dict[str, Any]:
-    """Says, and saves in summary.json, what is about to be trained on what."""
-    spectrum: dict[str, dict[str, float]] = {}
-    channels = images.images.shape[-1]
-    for name in ("first_channel", "all_channels")[: 1 if channels == 1 else 2]:
-        eigenvalue = largest_eigenvalue(images.images, all_channels=name == "all_channels")
-        spectrum[name] = {"Lambda": eigenvalue, "t_S": speciation_time(eigenvalue)}
-    summary = {
-        "devices": [device.device_kind for device in jax.devices()],
-        "parameters": parameters,
-        "data": config.data.data,
-        "images": len(images.images),
-        "shape": list(images.images.shape[1:]),
-        "classes": list(images.class_names),
-        "mean": images.mean.tolist(),
-        "spectrum": spectrum,
-    }
-    (config.output.run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    shape = " x ".join(str(length) for length in images.images.shape[1:])
-    print(f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
-    print(f"Model: {parameters:,} parameters ({config.model.dtype})")
-    if config.model.dtype == "bfloat16" and not backend.has_bfloat16():
-        print("Note: this device has no bfloat16 of its own, so it will not be faster than float32")
-    print(
-        f"Data: {len(images.images):,} images {shape}, {config.data.data} "
-        f"({', '.join(images.class_names)})"
-    )
-    for name, values in spectrum.items():
-        label = name.replace("_", " ")
-        print(f"Spectrum, {label}: Lambda = {values['Lambda']:.3f}, t_S = {values['t_S']:.3f}")
-    return summary
-
-
-def _metadata(
+def metadata_of(
     config: Config,
     shape: tuple[int, ...],
     mean: np.ndarray,
     classes: tuple[str, ...],
     num_images: int,
+    digest: str | None = None,
 ) -> dict[str, Any]:
-    """What is saved with every checkpoint beside the arrays."""
+    """What is saved with every checkpoint beside the arrays.
+
+    Args:
+      config: the run's configuration.
+      shape: (height, width, channels) of an image.
+      mean: per-channel mean of the training set (channels,).
+      classes: their names.
+      num_images: size of the training set.
+      digest: its fingerprint, where the images are at hand.
+    """
     return {
         "config": to_dict(config),
         "mean": np.asarray(mean, np.float32).tolist(),
         "shape": list(shape),
         "classes": list(classes),
         "num_images": num_images,
+        "fingerprint": digest,
     }
 
 
-def train(config: Config) -> None:
-    """Trains, or goes on training, the model that the configuration describes.
+def check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compares the data that a checkpoint was trained on with those that are to be trained on.
+
+    Args:
+      saved: the checkpoint's metadata, see `metadata_of`.
+      now: what they would be today.
 
     Raises:
-      UserError: whatever the user can put right; what is saved stays.
+      UserError: they differ.
     """
-    config.check()
-    schedule, optimizer = config.schedule.build(), make_optimizer(config.training)
-    _claim(config)
-    held_out = data.load_held_out(config.data)  # first: it knows at once whether all are there
-    images = data.load(config.data)
-    if len(images.images) < 2:
-        raise UserError(f"training needs at least two images, not {len(images.images)}")
-    shape = images.images.shape[1:]
-    model = config.model.build(shape[-1])
-    model.check(*shape)
-    train_step = make_parallel_train_step(
-        model, schedule, optimizer, jnp.asarray(images.mean), config.training
-    )
-
-    def fresh() -> TrainState:
-        return init_state(model, optimizer, jax.random.key(config.seed), shape)
-
-    folder = config.output.run_dir
-    like = jax.eval_shape(fresh)
-    _summarize(config, images, num_parameters(like.params))
-    metadata = _metadata(config, shape, images.mean, images.class_names, len(images.images))
-    with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
-        start = checkpoints.latest or 0
-        if checkpoints.latest is not None:
-            _check_same_data(checkpoints.metadata(start), metadata)
-            state = checkpoints.restore(start, like)
-            print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
-        else:
-            # Run once: compiling hundreds of random draws is faster without optimizing them.
-            init = jax.jit(fresh, compiler_options={"xla_backend_optimization_level": 0})
-            state = jax.device_put(init(), replicated())
-        if start >= config.steps:
-            if not _grid_path(config, start).exists():  # killed while drawing it
-                denoiser = TrainedDenoiser(state.ema_params, model)
-                sampler = AncestralSampler(schedule, config.training.faithful)
-                _draw_samples(config, start, denoiser, sampler, images.mean, shape)
-            _draw_curves(folder)
-            print(f"All {config.steps} steps are done; give a larger --steps to go on")
-            return
-        shown = np.random.default_rng(config.seed).permutation(len(images.images))
-        shown = shown[: config.output.num_samples]
-        save_image_grid(
-            folder / "samples" / "training_images.png",
-            images.images[shown] / 255 - images.mean,
-            images.mean,
-        )
-        print(f"Writing to {folder}; the first step compiles the model, which takes a while")
-        dispatches = list(_dispatches(config, start))
-        batches = device_batches(
-            images.images, config.seed, start, config.training.batch_size, updates=dispatches
-        )
-        with (
-            Telemetry(folder, start, config.steps, config.training.batch_size) as telemetry,
-            Profile(folder / "profile", config.output.profile) as profile,
-        ):
-            recorder = _Recorder(config, telemetry, checkpoints)
-            step = start
-            for updates, batch in zip(dispatches, batches, strict=True):
-                with profile.updates(step, updates, state):
-                    state, metrics = train_step(state, batch)
-                recorder.add(step + 1, metrics)
-                step += updates
-                last = step == config.steps
-                # Before the checkpoint, so that a run resumed from it has the evaluation.
-                evaluate_every = config.output.evaluate_every
-                if evaluate_every is not None and (last or step % evaluate_every == 0):
-                    recorder.drain()
-                    _check_finite(step, state)
-                    denoiser = TrainedDenoiser(state.ema_params, model)
-                    _evaluate(config, step, denoiser, schedule, images, held_out, telemetry)
-                    telemetry.pause(step)
-                if last or step % config.output.checkpoint_every == 0:
-                    recorder.drain()
-                    _check_finite(step, state)
-                    checkpoints.save(step, state, metadata)
-                    telemetry.pause(step)
-                if last or step % config.output.sample_every == 0:
-                    recorder.drain()
-                    denoiser = TrainedDenoiser(state.ema_params, model)
-                    sampler = AncestralSampler(schedule, config.training.faithful)
-                    _draw_samples(config, step, denoiser, sampler, images.mean, shape)
-                    telemetry.pause(step)
-        checkpoints.wait()
-    _draw_curves(folder)
-    print(f"Done: {config.steps} steps. Samples, loss curve and checkpoints are in {folder}")
-
-
-def _dispatches(config: Config, start: int) -> Iterator[int]:
-    """How many updates are handed to the devices each time, from `start` to the end.
-
-    steps_per_dispatch, or one where that would pass a checkpoint, a grid of samples, an evaluation
-    or the end: two programs at most are compiled.
-    """
-    together, step, output = config.training.steps_per_dispatch, start, config.output
-    stops = [output.checkpoint_every, output.sample_every]
-    if output.evaluate_every is not None:
-        stops.append(output.evaluate_every)
-    while step < config.steps:
-        room = min(config.steps - step, *(every - step % every for every in stops))
-        updates = together if together <= room else 1
-        yield updates
-        step += updates
-
-
-class _Recorder:
-    """Reads the metrics a little late, logs them, and stops the run where they are not finite.
-
-    A checkpoint is saved only after `drain`, so never after a loss that is not finite.
-    """
-
-    def __init__(self, config: Config, telemetry: Telemetry, checkpoints: Checkpoints) -> None:
-        self._config, self._telemetry, self._checkpoints = config, telemetry, checkpoints
-        self._pending: deque[tuple[int, Metrics]] = deque()
-
-    def add(self, first: int, metrics: Metrics) -> None:
-        """Takes the metrics of one dispatch, whose first update is given."""
-        for value in metrics.values():
-            value.copy_to_host_async()
-        self._pending.append((first, metrics))
-        if len(self._pending) > _AHEAD:
-            self._record()
-
-    def drain(self) -> None:
-        while self._pending:
-            self._record()
-
-    def _record(self) -> None:
-        first, metrics = self._pending.popleft()
-        rows = {name: np.atleast_1d(value).tolist() for name, value in metrics.items()}
-        for step, row in enumerate(zip(*rows.values(), strict=True), first):
-            self._record_update(step, dict(zip(rows, row, strict=True)))
-
-    def _record_update(self, step: int, values: dict[str, float]) -> None:
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            self._checkpoints.wait()
-            good = self._checkpoints.latest
-            where = self._checkpoints.folder
-            raise UserError(
-                f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at "
-                f"step {step}; "
-                + (
-                    f"the last good checkpoint is {where / str(good)}"
-                    if good
-                    else "nothing is saved"
-                )
-                + "; try, in another --run-dir, a lower "
-                "--learning-rate, a longer --warmup-steps or --dtype float32"
-            )
-        self._telemetry.advance(step, values["loss"])
-        if step % self._config.output.log_every == 0 or step == self._config.steps:
-            self._telemetry.log(step, values)
-
-
-@jax.jit
-def _all_finite(tree: Any) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-def _check_finite(step: int, state: TrainState) -> None:
-    if not _all_finite(state.params):
-        raise UserError(
-            f"the parameters are not finite after step {step}, which is not saved; try a lower "
-            f"--learning-rate in another --run-dir"
-        )
-
-
-def _check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
     for name in ("shape", "classes", "num_images", "mean"):
         if saved[name] != now[name]:
             raise UserError(
                 f"the data changed since the last checkpoint: its {name} was {saved[name]} and is "
                 f"{now[name]}; give the data it was trained on, or another --run-dir"
             )
-
-
-def _draw_samples(
-    config: Config,
-    step: int,
-    denoiser: TrainedDenoiser,
-    sampler: AncestralSampler,
-    mean: np.ndarray,
-    shape: tuple[int, int, int],
-) -> None:
-    # Its own key, so that drawing samples more or less often changes nothing in the training, which
-    # has the keys that folding with 0 and 1 gives too.
-    key = jax.random.fold_in(jax.random.key(config.seed), 3)
-    images = sample(sampler, denoiser, key, config.output.num_samples, shape)
-    save_image_grid(_grid_path(config, step), images, mean)
-
-
-def _evaluate(
-    config: Config,
-    step: int,
-    denoiser: TrainedDenoiser,
-    schedule: NoiseSchedule,
-    images: ImageSet,
-    held_out: ImageSet | None,
-    telemetry: Telemetry,
-) -> None:
-    metrics = monitor.evaluate(
-        denoiser,
-        schedule,
-        images,
-        held_out,
-        # Its own key, for the reason that samples have one; the same at every evaluation.
-        jax.random.fold_in(jax.random.key(config.seed), 2),
-        config.output.evaluate_samples,
-        config.output.evaluate_calls,
-        config.training.faithful,
-    )
-    shown = f"memorised {metrics['memorised_fraction']:.1%}, median neighbour ratio "
-    telemetry.log_evaluation(step, metrics, f"{shown}{metrics['neighbour_ratio']:.3f}")
-
-
-def _draw_curves(folder: Path) -> None:
-    save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
-    save_memorisation(folder / "memorisation.png", folder / "metrics.jsonl")
-
-
-def _grid_path(config: Config, step: int) -> Path:
-    return config.output.run_dir / "samples" / f"step_{step:08d}.png"
+    # A model that was converted knows its data by these alone.
+    if saved.get("fingerprint") not in (None, now["fingerprint"]):
+        raise UserError(
+            f"the data changed since the last checkpoint: their shape, number and mean are the "
+            f"same, but not all pixels and labels in their order ({saved['fingerprint'][:12]} is "
+            f"now {now['fingerprint'][:12]}); give the data it was trained on, or another --run-dir"
+        )
 
 
 def import_parameters(
@@ -412,8 +190,8 @@ def import_parameters(
     model.check(*shape)
     _, key = jax.random.split(jax.random.key(config.seed))
     state = state_of(params, optimizer, key)
-    _claim(config)
-    metadata = _metadata(config, shape, mean, config.data.classes, num_images)
+    claim(config)
+    metadata = metadata_of(config, shape, mean, config.data.classes, num_images)
     with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
         checkpoints.save(0, state, metadata)
         checkpoints.wait()
@@ -435,11 +213,9 @@ def load_model(run_dir: Path) -> TrainedModel:
     config = from_dict(values)
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
-    with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        step = checkpoints.latest
-        if step is None:
-            raise UserError(f"the run in {run_dir} has no checkpoint yet")
-        saved = checkpoints.metadata(step)
+    optimizer = make_optimizer(config.training)
+
+    def structure(saved: dict[str, Any]) -> TrainState:
         changed = [
             line
             for name in ("model", "schedule")
@@ -447,19 +223,24 @@ def load_model(run_dir: Path) -> TrainedModel:
         ]
         if changed:
             raise UserError(
-                f"{path} describes another model than the checkpoint of step {step} holds "
+                f"{path} describes another model than its checkpoints hold "
                 f"({'; '.join(changed)}); restore it"
             )
         height, width, channels = saved["shape"]
-        shape = (height, width, channels)
-        model, optimizer = config.model.build(channels), make_optimizer(config.training)
-        like = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), shape))
-        params = checkpoints.restore(step, like).ema_params
+        shape, model = (height, width, channels), config.model.build(channels)
+        return jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), shape))
+
+    with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore_newest(structure)
+    if found is None:
+        raise UserError(f"the run in {run_dir} has no checkpoint yet")
+    step, state, saved = found
+    height, width, channels = saved["shape"]
     return TrainedModel(
         config=config,
-        denoiser=TrainedDenoiser(params, model),
+        denoiser=TrainedDenoiser(state.ema_params, config.model.build(channels)),
         sampler=AncestralSampler(config.schedule.build(), config.training.faithful),
-        shape=shape,
+        shape=(height, width, channels),
         mean=np.asarray(saved["mean"], np.float32),
         class_names=tuple(saved["classes"]),
         step=step,

@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.devices import replicated, sharded
+from diffusion_jax.devices import fetch, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
 
 # What the start's noise is folded with: no step of any schedule, so that samplers with different
@@ -147,11 +147,10 @@ def sample(
     """
     devices = jax.device_count()
     batch = -(-min(batch_size, num_samples) // devices) * devices
-    sampler, denoiser = jax.device_put((sampler, denoiser), replicated())
+    sampler, denoiser = replicate((sampler, denoiser))
     batches = []
     for first in range(0, num_samples, batch):
         index = jnp.arange(first, first + batch)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-        x = _sample_batch(sampler, denoiser, jax.device_put(keys, sharded()), shape)
-        batches.append(np.asarray(x))
+        batches.append(fetch(_sample_batch(sampler, denoiser, shard(keys), shape)))
     return np.concatenate(batches)[:num_samples]

@@ -1,33 +1,52 @@
 """What all command lines share: how they end when something goes wrong."""
 
 import functools
+import logging
 import sys
+import traceback
 from collections.abc import Callable
 
 import absl.logging
 
+from diffusion_jax import distributed, preemption
 from diffusion_jax.errors import UserError
 
 
 def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Makes a UserError, or the system's own error, one sentence with exit status 1.
 
-    Ctrl-C ends with exit status 130.
+    A run that a signal stopped, and that is saved, ends with status 75; Ctrl-C elsewhere with 130.
+    Of several processes, the others hear why this one ends.
     """
 
     @functools.wraps(main)
     def wrapped() -> None:
-        # TFDS and Orbax log with a traceback what they raise as well.
+        # TFDS and Orbax log with a traceback what they raise as well, and where an array cannot be
+        # read Orbax leaves the readings of the others behind, which complain as they are collected.
         absl.logging.set_verbosity(absl.logging.FATAL)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        sys.unraisablehook = lambda unraisable: None
         try:
             main()
+            distributed.finish()
+        except preemption.Stopped as stopped:
+            distributed.finish()
+            print(stopped)
+            sys.exit(preemption.EXIT_STATUS)
         except (UserError, OSError) as error:
             sys.stdout.flush()
             print(f"error: {error}", file=sys.stderr)
+            distributed.leave(error, 1)
             sys.exit(1)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             print("interrupted; a training goes on from its last checkpoint", file=sys.stderr)
+            distributed.leave(interrupt, 130)
             sys.exit(130)
+        except Exception as error:
+            distributed.blame(error)
+            traceback.print_exc()
+            distributed.leave(error, 1)
+            sys.exit(1)
 
     return wrapped
 

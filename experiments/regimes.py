@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diffusion_jax import backend, data, report
+from diffusion_jax import backend, data, distributed, report
 from diffusion_jax.data.checks import check, require_memory
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.devices import is_first_process
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots import regimes as plots
 from diffusion_jax.regimes.analysis import Analysis, analyse, to_json
@@ -243,7 +244,9 @@ def main() -> None:
         raise UserError(f"memory = {options.memory} must be a positive number of GiB")
     check_accuracy(options.accuracy, options.max_draws)
     backend.configure()
+    distributed.join()
     images = load(options)
+    distributed.require_same("data set", json.dumps([images.mean.tolist(), len(images.images)]))
     warnings = check(images)
     n, d = len(images.images), math.prod(images.images.shape[1:])
     copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
@@ -278,6 +281,8 @@ def main() -> None:
                 f"{draws} draws, largest standard error {error:.4f}"
             ),
         )
+    if not is_first_process():
+        return
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for warning in analysis.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)

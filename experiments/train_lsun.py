@@ -23,7 +23,7 @@ from pathlib import Path
 
 import tyro
 
-from diffusion_jax import backend, run
+from diffusion_jax import backend, distributed, trainer
 from diffusion_jax.config import (
     Config,
     DataConfig,
@@ -126,9 +126,11 @@ def parse(arguments: list[str]) -> Config:
 @reports_errors
 def main() -> None:
     """Parses the command line and trains."""
+    config = parse(sys.argv[1:])
     backend.configure()
     backend.keep_freed_memory()
-    run.train(parse(sys.argv[1:]))
+    distributed.join()
+    trainer.train(config)
 
 
 if __name__ == "__main__":

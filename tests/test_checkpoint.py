@@ -1,3 +1,5 @@
+import gc
+import os
 import shutil
 import subprocess
 import sys
@@ -5,10 +7,20 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from diffusion_jax.checkpoint import Checkpoints
+from diffusion_jax.checkpoint import Checkpoints, DamagedCheckpoint
 from diffusion_jax.errors import UserError
+
+# The reading of one damaged array ends Orbax' event loop, and the readings of the others complain.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    yield
+    gc.collect()
 
 
 def state(value):
@@ -50,18 +62,174 @@ def test_what_a_kill_leaves_behind_is_ignored(tmp_path):
         assert checkpoints.latest == 1
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+LIKE = jax.eval_shape(lambda: state(0))
+
+
+def saved_steps(folder, *steps, keep=None):
+    with Checkpoints(folder, keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state(step), {"step": step})
+
+
+def newest(folder, **kwargs):
+    """The step that is read, after a check that step, arrays and dictionary are all its own."""
+    with Checkpoints(folder, **kwargs) as checkpoints:
+        step, got, metadata = checkpoints.restore_newest(lambda metadata: LIKE)
+    assert metadata == {"step": step}
+    assert got["w"].tolist() == state(step)["w"].tolist()
+    assert int(got["step"]) == step
+    np.testing.assert_array_equal(jax.random.bits(got["key"]), jax.random.bits(state(step)["key"]))
+    return step
+
+
+def data_file(folder):
+    """Where the arrays' bytes are."""
+    return max((folder / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
+
+
+def flip(path, byte):
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 4
+    path.write_bytes(content)
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def fill_with_zeros(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+FAULTS = {
+    "data cut short": lambda folder: os.truncate(data_file(folder), 100),
+    "data empty": lambda folder: os.truncate(data_file(folder), 0),
+    "data never written to the disk": lambda folder: fill_with_zeros(data_file(folder)),
+    "data missing": lambda folder: data_file(folder).unlink(),
+    "one bit of the data": lambda folder: flip(data_file(folder), 300),
+    "index missing": lambda folder: (folder / "state" / "manifest.ocdbt").unlink(),
+    "one bit of the index": lambda folder: flip(folder / "state" / "manifest.ocdbt", 50),
+    "tree damaged": lambda folder: os.truncate(folder / "state" / "_METADATA", 50),
+    "arrays missing": lambda folder: shutil.rmtree(folder / "state"),
+    "dictionary missing": lambda folder: shutil.rmtree(folder / "metadata"),
+    "dictionary cut short": lambda folder: os.truncate(folder / "metadata" / "metadata", 9),
+    "one bit of the dictionary": lambda folder: flip(folder / "metadata" / "metadata", 9),
+    "folder empty": empty,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_newest_whole_checkpoint_is_used(tmp_path, capfd, fault):
+    saved_steps(tmp_path, 1, 2)
+    FAULTS[fault](tmp_path / "2")
+    left = sorted(path.relative_to(tmp_path / "2") for path in (tmp_path / "2").rglob("*"))
+
+    assert newest(tmp_path, read_only=True) == 1
+    assert (tmp_path / "2").is_dir()  # sampling changes nothing
+    named = f"warning: the checkpoint {tmp_path / '2'} cannot be read ("
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.startswith(named) for line in lines if line.startswith("warning")] == [True]
+
+    assert newest(tmp_path) == 1
+    assert "; the one of step 1 is used instead, and this one is now 2.damaged" in (
+        capfd.readouterr().err
+    )
+    saved_steps(tmp_path, 2)  # training goes on and comes to the same step again
+    assert newest(tmp_path) == 2
+    assert capfd.readouterr().err == ""
+    aside = tmp_path / "2.damaged"
+    assert sorted(path.relative_to(aside) for path in aside.rglob("*")) == left
+
+
+def test_any_bit_of_a_checkpoint_may_turn_over(tmp_path):
+    """Either the checkpoint is read as it was saved, or it is named: never anything else."""
+    saved_steps(tmp_path, 1)
+    rng = np.random.default_rng(0)
+    files = sorted(path for path in (tmp_path / "1").rglob("*") if path.is_file())
+    outcomes = {"whole": 0, "damaged": 0}
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        for path in files:
+            content = path.read_bytes()
+            for byte in rng.integers(len(content), size=12):
+                flip(path, byte)
+                try:
+                    assert checkpoints.metadata(1)["step"] == 1
+                    got = checkpoints.restore(1, LIKE)
+                    assert got["w"].tolist() == state(1)["w"].tolist()
+                    assert jax.random.key_data(got["key"]).tolist() == [0, 1]
+                    assert int(got["step"]) == 1
+                    outcomes["whole"] += 1
+                except DamagedCheckpoint:
+                    outcomes["damaged"] += 1
+                path.write_bytes(content)
+    assert min(outcomes.values()) > 20
+
+
+def test_a_changed_array_is_named(tmp_path):
+    """What Orbax reads without complaint but is not what was saved."""
+    saved_steps(tmp_path, 1, 2)
+    shutil.rmtree(tmp_path / "2" / "state")
+    shutil.copytree(tmp_path / "1" / "state", tmp_path / "2" / "state")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(DamagedCheckpoint, match=r"wrong checksum of \['key'\] and 2 more"),
+    ):
+        checkpoints.restore(2, LIKE)
+
+
+def test_damaged_checkpoints_are_kept_and_do_not_count(tmp_path):
+    saved_steps(tmp_path, 1, 2, 3, keep=3)
+    for _ in range(2):
+        empty(tmp_path / "3")
+        assert newest(tmp_path, keep=2) == 2
+        saved_steps(tmp_path, 3, keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3", "3.damaged", "3.damaged2"}
+
+
+def test_no_whole_checkpoint_is_an_error_that_names_all(tmp_path):
+    saved_steps(tmp_path, 1, 2)
+    os.truncate(data_file(tmp_path / "1"), 10)
+    empty(tmp_path / "2")
+    with pytest.raises(UserError, match="no checkpoint is whole") as caught:
+        newest(tmp_path)
+    message = str(caught.value)
+    assert message.index(str(tmp_path / "2")) < message.index(str(tmp_path / "1"))
+    assert "\n" not in message
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+
+
+def test_no_checkpoint_is_none(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state(1), {})
+        assert checkpoints.restore_newest(lambda metadata: LIKE) is None
+
+
+def test_what_refuses_a_dictionary_is_not_taken_for_damage(tmp_path):
+    saved_steps(tmp_path, 1, 2)
+
+    def refuse(metadata):
+        raise UserError(f"not {metadata['step']}")
+
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="not 2"):
+        checkpoints.restore_newest(refuse)
+    assert (tmp_path / "2").is_dir()
+
+
+def test_a_checkpoint_from_before_there_were_checksums_is_read(tmp_path):
+    with ocp.CheckpointManager(tmp_path) as manager:
+        items = {
+            "state": ocp.args.StandardSave(state(4)),
+            "metadata": ocp.args.JsonSave({"step": 4}),
+        }
+        manager.save(4, args=ocp.args.Composite(**items))
+    assert newest(tmp_path) == 4
+
+
+def test_an_older_step_is_not_dropped_in_silence(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, state(2), {})
-    for path in (tmp_path / "2" / "state").rglob("*"):
-        if path.is_file() and path.parent.name == "d":
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    like = jax.eval_shape(lambda: state(0))
-    with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(UserError, match=f"the checkpoint {tmp_path / '2'} cannot be read"):
-            checkpoints.restore(2, like)
-        assert int(checkpoints.restore(1, like)["step"]) == 1
+        with pytest.raises(UserError, match="step 1 is there, or comes before 2"):
+            checkpoints.save(1, state(1), {})
 
 
 def test_another_structure_is_named(tmp_path):

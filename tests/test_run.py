@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import run
+from diffusion_jax import run, trainer
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config, differences, from_dict, to_dict
 from diffusion_jax.errors import UserError
@@ -186,7 +186,7 @@ def test_dispatches_stop_where_something_is_written(evaluate_every):
     words = ["--steps-per-dispatch", "4", "--steps", "22", "--evaluate-calls", "5"]
     if evaluate_every is not None:
         words += ["--evaluate-every", str(evaluate_every)]
-    dispatches = list(run._dispatches(parse([*TINY, *words]), 0))
+    dispatches = list(trainer._dispatches(parse([*TINY, *words]), 0))
     assert set(dispatches) == {1, 4}
     ends = np.cumsum(dispatches)
     assert {10, 20, 22} <= set(ends.tolist())
@@ -274,7 +274,7 @@ def test_a_bad_value_is_one_clear_sentence(tmp_path, monkeypatch, options, part)
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     config = parse([*TINY, "--run-dir", str(tmp_path / "run"), *map(str, options)])
     with pytest.raises(UserError, match=part.replace("(", r"\(").replace(")", r"\)")):
-        run.train(config)
+        trainer.train(config)
 
 
 def test_missing_lsun_is_one_sentence_and_status_1(tmp_path):
@@ -290,7 +290,7 @@ def test_an_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("in the way")
     config = parse([*TINY, "--run-dir", str(tmp_path / "file" / "run")])
     with pytest.raises(UserError, match="cannot write to the run's folder"):
-        run.train(config)
+        trainer.train(config)
 
 
 @pytest.mark.parametrize(
@@ -365,9 +365,9 @@ def test_evaluations_may_change_when_a_run_is_resumed():
 
 def test_a_failed_first_start_binds_nobody(tmp_path):
     with pytest.raises(UserError, match="holds 500"):
-        run.train(parse([*TINY, "--run-dir", str(tmp_path), "--images-per-class", "501"]))
+        trainer.train(parse([*TINY, "--run-dir", str(tmp_path), "--images-per-class", "501"]))
     with pytest.raises(UserError, match="divisible by 8"):  # past the check of the configuration
-        run.train(parse([*TINY, "--run-dir", str(tmp_path), "--multiples", "1", "1", "1", "1"]))
+        trainer.train(parse([*TINY, "--run-dir", str(tmp_path), "--multiples", "1", "1", "1", "1"]))
 
 
 def test_a_damaged_configuration_is_named(tmp_path):
@@ -376,7 +376,7 @@ def test_a_damaged_configuration_is_named(tmp_path):
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         run.load_model(tmp_path)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
-        run.train(parse([*TINY, "--run-dir", str(tmp_path)]))
+        trainer.train(parse([*TINY, "--run-dir", str(tmp_path)]))
     assert (tmp_path / "config.json").read_text() == '{"steps": 5'
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config\.json is damaged: it holds no JSON object"):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import repeat
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,7 +52,7 @@ def device_batches(
 ) -> Iterator[Array]:
     """Yields the batches of the updates start, start + 1, ..., each already on its way.
 
-    They are gathered and sent in a thread of their own.
+    They are gathered and sent in a thread of their own; a process gathers what its devices need.
 
     Args:
       images: uint8 (n, height, width, channels).
@@ -70,7 +71,12 @@ def device_batches(
         first_to_last = range(step, step + count)
         places = [batch_indices(seed, k, batch_size, len(images)) for k in first_to_last]
         by_device = np.stack(places).reshape(count, jax.device_count(), -1).swapaxes(0, 1)
-        return jax.device_put(images[by_device if count > 1 else by_device[:, 0]], sharded())
+        chosen = by_device if count > 1 else by_device[:, 0]
+
+        def rows(part: Any) -> np.ndarray:
+            return images[chosen[part[0]]]
+
+        return jax.make_array_from_callback((*chosen.shape, *images.shape[1:]), sharded(), rows)
 
     with ThreadPoolExecutor(1) as pool:
         pending: deque[Future[Array]] = deque()

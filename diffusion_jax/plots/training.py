@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from diffusion_jax.monitor import HELD_OUT, TRAINING
+from diffusion_jax.monitor import FRACTION, HELD_OUT, TRAINING
 from diffusion_jax.plots import style
 from diffusion_jax.telemetry import read_metrics
 
@@ -62,7 +62,7 @@ def save_memorisation(path: Path, metrics: Path) -> None:
       path: the PNG.
       metrics: the run's metrics.jsonl, with what `monitor.evaluate` measures.
     """
-    records = [record for record in read_metrics(metrics) if "memorised_fraction" in record]
+    records = [record for record in read_metrics(metrics) if FRACTION in record]
     if not records:
         return
     step = np.array([record["step"] for record in records])
@@ -82,7 +82,7 @@ def save_memorisation(path: Path, metrics: Path) -> None:
     beside = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1, 1)}
     top.legend(title=title, **beside)
     for name, label, color in (
-        ("memorised_fraction", "memorised fraction", "C3"),
+        (FRACTION, "memorised fraction", "C3"),
         ("neighbour_ratio", "nearest over second\nnearest, median", "C0"),
     ):
         values = [record[name] for record in records]

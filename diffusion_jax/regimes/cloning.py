@@ -22,7 +22,7 @@ from jax import Array
 from scipy.stats import binomtest
 
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.devices import replicated, sharded
+from diffusion_jax.devices import fetch, replicate, shard
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import diffuse
 from diffusion_jax.sampling import START, Sampler, normal, sampling_loop
@@ -138,7 +138,7 @@ def _keys(key: Array, first: int, count: int) -> Array:
     """The keys of samples first.. on the devices, padded to a multiple of their number."""
     padded = -(-count // jax.device_count()) * jax.device_count()
     numbers = jnp.arange(first, first + padded)
-    return jax.device_put(jax.vmap(jax.random.fold_in, (None, 0))(key, numbers), sharded())
+    return shard(jax.vmap(jax.random.fold_in, (None, 0))(key, numbers))
 
 
 def trunks(
@@ -206,7 +206,7 @@ def fork(
     watched = _checked(watch, num_steps) if len(watch) else np.zeros(0, np.int64)
     if last <= first or clones < 1:
         raise UserError(f"{last - first} trunks with {clones} clones: at least one of each")
-    sampler, denoiser = jax.device_put((sampler, denoiser), replicated())
+    sampler, denoiser = replicate((sampler, denoiser))
     keys, count = _keys(key, first, last - first), last - first
     ends, path, calls, at = [], [], 0, num_steps
     end = start = _start(keys, shape)
@@ -214,21 +214,21 @@ def fork(
     for b, end in trunks(sampler, denoiser, start, keys, stops):
         calls, at = calls + at - b, b
         if b in watched:
-            path.append(np.asarray(end)[:count])
+            path.append(fetch(end)[:count])
         if b in forks:
             each = [_clone(sampler, denoiser, end, keys, b, c)[:count] for c in range(clones)]
             ends.append(np.stack(each, axis=1))
             calls += clones * b
         progress(calls)
     kept = np.stack(path, axis=1) if path else np.zeros((count, 0, *shape), np.float32)
-    return Forks(forks, np.asarray(end)[:count], np.stack(ends, axis=1), kept)
+    return Forks(forks, fetch(end)[:count], np.stack(ends, axis=1), kept)
 
 
 def _clone(
     sampler: Sampler, denoiser: Denoiser, x: Array, keys: Array, b: int, clone: int
 ) -> np.ndarray:
     own = _clone_keys(keys, jnp.int32(b), jnp.int32(clone))
-    return np.asarray(_advance(sampler, denoiser, x, own, jnp.int32(b), jnp.int32(0)))
+    return fetch(_advance(sampler, denoiser, x, own, jnp.int32(b), jnp.int32(0)))
 
 
 @partial(jax.jit, static_argnames="shape")
@@ -269,10 +269,10 @@ def u_turns(
     turns = _checked(steps, sampler.schedule.num_steps)
     if not len(points):
         raise UserError("no points to diffuse")
-    sampler, denoiser = jax.device_put((sampler, denoiser), replicated())
+    sampler, denoiser = replicate((sampler, denoiser))
     keys = _keys(key, first, len(points))
     repeated = np.resize(points, (len(keys), *points.shape[1:])).astype(np.float32)
-    start, ends = jax.device_put(repeated, sharded()), []
+    start, ends = shard(repeated), []
     for b in turns:
         x = _noised(sampler, start, keys, jnp.int32(b), points.shape[1:])
         ends.append(_clone(sampler, denoiser, x, keys, int(b), 0))

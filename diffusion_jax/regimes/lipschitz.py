@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax.devices import replicated, sharded
+from diffusion_jax.devices import fetch, replicate, shard
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.posterior import stratified
 from diffusion_jax.schedule import NoiseSchedule
@@ -207,20 +207,18 @@ class _Score:
             part = np.resize(x[start : start + chunk], (chunk, d))  # the last one repeated
             log_weights = _log_posterior(self.rows, part, time).astype(np.float32)
             if self.flat:
-                log_weights = jax.device_put(log_weights, sharded())
+                log_weights = shard(log_weights)
                 gauss = jax.random.normal(jax.random.key(0), (n,), jnp.float32)
                 steps = min(_LANCZOS_STEPS, n, d)
-                tables = _lanczos(
-                    self.points, log_weights, jax.device_put(gauss, replicated()), steps
-                )
-                diagonal, off_diagonal = (np.asarray(table, np.float64) for table in tables)
+                tables = _lanczos(self.points, log_weights, replicate(gauss), steps)
+                diagonal, off_diagonal = (fetch(table).astype(np.float64) for table in tables)
                 matrix = diagonal[:, :, None] * np.eye(steps)
                 matrix[:, np.arange(1, steps), np.arange(steps - 1)] = off_diagonal[:, :-1]
                 largest = np.linalg.eigvalsh(matrix)[:, -1]
                 found.append(np.stack([np.zeros(chunk), largest], axis=1))
             else:
-                log_weights = jax.device_put(log_weights, replicated())
-                found.append(np.asarray(_dense(self.points, log_weights), np.float64))
+                log_weights = replicate(log_weights)
+                found.append(fetch(_dense(self.points, log_weights)).astype(np.float64))
         both = np.maximum(np.concatenate(found)[: len(x)], 0)
         return both[:, 0], both[:, 1]
 
@@ -236,7 +234,7 @@ class _Score:
 def _score(points: np.ndarray) -> _Score:
     rows = _rows(points).astype(np.float32)
     flat = rows.shape[1] > _DENSE_LIMIT or _is_flat(rows)
-    return _Score(rows, jax.device_put(rows, replicated()), flat)
+    return _Score(rows, replicate(rows), flat)
 
 
 def local_constants(

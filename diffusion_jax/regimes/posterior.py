@@ -30,7 +30,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from diffusion_jax.devices import replicated, sharded
+from diffusion_jax.devices import fetch, replicate, shard
 from diffusion_jax.errors import UserError
 
 # Stands for the squared distance of a point left out: its weight underflows to zero at every time
@@ -132,8 +132,8 @@ def training_set(points: np.ndarray, labels: np.ndarray | None = None) -> Traini
     rows -= rows.mean(0, dtype=np.float64).astype(np.float32)  # only differences matter
     squared_norms = np.einsum("nd,nd->n", rows, rows)
     offsets = (0, *(int(c) for c in np.cumsum(counts)))
-    put = partial(jax.device_put, device=replicated())
-    return TrainingSet(put(rows), put(squared_norms), put(order.astype(np.int32)), offsets)
+    places = order.astype(np.int32)
+    return TrainingSet(replicate(rows), replicate(squared_norms), replicate(places), offsets)
 
 
 def _differences(training: TrainingSet, source: Array, noise: Array) -> tuple[Array, Array]:
@@ -246,12 +246,11 @@ def draw_from(training: TrainingSet, times: np.ndarray, key: Array, first: int, 
     for start in range(0, last - first, chunk):
         numbers = jnp.arange(first + start, first + start + chunk)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, numbers)
-        arguments = jax.device_put((source[start : start + chunk], keys), sharded())
-        constants = jax.device_put((r.astype(np.float32), np.int32(active)), replicated())
+        arguments = shard((source[start : start + chunk], keys))
+        constants = replicate((r.astype(np.float32), np.int32(active)))
         results.append(_chunk(training, *arguments, *constants, num_times=padded))
     tables = (
-        np.concatenate([np.swapaxes(np.asarray(part[i]), 0, 1) for part in results])
-        for i in range(4)
+        np.concatenate([np.swapaxes(fetch(part[i]), 0, 1) for part in results]) for i in range(4)
     )
     entropy, collision, log_own, evidence = (t[: last - first, :active] for t in tables)
     source = source[: last - first]

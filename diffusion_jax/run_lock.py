@@ -1,0 +1,46 @@
+"""One run a folder: a lock that a second one is refused by, and that ends with its process."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from diffusion_jax.errors import UserError
+
+# A process keeps its locks until it ends, however it ends: nothing stale is left to be removed.
+_held: dict[Path, int] = {}
+
+
+def lock(folder: Path) -> None:
+    """Takes a run's folder for this process, for as long as it lives.
+
+    An exclusive flock(2) of FOLDER/lock, which names the process and the host. The system gives it
+    up when the process ends, after a SIGKILL too. On file systems that know no flock nothing is
+    locked; over NFS Linux makes it a lock of the server's, so other hosts are refused as well.
+    To take a folder again is nothing new.
+
+    Args:
+      folder: the run's folder, which must exist.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    path = folder.resolve() / "lock"
+    if path in _held:
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "another process"
+        os.close(descriptor)
+        raise UserError(
+            f"{folder} is in use by {holder}, which trains there; wait for it, or give another "
+            f"--run-dir"
+        ) from None
+    except OSError:
+        os.close(descriptor)  # no flock here: as without any lock
+        return
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    _held[path] = descriptor
