@@ -13,14 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusion_jax import run_lock
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config, differences, from_dict, to_dict
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.devices import is_first_process
 from diffusion_jax.distributed import gather, require_same
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import writing
 from diffusion_jax.sampling import AncestralSampler
-from diffusion_jax.training import init_state, make_optimizer, state_of
+from diffusion_jax.training import TrainState, init_state, make_optimizer, state_of
 
 # Seconds within which a shared file system shows a file to the other hosts.
 _VISIBLE = 60
@@ -72,8 +74,8 @@ def claim(config: Config) -> None:
     """Makes the run's folder, or checks that the run in it has the same configuration.
 
     Raises:
-      UserError: it has another one, or cannot be written to, or is not the same folder for all
-        processes; or these have different configurations.
+      UserError: it has another one, or another run trains in it now, or it cannot be written to, or
+        is not the same folder for all processes; or these have different configurations.
     """
     text = json.dumps(to_dict(config), indent=2) + "\n"
     require_same("configuration", text)
@@ -95,6 +97,7 @@ def _claim(config: Config, text: str) -> None:
     path = folder / "config.json"
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
+        run_lock.lock(folder)
         # A start that failed before its first checkpoint binds nobody.
         if path.exists() and _has_checkpoint(folder):
             changed = differences(_read_config(path), to_dict(config))
@@ -103,9 +106,8 @@ def _claim(config: Config, text: str) -> None:
                     f"{folder} holds a run with another configuration ({'; '.join(changed)}); "
                     f"give the same values to resume it, or another --run-dir"
                 )
-        partial = path.with_suffix(".partial")
-        partial.write_text(text)
-        partial.replace(path)
+        with writing(path) as partial:
+            partial.write_text(text)
     except OSError as error:
         raise UserError(
             f"cannot write to the run's folder {folder}: {error}; give another --run-dir"
@@ -193,11 +195,8 @@ def load_model(run_dir: Path) -> TrainedModel:
     config = from_dict(values)
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
-    with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        step = checkpoints.latest
-        if step is None:
-            raise UserError(f"the run in {run_dir} has no checkpoint yet")
-        saved = checkpoints.metadata(step)
+
+    def like(saved: dict[str, Any]) -> TrainState:
         changed = [
             line
             for name in ("model", "schedule")
@@ -205,19 +204,25 @@ def load_model(run_dir: Path) -> TrainedModel:
         ]
         if changed:
             raise UserError(
-                f"{path} describes another model than the checkpoint of step {step} holds "
+                f"{path} describes another model than its checkpoint holds "
                 f"({'; '.join(changed)}); restore it"
             )
-        height, width, channels = saved["shape"]
-        shape = (height, width, channels)
-        model, optimizer = config.model.build(channels), make_optimizer(config.training)
-        like = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), shape))
-        params = checkpoints.restore(step, like).ema_params
+        model, optimizer = config.model.build(saved["shape"][-1]), make_optimizer(config.training)
+        return jax.eval_shape(
+            lambda: init_state(model, optimizer, jax.random.key(0), saved["shape"])
+        )
+
+    with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
+        newest = checkpoints.restore_newest(like)
+    if newest is None:
+        raise UserError(f"the run in {run_dir} has no checkpoint yet")
+    step, state, saved = newest
+    height, width, channels = saved["shape"]
     return TrainedModel(
         config=config,
-        denoiser=TrainedDenoiser(params, model),
+        denoiser=TrainedDenoiser(state.ema_params, config.model.build(channels)),
         sampler=AncestralSampler(config.schedule.build(), config.training.faithful),
-        shape=shape,
+        shape=(height, width, channels),
         mean=np.asarray(saved["mean"], np.float32),
         class_names=tuple(saved["classes"]),
         step=step,
