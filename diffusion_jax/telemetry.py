@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -20,9 +22,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diffusion_jax.files import unwritten, writing
 
@@ -68,14 +70,14 @@ class Telemetry:
         with writing(self._path) as partial:
             partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a")
-        # SummaryWriter writes in a thread, which ends at a full disk; from then on its caller waits
-        # for it forever.
         (run_dir / "tensorboard").mkdir(exist_ok=True)
-        self._board = EventsWriter(str(run_dir / "tensorboard" / "events"))
+        # TensorBoard reads the files in the order of their names.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._board = RecordWriter((run_dir / "tensorboard" / name).open("wb"))
         with self._errors():
-            first, began = start + 1, SessionLog(status=SessionLog.START)
-            self._board.write_event(Event(step=first, file_version="brain.Event:2"))
-            self._board.write_event(Event(step=first, session_log=began))  # hides what came later
+            self._add_event(start + 1, file_version="brain.Event:2")
+            # Hides what an earlier run logged of this update and of later ones.
+            self._add_event(start + 1, session_log=SessionLog(status=SessionLog.START))
         self._batch_size = batch_size
         self._last = (start, time.monotonic())
         self._smooth_loss = math.nan
@@ -152,13 +154,16 @@ class Telemetry:
         self.console.print(f"step {step}  {shown}", highlight=False)
 
     def _write(self, step: int, record: dict[str, float]) -> None:
-        now = time.time()
         values = [Summary.Value(tag=name, simple_value=value) for name, value in record.items()]
         with self._errors():
-            self._file.write(json.dumps({"step": step, "time": now} | record) + "\n")
+            self._file.write(json.dumps({"step": step, "time": time.time()} | record) + "\n")
             self._file.flush()
-            self._board.write_event(Event(step=step, wall_time=now, summary=Summary(value=values)))
-            self._board.flush()
+            self._add_event(step, summary=Summary(value=values))
+
+    def _add_event(self, step: int, **content: Any) -> None:
+        event = Event(step=step, wall_time=time.time(), **content)
+        self._board.write(event.SerializeToString())
+        self._board.flush()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import writing
@@ -74,7 +75,7 @@ def fill_the_disk(run_dir, full, *, events):
     with Telemetry(run_dir, 0, steps=10, batch_size=4) as telemetry:
         telemetry.log(1, {"loss": 1.0})
         if events:
-            telemetry._board._py_recordio_writer._writer = full
+            telemetry._board = RecordWriter(full)
         else:
             telemetry._file = io.TextIOWrapper(full)
         telemetry.log(2, {"loss": 1.0})
@@ -89,7 +90,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, full, events):
 
 def test_a_full_disk_at_the_end_is_not_passed_over(tmp_path, full):
     telemetry = Telemetry(tmp_path, 0, steps=10, batch_size=4)
-    telemetry._board._py_recordio_writer._writer = full
+    telemetry._board = RecordWriter(full)
     full.write(b"buffered")
     with pytest.raises(UserError, match="No space left on device"):
         telemetry.__exit__(None, None, None)
