@@ -4,7 +4,6 @@ import signal
 import time
 
 import numpy as np
-import pytest
 from processes import finish, start
 from test_run import TINY, losses, saved
 
