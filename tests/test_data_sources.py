@@ -201,6 +201,8 @@ def test_imagenet_from_its_npz_batches(tmp_path, size, memory_gib, monkeypatch):
     assert len(list((tmp_path / "prepared").glob("*.npy"))) == (0 if memory_gib is None else 3)
     with pytest.raises(UserError, match=r"no class panda: classes are lesser_panda, seashore or"):
         data.load(replace(config, classes=("panda",)))
+    with pytest.raises(UserError, match="one class twice, by its name and by its id"):
+        data.load(replace(config, classes=("seashore", "n09428293")))
     with pytest.raises(UserError, match=f"image_size = 8: imagenet{size} has {size} pixels"):
         data.load(replace(config, image_size=8))
 

@@ -107,7 +107,7 @@ def test_other_bad_options(blobs, tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "a.npy", blobs[0].astype(np.float32))
     for arguments, message in (
         (("--data", tmp_path / "none"), "none does not exist"),
-        (("--data", tmp_path / "a.npy", "--classes", "1"), "--classes is not for files"),
+        (("--data", tmp_path / "a.npy", "--classes", "1"), "has no class 1; it has no classes"),
         (("--data", tmp_path / "a.npy", "--memory", "1e-6"), "GiB"),
         (("--data", tmp_path / "a.npy", "--accuracy", "-1"), "accuracy = -1"),
         (("--data", tmp_path / "a.npy", "--accuracy", "inf"), "accuracy = inf"),

@@ -73,36 +73,33 @@ def _load(config: DataConfig, first: int, count: int | None) -> ImageSet:
     store = Store(prepared_dir, config.memory_gib)
     if is_path:
         return _load_own(config, Selection(config.classes, first, count), store)
-    if not config.classes or count is None or config.image_size is None:
+    size = config.image_size
+    if not config.classes or count is None or size is None:
         raise UserError(
             f"{config.data} needs at least one class, images_per_class and image_size, not "
-            f"{config.classes}, {count} and {config.image_size}"
+            f"{config.classes}, {count} and {size}"
         )
-    return _load_named(config, data_dir, store, Selection(config.classes, first, count))
-
-
-def _load_named(config: DataConfig, data_dir: Path, store: Store, selection: Selection) -> ImageSet:
-    classes, first, count, size = (
-        config.classes,
-        selection.first,
-        selection.count,
-        config.image_size,
-    )
-    assert count is not None
-    assert size is not None  # as `_load` checked
-    if config.data.startswith("mnist"):
-        files = data_dir if config.data == "mnist_full" else None
-        return mnist.load(classes, count, size, first, files)
     own_size = {"cifar10": cifar.SIZE, **IMAGENET}.get(config.data, size)
     if size != own_size:
         raise UserError(f"image_size = {size}: {config.data} has {own_size} pixels a side")
+    if config.data == "mnist":
+        return mnist.load(config.classes, count, size, first)
+    if config.data == "mnist_full":
+        return mnist.load(config.classes, count, size, first, data_dir)
+    selection = Selection(config.classes, first, count)
     if config.data == "cifar10":
         return cifar.load(data_dir, selection)
     if config.data in IMAGENET:
         return imagenet.load(data_dir, size, selection, store)
     if config.data == "celeba":
         return celeba.load(data_dir, size, selection, store)
-    advice = "unpack it again"
+    return _load_lmdb(config, data_dir, store, size, first, count)
+
+
+def _load_lmdb(
+    config: DataConfig, data_dir: Path, store: Store, size: int, first: int, count: int
+) -> ImageSet:
+    classes, advice = config.classes, "unpack it again"
     if config.data == "photographs":
         photographs.write_lmdb(data_dir, classes)
         advice = "remove that folder, and it is made again"

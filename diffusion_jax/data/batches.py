@@ -55,7 +55,7 @@ def device_batches(
     They are gathered and sent in a thread of their own; a process gathers what its devices need.
 
     Args:
-      images: uint8 (n, height, width, channels).
+      images: uint8 (n, height, width, channels), in memory or mapped from a file.
       seed: the run's seed.
       start: first update.
       batch_size: images a batch over all devices, a multiple of their number.

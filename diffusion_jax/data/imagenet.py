@@ -58,6 +58,8 @@ def load(data_dir: Path, size: int, selection: Selection, store: Store) -> Image
         )
     names = selection.classes or tuple(ids)
     wanted = [1 + ids.index(NAMES.get(name, name)) for name in names]
+    if len(set(wanted)) < len(wanted):
+        raise UserError(f"classes = {names} name one class twice, by its name and by its id")
     paths = _find(data_dir, size)
     labels = [_labels(path, size) for path in paths]
     places = selection.places(f"imagenet{size}", np.concatenate(labels), wanted, names)

@@ -19,7 +19,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.curves import Estimate
 
-_BLOCK_BYTES = 2**28
+_BLOCK_BYTES = 2**26
 _KEPT_BYTES = 2**30
 _LARGEST_GRAM = 20_000
 
