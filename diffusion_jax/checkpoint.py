@@ -49,7 +49,10 @@ class Checkpoints:
         self._read_only = read_only
         # Process 0 lists the folder for all, so that all mean the same checkpoint by the newest.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=not read_only, single_host_load_and_broadcast=True
+            max_to_keep=keep,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,  # what a kill left of an unfinished one
+            single_host_load_and_broadcast=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
