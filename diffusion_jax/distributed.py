@@ -129,19 +129,22 @@ def require_same(what: str, value: str) -> None:
 def leave(error: BaseException, status: int) -> None:
     """Ends this process because of an error, and tells the others why; alone, it does nothing.
 
-    An error that only says that another is gone waits for the watch to say which.
-
     Args:
       error: what was raised.
       status: exit status.
     """
     if _Watch.current is not None:
         text = str(error) or type(error).__name__
-        if isinstance(error, jax.errors.JaxRuntimeError) and any(
-            word in text.lower() for word in _LOST
-        ):
-            time.sleep(SILENCE + 5 * _BEAT)
         _Watch.current.leave(text.splitlines()[0], status)
+
+
+def blame(error: Exception) -> None:
+    """Where an error may only say that another process is gone, waits until it is known which.
+
+    This process ends then, with that one's name; if it is none, or alone, the function returns.
+    """
+    if _Watch.current is not None and any(word in str(error).lower() for word in _LOST):
+        time.sleep(SILENCE + 5 * _BEAT)
 
 
 def finish() -> None:

@@ -120,14 +120,25 @@ def metadata_of(
     mean: np.ndarray,
     classes: tuple[str, ...],
     num_images: int,
+    digest: str | None = None,
 ) -> dict[str, Any]:
-    """What is saved with every checkpoint beside the arrays."""
+    """What is saved with every checkpoint beside the arrays.
+
+    Args:
+      config: the run's configuration.
+      shape: (height, width, channels) of an image.
+      mean: per-channel mean of the training set (channels,).
+      classes: their names.
+      num_images: size of the training set.
+      digest: its fingerprint, where the images are at hand.
+    """
     return {
         "config": to_dict(config),
         "mean": np.asarray(mean, np.float32).tolist(),
         "shape": list(shape),
         "classes": list(classes),
         "num_images": num_images,
+        "fingerprint": digest,
     }
 
 
@@ -147,6 +158,13 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
                 f"the data changed since the last checkpoint: its {name} was {saved[name]} and is "
                 f"{now[name]}; give the data it was trained on, or another --run-dir"
             )
+    # A model that was converted knows its data by these alone.
+    if saved.get("fingerprint") not in (None, now["fingerprint"]):
+        raise UserError(
+            f"the data changed since the last checkpoint: their shape, number and mean are the "
+            f"same, but not all pixels and labels in their order ({saved['fingerprint'][:12]} is "
+            f"now {now['fingerprint'][:12]}); give the data it was trained on, or another --run-dir"
+        )
 
 
 def import_parameters(

@@ -18,6 +18,7 @@ from diffusion_jax import backend, data, monitor
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config
 from diffusion_jax.data.batches import device_batches
+from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.devices import is_first_process, replicate
@@ -106,13 +107,14 @@ def train(config: Config) -> None:
 
     folder = config.output.run_dir
     like = jax.eval_shape(fresh)
-    metadata = metadata_of(config, shape, images.mean, images.class_names, len(images.images))
+    classes, digest = images.class_names, fingerprint(images)
+    metadata = metadata_of(config, shape, images.mean, classes, len(images.images), digest)
+    require_same("data set", digest)
 
     def same_data(saved: dict[str, Any]) -> TrainState:
         check_same_data(saved, metadata)
         return like
 
-    require_same("data set", json.dumps(metadata["mean"]))
     if is_first_process():
         _summarize(config, images, num_parameters(like.params))
     outputs = _Outputs(config, model, schedule, images, held_out)
@@ -125,10 +127,9 @@ def train(config: Config) -> None:
             start, state, _ = newest
             print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
         else:
-            start = 0
             # Run once: compiling hundreds of random draws is faster without optimizing them.
             init = jax.jit(fresh, compiler_options={"xla_backend_optimization_level": 0})
-            state = replicate(init())
+            start, state = 0, replicate(init())
         recorder = _Recorder(config, checkpoints)
         if is_first_process():
             recorder.telemetry = stack.enter_context(
@@ -159,6 +160,7 @@ def train(config: Config) -> None:
             if last or stopping or step % config.output.checkpoint_every == 0:
                 recorder.drain()
                 _check_finite(step, state)
+                _check_unchanged(images, checkpoints)
                 checkpoints.save(step, replicate(state), metadata)
                 recorder.pause(step)
             if stopping and not last:
@@ -347,4 +349,12 @@ def _check_finite(step: int, state: TrainState) -> None:
         raise UserError(
             f"the parameters are not finite after step {step}, which is not saved; try a lower "
             f"--learning-rate in another --run-dir"
+        )
+
+
+def _check_unchanged(images: ImageSet, checkpoints: Checkpoints) -> None:
+    if what := changed(images):
+        raise UserError(
+            f"{what} while the run was training on it: nothing is saved after step "
+            f"{checkpoints.latest or 0}; give the data back and run the same command again"
         )

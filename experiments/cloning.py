@@ -31,13 +31,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from diffusion_jax import backend, data, run
+from diffusion_jax import backend, data, distributed, run
 from diffusion_jax.classifier import TrainedClassifier, warning
 from diffusion_jax.classifier import load as load_classifier
 from diffusion_jax.classifier import save as save_classifier
 from diffusion_jax.classifier_training import train_classifier
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
+from diffusion_jax.devices import is_first_process
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import writing
 from diffusion_jax.regimes import cloning, commitment, transitions
@@ -184,17 +185,16 @@ def get_classifier(
     folder: Path, model: run.TrainedModel, images: ImageSet, options: Options
 ) -> TrainedClassifier:
     """The classifier kept in a folder, or a new one, which is kept there."""
-    if (folder / "classifier.json").exists():
-        return load_classifier(folder)
-    if options.classifier_per_class is not None:
-        wanted = dataclasses.replace(
-            model.config.data, images_per_class=options.classifier_per_class
-        )
-        images = data.load(wanted)
-    print(f"Training the classifier on {len(images.images)} images")
-    trained = train_classifier(images, options.seed)
-    save_classifier(folder, trained)
-    return trained
+    if is_first_process() and not (folder / "classifier.json").exists():
+        if options.classifier_per_class is not None:
+            wanted = dataclasses.replace(
+                model.config.data, images_per_class=options.classifier_per_class
+            )
+            images = data.load(wanted)
+        print(f"Training the classifier on {len(images.images)} images")
+        save_classifier(folder, train_classifier(images, options.seed))
+    distributed.gather("")  # the others wait for it
+    return load_classifier(folder)
 
 
 def _show(bar: Progress, task: TaskID, before: int, made: int) -> None:
@@ -232,12 +232,14 @@ def run_batches(
                 continue
             show = partial(_show, bar, task, calls * done)
             outcomes, pairs = measure(i * size, (i + 1) * size, show)
-            if i == 0:
-                np.save(shown, pairs[:SHOWN])
-            outcomes.save(path)
+            if is_first_process():
+                if i == 0:
+                    np.save(shown, pairs[:SHOWN])
+                outcomes.save(path)
             done += 1
             if bar.disable:
                 console.print(f"batch {i + 1} of {len(paths)}", highlight=False)
+    distributed.gather("")  # all are written
     joined = commitment.join([commitment.load(path) for path in paths])
     first = commitment.Outcomes(
         **{f.name: getattr(joined, f.name)[:count] for f in dataclasses.fields(joined)}
@@ -253,6 +255,7 @@ def main() -> None:
     options.check()
     backend.configure()
     backend.keep_freed_memory()
+    distributed.join()
     model = run.load_model(options.run_dir)
     images = training_images(model)
     schedule = model.sampler.schedule
@@ -280,7 +283,9 @@ def main() -> None:
         "seed": options.seed,
     }
     batches = out / "batches"
-    claim(batches, settings)
+    if is_first_process():
+        claim(batches, settings)
+    distributed.gather("")
     console = Console()
     judge = None
     if len(images.class_names) > 1:
@@ -316,6 +321,8 @@ def main() -> None:
     with console.status("Measuring the exact score"):
         grid = np.union1d(transitions.TIMES, times[steps - 1])
         draws = transitions.measure(points, images.labels, key, options.accuracy, times=grid)
+    if not is_first_process():
+        return
     weights = np.bincount(images.labels) / len(points) if images.labels is not None else np.ones(1)
     exact = transitions.summarize(draws, len(points), weights)
     level = exact.levels["t_S_phi"][1] if "t_S_phi" in exact.levels else np.nan

@@ -43,6 +43,7 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
             distributed.leave(interrupt, 130)
             sys.exit(130)
         except Exception as error:
+            distributed.blame(error)
             traceback.print_exc()
             distributed.leave(error, 1)
             sys.exit(1)

@@ -46,12 +46,13 @@ def from_torch(checkpoint: Path, mean: list[float] | None, arguments: list[str])
         if field.name not in ("dropout", "dtype")
     }
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
-    num_images = config.data.images_per_class * len(config.data.classes)
-    size = config.data.image_size
-    shape = (size, size, model.channels)
-    if mean is None:
+    count, size = config.data.images_per_class, config.data.image_size
+    if mean is None or count is None or size is None:
         images = data.load(config.data)
-        mean, shape = images.mean.tolist(), images.images.shape[1:]
+        mean, (num_images, *sides) = mean or images.mean.tolist(), images.images.shape
+        shape = (sides[0], sides[1], sides[2])
+    else:
+        num_images, shape = count * len(config.data.classes), (size, size, model.channels)
     if len(mean) != model.channels:
         raise UserError(
             f"the model takes images of {model.channels} channel(s), but the mean has {len(mean)}; "

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from diffusion_jax import backend, data, run
+from diffusion_jax import backend, data, distributed, run
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.devices import is_first_process
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import image_bits
 from diffusion_jax.respacing import RespacedDenoiser, clock, respaced, spread_steps
@@ -79,6 +80,7 @@ def main() -> None:
         raise UserError("seed must lie between 0 and 2^32 - 1")
     backend.configure()
     backend.keep_freed_memory()
+    distributed.join()
     model = run.load_model(options.run_dir)
     name = f"step_{model.step:08d}_seed_{options.seed}.json"
     out = options.out or options.run_dir / "likelihood" / name
@@ -98,6 +100,8 @@ def main() -> None:
         options.probes,
         options.batch_size,
     ).astype(np.float64)
+    if not is_first_process():
+        return
     if not np.all(np.isfinite(bits)):
         raise UserError(f"{np.sum(~np.isfinite(bits))} images have no finite density: train longer")
     value, error = float(bits.mean()), float(bits.std(ddof=1) / math.sqrt(len(bits)))

@@ -1,7 +1,8 @@
 """Speciation and collapse of a data set: python -m experiments.regimes --data DATA [--out DIR].
 
-DATA is mnist, photographs, lsun (from its LMDB folders, or as prepared by a training), a folder of
-images (a subfolder a class), or an .npy or .npz file of images and labels. No training is needed:
+DATA is mnist, mnist_full, cifar10, imagenet16, imagenet32, imagenet64, celeba, lsun or photographs,
+as docs/data.md describes them, a folder of images (a subfolder a class), or an .npy or .npz file of
+images and labels. No training is needed:
 the answers come from the data's covariance and from their exact empirical score. Prints a table,
 and writes result.json, the figures and report.html, which shows them all.
 """
@@ -21,9 +22,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diffusion_jax import backend, data, report
+from diffusion_jax import backend, data, distributed, report
 from diffusion_jax.data.checks import check, require_memory
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.devices import is_first_process
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots import regimes as plots
 from diffusion_jax.regimes.analysis import Analysis, analyse, to_json
@@ -54,20 +56,21 @@ class Options:
     """Measures speciation and collapse of a data set, without training."""
 
     data: str
-    """mnist, photographs, lsun, a folder of images, or an .npy or .npz file."""
+    """mnist, mnist_full, cifar10, imagenet16, imagenet32, imagenet64, celeba, lsun, photographs, a
+    folder of images, or an .npy or .npz file."""
     out: Path | None = None
     """Folder for result.json, the figures and report.html; by default runs/regimes/NAME."""
     classes: tuple[str, ...] | None = None
-    """Digits, LSUN categories or classes of photographs; by default those of the paper (1 and 8,
-    church_outdoor and conference_room), or of the sample run."""
+    """Names of the data set's classes; by default those of the paper (1 and 8, church_outdoor and
+    conference_room, and so on), of the sample run, or all of your own files'."""
     images_per_class: int | None = None
     """The first so many images of each class."""
     image_size: int | None = None
     """Pixels a side, to which images are cropped and resized."""
     data_dir: Path | None = None
-    """Where the files of lsun or photographs lie; by default data/NAME below the current folder."""
+    """Where the data set's files lie; by default data/NAME below the current folder."""
     prepared_dir: Path | None = None
-    """Where lsun's prepared images lie; by default DATA_DIR/prepared."""
+    """Where prepared images lie; by default DATA_DIR/prepared."""
     accuracy: float = 2e-3
     """Standard error asked for of phi, phi_C and f^e/alpha, at every time."""
     max_draws: int = 50_000
@@ -93,11 +96,13 @@ def load(options: Options) -> ImageSet:
             if (value := getattr(options, name)) is not None
         }
         return data.load(replace(DATA_DEFAULTS[options.data], **chosen))
-    for name in ("classes", "data_dir", "prepared_dir"):
+    for name in ("data_dir", "prepared_dir"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is not for files of your own")
     path = Path(options.data)
-    return data.load_files(path, options.image_size, options.images_per_class, options.memory)
+    return data.load_files(
+        path, options.image_size, options.images_per_class, options.memory, options.classes or ()
+    )
 
 
 def _number(value: float) -> str:
@@ -239,7 +244,9 @@ def main() -> None:
         raise UserError(f"memory = {options.memory} must be a positive number of GiB")
     check_accuracy(options.accuracy, options.max_draws)
     backend.configure()
+    distributed.join()
     images = load(options)
+    distributed.require_same("data set", json.dumps([images.mean.tolist(), len(images.images)]))
     warnings = check(images)
     n, d = len(images.images), math.prod(images.images.shape[1:])
     copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
@@ -274,6 +281,8 @@ def main() -> None:
                 f"{draws} draws, largest standard error {error:.4f}"
             ),
         )
+    if not is_first_process():
+        return
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for warning in analysis.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import tyro
 
-from diffusion_jax import backend, run
+from diffusion_jax import backend, distributed, run
 from diffusion_jax.denoisers import Denoiser
+from diffusion_jax.devices import is_first_process
 from diffusion_jax.errors import UserError
 from diffusion_jax.ode_samplers import DDIMSampler, DPMSolver2M
 from diffusion_jax.plots.training import save_image_grid
@@ -65,6 +66,7 @@ def main() -> None:
         )
     backend.configure()
     backend.keep_freed_memory()
+    distributed.join()
     model = run.load_model(options.run_dir)
     sampler, denoiser = choose(model, options)
     calls = sampler.schedule.num_steps
@@ -86,6 +88,8 @@ def main() -> None:
         model.shape,
         options.batch_size,
     )
+    if not is_first_process():
+        return
     np.save(out.with_suffix(".npy"), images + model.mean)
     save_image_grid(out.with_suffix(".png"), images, model.mean)
     print(f"Wrote {out.with_suffix('.png')} and {out.with_suffix('.npy')} (in [0, 1] units)")

@@ -333,7 +333,7 @@ def test_mnist_is_padded_and_in_order():
     ("arguments", "message"),
     [
         ((("1", "10"), 5, 32), "digits from 0 to 9"),
-        ((("1", "8"), 501, 32), "holds 500 images of each digit"),
+        ((("1", "8"), 501, 32), "mnist holds 500 images of 1, fewer than images_per_class = 501"),
         ((("1", "8"), 5, 27), "padded from 28"),
         ((("1", "8"), 5, 33), "padded from 28"),
     ],

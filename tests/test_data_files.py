@@ -325,9 +325,9 @@ def test_bad_values_are_found_wherever_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr("diffusion_jax.data.checks._CHUNK_BYTES", 160)
     path = savez(tmp_path, x=changed(GREY.astype(np.int16), (9, 1, 2), 300), y=[0] * 8 + [1] * 4)
     with pytest.raises(UserError, match=r"images\[9, 1, 2\] is 300"):
-        arrays.load(path, images_per_class=2)
+        data.load_files(path, images_per_class=2)
     np.testing.assert_array_equal(
-        arrays.load(path, images_per_class=1).images[..., 0], GREY[[0, 8]]
+        data.load_files(path, images_per_class=1).images[..., 0], GREY[[0, 8]]
     )
 
 

@@ -4,13 +4,17 @@ import math
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from diffusion_jax.data.checks import chunks, require_memory
-from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.images import FileState, ImageSet
+from diffusion_jax.data.selection import Selection
+from diffusion_jax.data.storage import Store
 from diffusion_jax.errors import UserError
 
 IMAGE_NAMES = ("images", "x")
@@ -28,11 +32,25 @@ _DAMAGED = (
     zlib.error,
 )
 
-Header = tuple[tuple[int, ...], np.dtype]
+
+class Header(NamedTuple):
+    """What an array's file says of it: shape, whether in Fortran's order, type."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the array in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def load(
-    path: Path, images_per_class: int | None = None, memory_gib: float | None = None
+    path: Path,
+    selection: Selection | None = None,
+    memory_gib: float | None = None,
+    store: Store | None = None,
 ) -> ImageSet:
     """Loads images, and labels if there are any.
 
@@ -51,87 +69,120 @@ def load(
 
     Args:
       path: an .npy or .npz file.
-      images_per_class: at most the first so many of each label; of all, without labels.
+      selection: which images of each label, or of all where there are no labels; all by default.
       memory_gib: memory that loading may take, in GiB; by default what is free.
+      store: an .npy of uint8 that is larger than its limit is mapped in place, not loaded.
 
     Returns:
-      uint8 or float32 images in the file's order; classes in the order of the labels' values.
+      uint8 or float32 images in the file's order; classes in the order of the labels' values, or of
+      the selection.
 
     Raises:
       UserError: a file that cannot be read or holds Python objects; no or several candidates for
         the images; another shape or type; values that are not finite, or no grey levels; labels
-        that do not fit the images; too large an array for the memory.
+        that do not fit the images; too large an array for the memory; no such class, or fewer
+        images than asked for.
     """
+    selection = selection or Selection(exact=False)
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     archived = path.suffix.lower() == ".npz"
-    headers: dict[str, Header] = {}
-    name, label_name = "", None
-    try:
+    found: dict[str, Header] = {}
+    name, label_name, state = "", None, None
+    with reading(path):
         if archived:
             with zipfile.ZipFile(path) as archive:
-                headers = _headers(archive)
-                name, label_name = _choose(path, headers)
-                shape, dtype = headers[name]
+                found = headers(archive)
+                name, label_name = _choose(path, found)
+                header = found[name]
                 if label_name:
-                    _check_labels(path, label_name, headers[label_name], shape)
-                    names, labels = np.unique(_read(archive, label_name), return_inverse=True)
-                    labels = labels.reshape(-1).astype(np.int64)
-                    class_names = tuple(
-                        v.decode() if isinstance(v, bytes) else str(v) for v in names
-                    )
+                    _check_labels(path, label_name, found[label_name], header.shape)
+                    size = found[label_name].num_bytes
+                    require_memory(f"loading the labels of {path}", size, memory_gib)
+                    labels, class_names = _labels(read(archive, label_name))
         else:
             with path.open("rb") as file:
-                shape, dtype = _header(file)
-        height, width, channels = _image_shape(path, shape, dtype)
-        chosen = _first(shape[0], labels, images_per_class)
-        result = np.dtype(np.float32 if dtype.kind == "f" else np.uint8)
-        num_bytes = len(chosen) * math.prod(shape[1:]) * result.itemsize
+                header = read_header(file)
+        height, width, channels = _image_shape(path, header.shape, header.dtype)
+        chosen, labels, class_names = _select(path, header.shape[0], labels, class_names, selection)
+        result = np.dtype(np.float32 if header.dtype.kind == "f" else np.uint8)
+        num_bytes = len(chosen) * math.prod(header.shape[1:]) * result.itemsize
+        mapped = store is not None and not archived and not store.fits(num_bytes)
+        mapped = mapped and header.dtype == np.uint8 and not header.fortran
         if archived:  # it is unpacked whole, beside the result
-            num_bytes += math.prod(shape) * dtype.itemsize
-        require_memory(f"loading {path}", num_bytes, memory_gib)
+            num_bytes += header.num_bytes
+        if not mapped:
+            require_memory(f"loading {path}", num_bytes, memory_gib)
         if archived:
             with zipfile.ZipFile(path) as archive:
-                stored = _read(archive, name)
+                stored = read(archive, name)
         else:
+            state = FileState.of(path) if mapped else None
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    if mapped:  # an .npy has no labels, so that the images chosen are consecutive
+        images = stored[chosen[0] : chosen[-1] + 1]
+        notes = _grey_notes(path, max(int(images[part].max()) for part in chunks(images)))
+    else:
+        images, notes = _convert(path, stored, chosen, result)
+    if unused := ", ".join(sorted(set(found) - {name, label_name})):
+        notes = (*notes, f"{path} also holds {unused}, not used: labels are called labels or y")
+    return ImageSet(
+        images.reshape(-1, height, width, channels),
+        labels,
+        class_names,
+        notes,
+        state,
+    )
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Makes whatever numpy and zipfile raise in the block a UserError that names the file."""
+    try:
+        yield
     except UserError:
         raise
     except _DAMAGED as error:
         raise UserError(f"{path} cannot be read as a NumPy file: {error}") from error
-    images, notes = _convert(path, stored, chosen, result)
-    if unused := ", ".join(sorted(set(headers) - {name, label_name})):
-        notes = (*notes, f"{path} also holds {unused}, not used: labels are called labels or y")
-    return ImageSet(
-        images.reshape(-1, height, width, channels),
-        None if labels is None else labels[chosen],
-        class_names,
-        notes,
-    )
 
 
-def _header(file: IO[bytes]) -> Header:
-    """Shape and type of an array, from the beginning of its file."""
+def read_header(file: IO[bytes]) -> Header:
+    """Shape and type of an array, from the beginning of its file.
+
+    Raises:
+      ValueError: it is no array, or of a negative length.
+    """
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0
     if version != (1, 0):
         read = np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
+    header = Header(*read(file))
+    if min(header.shape, default=0) < 0:
+        raise ValueError(f"its shape is {header.shape}")
+    return header
 
 
-def _headers(archive: zipfile.ZipFile) -> dict[str, Header]:
+def headers(archive: zipfile.ZipFile) -> dict[str, Header]:
+    """The headers of an .npz file's arrays, by name."""
     found = {}
     for member in archive.namelist():
         if member.endswith(".npy"):
             with archive.open(member) as file:
-                found[member.removesuffix(".npy")] = _header(file)
+                found[member.removesuffix(".npy")] = read_header(file)
     return found
 
 
-def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz file; check its header before, which says how large it is."""
     with archive.open(f"{name}.npy") as file:
         return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _labels(stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Indices into the names of the labels, and the names."""
+    names, labels = np.unique(stored, return_inverse=True)
+    texts = (value.decode() if isinstance(value, bytes) else str(value) for value in names)
+    return labels.reshape(-1).astype(np.int64), tuple(texts)
 
 
 def _choose(path: Path, headers: dict[str, Header]) -> tuple[str, str | None]:
@@ -139,11 +190,11 @@ def _choose(path: Path, headers: dict[str, Header]) -> tuple[str, str | None]:
     label_name = next((name for name in LABEL_NAMES if name in headers), None)
     candidates = [name for name in IMAGE_NAMES if name in headers] or [
         name
-        for name, (shape, dtype) in headers.items()
-        if len(shape) >= 2 and dtype.kind in "fiub" and name != label_name
+        for name, header in headers.items()
+        if len(header.shape) >= 2 and header.dtype.kind in "fiub" and name != label_name
     ]
     if len(candidates) != 1:
-        held = ", ".join(f"{name} {dtype}{shape}" for name, (shape, dtype) in headers.items())
+        held = ", ".join(f"{name} {each.dtype}{each.shape}" for name, each in headers.items())
         raise UserError(
             f"{path} holds {'several arrays' if candidates else 'no array'} that could be the "
             f"images (it has: {held or 'nothing'}); save them with "
@@ -184,7 +235,7 @@ def _image_shape(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> tuple[i
 
 
 def _check_labels(path: Path, name: str, header: Header, images: tuple[int, ...]) -> None:
-    shape, dtype = header
+    shape, _, dtype = header
     if dtype.kind not in "iubUS":
         raise UserError(f"{name} of {path} are {dtype}: labels are integers or strings")
     if shape not in (images[:1], (*images[:1], 1)):
@@ -194,14 +245,25 @@ def _check_labels(path: Path, name: str, header: Header, images: tuple[int, ...]
         )
 
 
-def _first(n: int, labels: np.ndarray | None, count: int | None) -> np.ndarray:
-    """The places of the first `count` images of each label, in order."""
-    if labels is None or count is None:
-        return np.arange(n)[:count]
-    order = np.argsort(labels, kind="stable")
-    sizes = np.bincount(labels)
-    rank = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(order[rank < count])
+def _select(
+    path: Path,
+    n: int,
+    labels: np.ndarray | None,
+    class_names: tuple[str, ...],
+    selection: Selection,
+) -> tuple[np.ndarray | range, np.ndarray | None, tuple[str, ...]]:
+    """The places of the images wanted, in order, with their labels and the classes' names.
+
+    Without labels they are a range: n is what a header claims, and may be absurd.
+    """
+    wanted = selection.of(str(path), class_names)
+    if labels is None:
+        return range(n)[selection.ranks(f"{path} holds {n} images", n)], None, ()
+    names = tuple(class_names[label] for label in wanted)
+    places = selection.places(str(path), labels, wanted, names)
+    order = np.argsort(np.concatenate(places))
+    new_labels = np.repeat(np.arange(len(names)), [len(each) for each in places])
+    return np.concatenate(places)[order], new_labels[order], names
 
 
 def _refuse(path: Path, places: np.ndarray, values: np.ndarray, bad: np.ndarray, why: str) -> None:
@@ -212,33 +274,38 @@ def _refuse(path: Path, places: np.ndarray, values: np.ndarray, bad: np.ndarray,
         raise UserError(f"{path}: images{place} is {values[first, *rest]}, {why}")
 
 
+def _grey_notes(path: Path, largest: float) -> tuple[str, ...]:
+    if not 0 < largest < 128:
+        return ()
+    return (
+        f"the largest grey level of {path} is {largest:.0f}, taken out of 255: if that is not its "
+        f"scale, save floats in [0, 1]",
+    )
+
+
 def _convert(
-    path: Path, stored: np.ndarray, chosen: np.ndarray, result: np.dtype
+    path: Path, stored: np.ndarray, chosen: np.ndarray | range, result: np.dtype
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The chosen images in their final type, checked, and notes on their values."""
     images = np.empty((len(chosen), *stored.shape[1:]), result)
     low, high, whole = math.inf, -math.inf, True
     for part in chunks(images):
-        values = stored[chosen[part]]
+        places = np.asarray(chosen[part])
+        values = stored[places]
         if stored.dtype.kind == "b":
             values = values.astype(np.uint8) * np.uint8(255)
-        elif stored.dtype.kind in "iu":
+        elif stored.dtype.kind in "iu" and stored.dtype != np.uint8:
             why = "no grey level: integers lie in 0..255, and 255 stands for 1"
-            _refuse(path, chosen[part], values, (values < 0) | (values > 255), why)
+            _refuse(path, places, values, (values < 0) | (values > 255), why)
         with np.errstate(over="ignore"):
             images[part] = values
         if result == np.float32:
             bad = ~np.isfinite(images[part])
-            _refuse(path, chosen[part], values, bad, "not a finite number in float32")
+            _refuse(path, places, values, bad, "not a finite number in float32")
             whole = whole and np.array_equal(images[part], np.rint(images[part]))
         low, high = min(low, float(images[part].min())), max(high, float(images[part].max()))
     if result == np.uint8:
-        if 0 < high < 128:
-            return images, (
-                f"the largest grey level of {path} is {high:.0f}, taken out of 255: if that is not "
-                f"its scale, save floats in [0, 1]",
-            )
-        return images, ()
+        return images, _grey_notes(path, high)
     if high > 2 and whole:
         raise UserError(
             f"{path} holds floats that look like grey levels (whole numbers from {low:g} to "

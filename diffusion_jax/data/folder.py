@@ -1,5 +1,6 @@
 """A folder of images: a subfolder a class, or the images themselves."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,9 @@ from rich.console import Console
 from rich.progress import track
 
 from diffusion_jax.data.checks import require_memory
-from diffusion_jax.data.images import UNREADABLE, ImageSet, crop_and_resize
+from diffusion_jax.data.images import UNREADABLE, ImageSet, crop_and_resize, open_image
+from diffusion_jax.data.selection import Selection
+from diffusion_jax.data.storage import Store, source_files, stored
 from diffusion_jax.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
@@ -19,8 +22,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 def load(
     folder: Path,
     image_size: int | None = None,
-    images_per_class: int | None = None,
+    selection: Selection | None = None,
     memory_gib: float | None = None,
+    store: Store | None = None,
 ) -> ImageSet:
     """Loads a folder of images.
 
@@ -28,15 +32,18 @@ def load(
     labels. Files are taken in the order of their names (so 10.png comes before 2.png) and known by
     their extension; hidden ones are passed over, others counted in the notes. Grey images have one
     channel; if any image has colour, all have three. Transparency is dropped, palettes are turned
-    into their colours, and orientations in EXIF are not applied.
+    into their colours, and orientations in EXIF are not applied. Links within the folder are
+    followed; those that lead out of it are refused, so that a folder from elsewhere shows no file
+    that is not its own.
 
     Args:
       folder: holds PNG, JPEG, WebP, TIFF, BMP, GIF or PPM files of 8 bits a channel.
       image_size: pixels a side. The largest central square of each image is cut out and resized to
         it with antialiasing (Pillow's BILINEAR, as for LSUN), never enlarged. By default all images
         must have one size, and are taken as they are.
-      images_per_class: at most the first so many of each class; of all, without labels.
+      selection: which images of each class, or of all where there are no classes; all by default.
       memory_gib: memory that the images may take, in GiB; by default what is free.
+      store: where the images go if they are larger than its limit; without it they are refused.
 
     Returns:
       uint8 images, class after class.
@@ -44,34 +51,46 @@ def load(
     Raises:
       UserError: a folder without images or that mixes images and subfolders; a file that cannot be
         read, holds several frames or more than 8 bits a channel; images of different sizes without
-        image_size, or smaller than it; too many images for the memory.
+        image_size, or smaller than it; too many images for the memory; a link that leads out of
+        the folder; no such class, or fewer images than asked for.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size = {image_size} must be at least 1")
-    class_names, files, notes = _find(folder)
-    files = [paths[:images_per_class] for paths in files]
+    selection = selection or Selection(exact=False)
+    class_names, files, notes = _find(folder, selection)
     paths = [path for found in files for path in found]
     headers = [_inspect(path) for path in paths]
     width, height = _common_size(paths, [size for size, _ in headers], image_size)
     mode, channels = ("L", 1) if all(grey for _, grey in headers) else ("RGB", 3)
     shape = (len(paths), height, width, channels)
-    require_memory(f"loading {len(paths)} images of {folder}", int(np.prod(shape)), memory_gib)
-    images, transparent = np.empty(shape, np.uint8), 0
-    console = Console(stderr=True)
-    for place, path in enumerate(track(paths, "Reading images", console=console, transient=True)):
-        with _opened(path) as image:
-            transparent += _is_transparent(image)
-            plain = image.convert(mode)
-            pixels = (
-                np.asarray(plain)
-                if image_size is None
-                else crop_and_resize(plain, min(plain.size), image_size)
+
+    def fill(images: np.ndarray) -> None:
+        transparent = 0
+        bar = track(paths, "Reading images", console=Console(stderr=True), transient=True)
+        for place, path in enumerate(bar):
+            with _opened(path) as image:
+                transparent += _is_transparent(image)
+                plain = image.convert(mode)
+                pixels = (
+                    np.asarray(plain)
+                    if image_size is None
+                    else crop_and_resize(plain, min(plain.size), image_size)
+                )
+                images[place] = pixels.reshape(shape[1:])
+        if transparent:
+            notes.append(
+                f"{transparent} of {len(paths)} images have transparency, which was dropped"
             )
-            images[place] = pixels.reshape(shape[1:])
-    if transparent:
-        notes.append(f"{transparent} of {len(paths)} images have transparency, which was dropped")
+
+    file = None
+    if store is None:
+        require_memory(f"loading {len(paths)} images of {folder}", math.prod(shape), memory_gib)
+        images = np.empty(shape, np.uint8)
+        fill(images)
+    else:
+        images, file = stored(store, shape, fill, [str(folder), image_size, source_files(*paths)])
     labels = np.repeat(np.arange(len(files)), [len(found) for found in files])
-    return ImageSet(images, labels if class_names else None, class_names, tuple(notes))
+    return ImageSet(images, labels if class_names else None, class_names, tuple(notes), file)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -82,9 +101,13 @@ def _visible(folder: Path) -> list[Path]:
         raise UserError(f"the folder {folder} cannot be read: {error}") from error
 
 
-def _find(folder: Path) -> tuple[tuple[str, ...], list[list[Path]], list[str]]:
+def _find(
+    folder: Path, selection: Selection
+) -> tuple[tuple[str, ...], list[list[Path]], list[str]]:
     """Class names (none for images directly in the folder), the files of each, and notes."""
     subfolders = [path for path in _visible(folder) if path.is_dir()]
+    wanted = selection.of(str(folder), [path.name for path in subfolders])
+    chosen = [subfolders[place] for place in wanted]
     for subfolder in subfolders:
         if nested := [path for path in _visible(subfolder) if path.is_dir()]:
             raise UserError(
@@ -94,7 +117,7 @@ def _find(folder: Path) -> tuple[tuple[str, ...], list[list[Path]], list[str]]:
             )
     known = {ext for ext, kind in Image.registered_extensions().items() if kind in FORMATS}
     ignored, files = set(), []
-    for place in subfolders or [folder]:
+    for place in chosen or [folder]:
         entries = _visible(place)
         files.append([path for path in entries if path.suffix.lower() in known])
         ignored |= set(entries) - set(files[-1])
@@ -114,14 +137,34 @@ def _find(folder: Path) -> tuple[tuple[str, ...], list[list[Path]], list[str]]:
     if ignored:
         kinds = ", ".join(sorted({path.suffix or path.name for path in ignored})[:5])
         notes.append(f"{len(ignored)} files of {folder} are no images by their names ({kinds})")
-    return tuple(path.name for path in subfolders), files, notes
+    for i, place in enumerate(chosen or [folder]):
+        held = f"{place} holds {len(files[i])} images"
+        files[i] = files[i][selection.ranks(held, len(files[i]))]
+        _require_inside(folder, files[i])
+    return tuple(path.name for path in chosen), files, notes
+
+
+def _require_inside(folder: Path, paths: list[Path]) -> None:
+    """Refuses links out of the folder, and whatever is no plain file, before it is opened."""
+    root = folder.resolve()
+    links = {path.parent for path in paths if path.parent.is_symlink()}
+    for path in paths:
+        if path.is_symlink() or path.parent in links:
+            target = path.resolve()
+            if not target.is_relative_to(root):
+                raise UserError(
+                    f"{path} leads out of {folder}, to {target}: copy the file there, or give the "
+                    f"folder that it leads to"
+                )
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file; take it out of the folder")
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An open image; whatever goes wrong with the file in the block names the file."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path, FORMATS) as image:
             yield image
     except UserError:
         raise

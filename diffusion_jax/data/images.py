@@ -1,9 +1,13 @@
-"""A set of images in memory, and the pixel arithmetic that all sources share."""
+"""A set of images, and the pixel arithmetic that all sources share."""
 
+import os
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import IO, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -20,25 +24,47 @@ UNREADABLE = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )
+
+
+class FileState(NamedTuple):
+    """A file as it was at one moment; writing to it or replacing it changes one of these."""
+
+    path: Path
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The state of a file now.
+
+        Raises:
+          OSError: there is none.
+        """
+        status = os.stat(path)
+        return cls(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images in memory, with or without labels.
+    """Images in memory or mapped from a file, with or without labels.
 
     Attributes:
       images: (n, height, width, channels): uint8 grey levels, where 255 stands for 1, or float32,
-        which are taken as they are.
+        which are taken as they are. Larger sets are an np.memmap, which reads what is asked for.
       labels: int64 (n,), indices into class_names; None where there are none.
       class_names: one name a class; empty without labels.
       notes: what the source found worth telling a reader of the results, a sentence each.
+      file: the file that the images are mapped from, as it was then; None for images in memory.
     """
 
     images: np.ndarray
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    file: FileState | None = None
 
     @cached_property
     def mean(self) -> np.ndarray:
@@ -48,7 +74,13 @@ class ImageSet:
         float32.
         """
         integer = self.images.dtype == np.uint8
-        total = np.sum(self.images, axis=(0, 1, 2), dtype=np.int64 if integer else np.float64)
+        total = np.zeros(self.images.shape[-1], np.int64 if integer else np.float64)
+        # Image by image, which is 20 times faster than over all axes, and so few that 32 bits do.
+        step = max(1, min(2**16, 2**26 // max(1, self.images[:1].nbytes)))
+        for start in range(0, len(self.images), step):
+            part = self.images[start : start + step]
+            summed = part.sum(axis=0, dtype=np.uint32 if integer else np.float64)
+            total += summed.sum(axis=(0, 1), dtype=total.dtype)
         pixels = self.images.size // self.images.shape[-1]
         return (total / ((255 if integer else 1) * pixels)).astype(np.float32)
 
@@ -79,6 +111,23 @@ def require_images(held: str, available: int, first: int, count: int) -> None:
             f"{held}, fewer than {names} = {wanted}; ask for {available} or fewer"
             f"{' in all' if first > 0 else ''}"
         )
+
+
+def open_image(source: Path | IO[bytes], formats: tuple[str, ...]) -> Image.Image:
+    """Opens an image, of which only the header is read, and refuses absurd ones.
+
+    Args:
+      source: a file.
+      formats: Pillow's names of the formats that may be tried, and no others.
+
+    Raises:
+      Image.DecompressionBombError, Image.DecompressionBombWarning: the header claims more than
+        Image.MAX_IMAGE_PIXELS pixels (89 million), of which Pillow itself only warns.
+      OSError, ValueError, ...: see `UNREADABLE`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(source, formats=formats)
 
 
 def crop_and_resize(image: Image.Image, side: int, size: int) -> np.ndarray:

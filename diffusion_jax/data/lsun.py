@@ -17,7 +17,6 @@ from typing import Any
 import lmdb
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,11 +24,48 @@ from diffusion_jax.data.images import (
     UNREADABLE,
     ImageSet,
     centre_crop_and_resize,
+    crop_and_resize,
+    open_image,
     require_images,
 )
+from diffusion_jax.data.storage import Store, stored
 from diffusion_jax.errors import UserError
 
 CHUNK = 2048
+SCENES = (
+    "bedroom",
+    "bridge",
+    "church_outdoor",
+    "classroom",
+    "conference_room",
+    "dining_room",
+    "kitchen",
+    "living_room",
+    "restaurant",
+    "tower",
+)
+OBJECTS = (
+    "airplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "dining_table",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "potted_plant",
+    "sheep",
+    "sofa",
+    "train",
+    "tv-monitor",
+)
 
 
 class DamagedLmdb(UserError):
@@ -38,7 +74,16 @@ class DamagedLmdb(UserError):
 
 def lmdb_folder(data_dir: Path, category: str) -> Path:
     """The folder of a category's training images, as LSUN's archives name it."""
-    return data_dir / f"{category}_train_lmdb"
+    return data_dir / (category if category in OBJECTS else f"{category}_train_lmdb")
+
+
+def check_categories(categories: tuple[str, ...]) -> None:
+    """Raises a UserError with the list of LSUN's categories where one is none of them."""
+    if unknown := [name for name in categories if name not in SCENES + OBJECTS]:
+        raise UserError(
+            f"LSUN has no category {', '.join(unknown)}; its scenes are {', '.join(SCENES)}; its "
+            f"objects are {', '.join(OBJECTS)}"
+        )
 
 
 def _open(folder: Path) -> lmdb.Environment:
@@ -62,7 +107,19 @@ def _open(folder: Path) -> lmdb.Environment:
     return env
 
 
-def read_lmdb(folder: Path, start: int, stop: int, image_size: int) -> Iterator[np.ndarray]:
+def _decode(value: memoryview, image_size: int, is_object: bool) -> np.ndarray:
+    with open_image(io.BytesIO(value), ("WEBP", "JPEG", "PNG")) as image:
+        if not is_object:
+            return centre_crop_and_resize(image, image_size)
+        side = min(image.size)
+        if side < image_size:
+            raise ValueError(f"it is {image.width} x {image.height} pixels, and is not enlarged")
+        return crop_and_resize(image.convert("RGB"), side, image_size)
+
+
+def read_lmdb(
+    folder: Path, start: int, stop: int, image_size: int, is_object: bool = False
+) -> Iterator[np.ndarray]:
     """Reads the images of ranks start..stop-1 in the byte order of their keys.
 
     Args:
@@ -70,6 +127,8 @@ def read_lmdb(folder: Path, start: int, stop: int, image_size: int) -> Iterator[
       start: first rank.
       stop: rank after the last.
       image_size: pixels a side.
+      is_object: take the largest central square, since images of objects differ in size; by
+        default the central 256 x 256 pixels, as the paper does for scenes.
 
     Yields:
       uint8 (image_size, image_size, 3), see `images.centre_crop_and_resize`.
@@ -85,7 +144,7 @@ def read_lmdb(folder: Path, start: int, stop: int, image_size: int) -> Iterator[
                 if rank < start:
                     continue
                 try:
-                    yield centre_crop_and_resize(Image.open(io.BytesIO(value)), image_size)
+                    yield _decode(value, image_size, is_object)
                 except UNREADABLE as error:
                     raise DamagedLmdb(
                         f"image {bytes(key).decode(errors='replace')} (number {rank}) of the LMDB "
@@ -103,6 +162,7 @@ class ChunkConfig(tfds.core.BuilderConfig):
     start: int = 0
     stop: int = 0
     image_size: int = 64
+    is_object: bool = False
     source: dict[str, int] | None = None
     advance: Callable[[], None] | None = None
 
@@ -132,7 +192,9 @@ class Lsun(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         config = self.builder_config
-        images = read_lmdb(config.folder, config.start, config.stop, config.image_size)
+        images = read_lmdb(
+            config.folder, config.start, config.stop, config.image_size, config.is_object
+        )
         for rank, image in enumerate(images, config.start):
             yield rank, {"image": image}
             if config.advance is not None:
@@ -150,7 +212,7 @@ def _check_source(folder: Path, category: str, first: int, count: int) -> dict[s
     if not (folder / "data.mdb").is_file():
         raise UserError(
             f"LSUN's {category} was not found: {folder} should be a folder with a file data.mdb. "
-            f"Get {category}_train_lmdb.zip as https://github.com/fyu/lsun describes, unpack it "
+            f"Get {folder.name}.zip as https://github.com/fyu/lsun describes, unpack it "
             f"there or name its parent with --data-dir; without LSUN, run: "
             f"python -m experiments.train_lsun --preset sample"
         )
@@ -243,6 +305,7 @@ def _prepare_category(
                 category,
                 **span,
                 folder=folder,
+                is_object=category in OBJECTS,
                 source=source,
                 advance=lambda: progress.update(task, advance=1, visible=True),
             )
@@ -274,10 +337,12 @@ def load(
     images_per_class: int,
     image_size: int,
     first: int = 0,
+    memory_gib: float | None = None,
 ) -> ImageSet:
-    """Loads consecutive images of each category into memory, preparing them if need be.
+    """Loads consecutive images of each category, preparing them if need be.
 
-    Args: see `prepare`.
+    Args: see `prepare`; and memory_gib, above which they are mapped from a file in prepared_dir
+      (see `storage.stored`).
 
     Returns:
       Images of three channels, category after category.
@@ -286,17 +351,22 @@ def load(
       UserError: see `prepare`.
     """
     chunks = prepare(data_dir, prepared_dir, categories, images_per_class, image_size, first=first)
+    builders = [builder for category in categories for builder in chunks[category]]
     total = images_per_class * len(categories)
-    images = np.empty((total, image_size, image_size, 3), np.uint8)
-    position = 0
-    for category in categories:
-        for builder in chunks[category]:
-            source = builder.as_data_source(split="train")
-            for example in source:
+
+    def fill(images: np.ndarray) -> None:
+        position = 0
+        for builder in builders:
+            for example in builder.as_data_source(split="train"):
                 images[position] = example["image"]
                 position += 1
-    if position != total:
-        raise UserError(
-            f"{prepared_dir} holds {position} of {total} images; remove it and run again"
-        )
-    return ImageSet(images, np.repeat(np.arange(len(categories)), images_per_class), categories)
+        if position != total:
+            raise UserError(
+                f"{prepared_dir} holds {position} of {total} images; remove it and run again"
+            )
+
+    store = Store(prepared_dir, memory_gib)
+    key = [[builder.builder_config.name, dict(builder.info.metadata)] for builder in builders]
+    images, file = stored(store, (total, image_size, image_size, 3), fill, key)
+    labels = np.repeat(np.arange(len(categories)), images_per_class)
+    return ImageSet(images, labels, categories, file=file)

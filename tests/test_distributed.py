@@ -1,0 +1,150 @@
+"""Processes that stay together: they agree, speak with one voice, and end with one another."""
+
+import signal
+import socket
+import time
+
+import pytest
+from processes import finish, start
+
+from diffusion_jax import distributed
+from diffusion_jax.errors import UserError
+
+# What process 0 and process 1 do is two lines of Python.
+PROGRAM = """
+import sys, time
+import jax, jax.numpy as jnp, numpy as np
+from diffusion_jax import distributed
+from diffusion_jax.devices import fetch, replicate, shard
+from diffusion_jax.errors import UserError
+from experiments.command import reports_errors
+
+def add_up():
+    total = jax.jit(jnp.sum)(shard(np.arange(2.0, dtype=np.float32)))
+    return float(fetch(total))
+
+def add_up_for_ever():
+    while True:
+        add_up()
+        time.sleep(0.01)
+
+@reports_errors
+def main():
+    distributed.SILENCE = 6.0
+    distributed.join()
+    index = jax.process_index()
+    print("ready", flush=True)
+    print("ready", file=sys.stderr, flush=True)
+    exec(sys.argv[1 + index], globals() | {"index": index})
+
+main()
+"""
+
+
+def run_two(first, second):
+    return start(["-c", PROGRAM, first, second], 2)
+
+
+def wait_until_ready(processes):
+    for process in processes:
+        while "ready" not in process.stderr.readline():
+            assert process.poll() is None
+
+
+def host(index):
+    return f"process {index} of 2 ({socket.gethostname()})"
+
+
+def test_they_agree_and_one_speaks():
+    line = (
+        "print(add_up(), distributed.gather('abc'[index]), distributed.gather(str(index)), "
+        "distributed.from_first(lambda: f'made by {index}'))"
+    )
+    (code, out, _), (other_code, other_out, _) = finish(run_two(line, line))
+    assert (code, other_code) == (0, 0)
+    assert "1.0 ['a', 'b'] ['0', '1'] made by 0" in out
+    assert other_out == "" or "ready" not in other_out
+
+
+def test_another_value_is_refused_by_name():
+    line = "distributed.require_same('colour', ['red', 'blue'][index])"
+    for code, _, err in finish(run_two(line, line)):
+        assert code == 1
+        assert f"error: {host(1)} has another colour than process 0" in err
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("waiting", ["add_up_for_ever()", "distributed.gather('')"])
+def test_an_error_of_one_ends_the_other_and_is_told(index, waiting):
+    lines = [waiting, waiting]
+    lines[index] = "time.sleep(1); raise UserError('the disk is full: free some space')"
+    began = time.monotonic()
+    ends = finish(run_two(*lines))
+    assert time.monotonic() - began < 21
+    assert [code for code, _, _ in ends] == [1, 1]
+    assert ends[index][2].count("error: the disk is full: free some space\n") == 1
+    other = 1 - index
+    told = f"error: {host(index)} ended: the disk is full: free some space; so {host(other)} ends"
+    assert told in ends[other][2]
+
+
+@pytest.mark.parametrize("waiting", ["add_up_for_ever()", "distributed.gather('')"])
+def test_a_killed_process_is_named_by_the_other(waiting):
+    processes = run_two(waiting, waiting if "for_ever" in waiting else "time.sleep(1000)")
+    wait_until_ready(processes)
+    time.sleep(2)
+    processes[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    code, _, err = finish(processes)[0]
+    assert time.monotonic() - began < 16
+    assert code == 1, err
+    assert f"error: {host(1)} has given no sign of life for 6 s" in err, err
+
+
+def test_the_death_of_the_first_process_ends_the_other():
+    processes = run_two("distributed.gather('')", "time.sleep(1000)")
+    wait_until_ready(processes)
+    processes[0].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    code, _, err = finish(processes)[1]
+    assert time.monotonic() - began < 10
+    assert code != 0
+    assert "leader task" in err or f"{host(0)} cannot be reached" in err
+
+
+@pytest.mark.parametrize(
+    ("variables", "part"),
+    [
+        ({"JAX_PROCESS_ID": "0"}, "JAX_PROCESS_ID is set, but JAX_COORDINATOR_ADDRESS and"),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "a:1",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": "2",
+            },
+            "one's own from 0 on",
+        ),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "host",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": "0",
+            },
+            "JAX_COORDINATOR_ADDRESS=host",
+        ),
+    ],
+)
+def test_wrong_variables_are_named(monkeypatch, variables, part):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=part):
+        distributed.join()
+
+
+def test_alone_everything_is_trivial():
+    distributed.join()
+    assert distributed.gather("x") == ["x"]
+    assert distributed.from_first(lambda: "y") == "y"
+    distributed.require_same("colour", "red")
+    distributed.leave(ValueError("stays"), 1)
+    distributed.finish()
