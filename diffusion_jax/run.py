@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusion_jax import run_lock
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config, differences, from_dict, to_dict
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.devices import is_first_process
 from diffusion_jax.distributed import gather, require_same
 from diffusion_jax.errors import UserError
-from diffusion_jax.run_lock import lock
+from diffusion_jax.files import writing
 from diffusion_jax.sampling import AncestralSampler
 from diffusion_jax.training import TrainState, init_state, make_optimizer, state_of
 
@@ -73,8 +74,8 @@ def claim(config: Config) -> None:
     """Makes the run's folder, or checks that the run in it has the same configuration.
 
     Raises:
-      UserError: it has another one, or cannot be written to, or is not the same folder for all
-        processes; or these have different configurations.
+      UserError: it has another one, or another run trains in it now, or it cannot be written to, or
+        is not the same folder for all processes; or these have different configurations.
     """
     text = json.dumps(to_dict(config), indent=2) + "\n"
     require_same("configuration", text)
@@ -96,7 +97,7 @@ def _claim(config: Config, text: str) -> None:
     path = folder / "config.json"
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        lock(folder)
+        run_lock.lock(folder)
         # A start that failed before its first checkpoint binds nobody.
         if path.exists() and _has_checkpoint(folder):
             changed = differences(_read_config(path), to_dict(config))
@@ -105,9 +106,8 @@ def _claim(config: Config, text: str) -> None:
                     f"{folder} holds a run with another configuration ({'; '.join(changed)}); "
                     f"give the same values to resume it, or another --run-dir"
                 )
-        partial = path.with_suffix(".partial")
-        partial.write_text(text)
-        partial.replace(path)
+        with writing(path) as partial:
+            partial.write_text(text)
     except OSError as error:
         raise UserError(
             f"cannot write to the run's folder {folder}: {error}; give another --run-dir"
@@ -213,9 +213,8 @@ def load_model(run_dir: Path) -> TrainedModel:
     config = from_dict(values)
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
-    optimizer = make_optimizer(config.training)
 
-    def structure(saved: dict[str, Any]) -> TrainState:
+    def like(saved: dict[str, Any]) -> TrainState:
         changed = [
             line
             for name in ("model", "schedule")
@@ -223,18 +222,19 @@ def load_model(run_dir: Path) -> TrainedModel:
         ]
         if changed:
             raise UserError(
-                f"{path} describes another model than its checkpoints hold "
+                f"{path} describes another model than its checkpoint holds "
                 f"({'; '.join(changed)}); restore it"
             )
-        height, width, channels = saved["shape"]
-        shape, model = (height, width, channels), config.model.build(channels)
-        return jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), shape))
+        model, optimizer = config.model.build(saved["shape"][-1]), make_optimizer(config.training)
+        return jax.eval_shape(
+            lambda: init_state(model, optimizer, jax.random.key(0), saved["shape"])
+        )
 
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
-        found = checkpoints.restore_newest(structure)
-    if found is None:
+        newest = checkpoints.restore_newest(like)
+    if newest is None:
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
-    step, state, saved = found
+    step, state, saved = newest
     height, width, channels = saved["shape"]
     return TrainedModel(
         config=config,

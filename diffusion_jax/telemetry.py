@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import socket
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,9 +22,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from tensorboardX import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.files import unwritten, writing
 
 
 def memory() -> dict[str, float]:
@@ -34,13 +39,13 @@ def memory() -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, but for a last one torn by a kill."""
+    """The lines of a metrics.jsonl, but for those that a kill tore or a disk damaged."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
     return records
 
 
@@ -62,11 +67,17 @@ class Telemetry:
         """
         self._path = run_dir / "metrics.jsonl"
         kept = [record for record in read_metrics(self._path) if record["step"] <= start]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(self._path)
+        with writing(self._path) as partial:
+            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+        (run_dir / "tensorboard").mkdir(exist_ok=True)
+        # TensorBoard reads the files in the order of their names.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._board = RecordWriter((run_dir / "tensorboard" / name).open("wb"))
+        with self._errors():
+            self._add_event(start + 1, file_version="brain.Event:2")
+            # Hides what an earlier run logged of this update and of later ones.
+            self._add_event(start + 1, session_log=SessionLog(status=SessionLog.START))
         self._batch_size = batch_size
         self._last = (start, time.monotonic())
         self._smooth_loss = math.nan
@@ -98,8 +109,12 @@ class Telemetry:
         traceback: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        self._board.close()
-        self._file.close()
+        for file in (self._board, self._file):
+            try:
+                file.close()
+            except OSError as failure:
+                if error is None:
+                    raise unwritten(self._path, failure) from failure
 
     def advance(self, step: int, loss: float) -> None:
         """Moves the progress bar to an update, with a running mean of the loss."""
@@ -139,16 +154,23 @@ class Telemetry:
         self.console.print(f"step {step}  {shown}", highlight=False)
 
     def _write(self, step: int, record: dict[str, float]) -> None:
-        try:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in record.items()]
+        with self._errors():
             self._file.write(json.dumps({"step": step, "time": time.time()} | record) + "\n")
             self._file.flush()
+            self._add_event(step, summary=Summary(value=values))
+
+    def _add_event(self, step: int, **content: Any) -> None:
+        event = Event(step=step, wall_time=time.time(), **content)
+        self._board.write(event.SerializeToString())
+        self._board.flush()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise UserError(
-                f"cannot write {self._path}: {error}; free some space and run the same command "
-                f"again, which goes on from the last complete checkpoint"
-            ) from error
-        for name, value in record.items():
-            self._board.add_scalar(name, value, step)
+            raise unwritten(self._path, error) from error
 
     def pause(self, step: int) -> None:
         """Starts the next throughput after this update, leaving out what is not training."""

@@ -24,6 +24,7 @@ from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.devices import is_first_process, replicate
 from diffusion_jax.distributed import from_first, require_same
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import writing
 from diffusion_jax.plots.training import save_image_grid, save_loss_curve, save_memorisation
 from diffusion_jax.preemption import Stopped, StopRequest
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
@@ -61,7 +62,8 @@ def _summarize(config: Config, images: ImageSet, parameters: int) -> dict[str, A
         "mean": images.mean.tolist(),
         "spectrum": spectrum,
     }
-    (config.output.run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with writing(config.output.run_dir / "summary.json") as partial:
+        partial.write_text(json.dumps(summary, indent=2) + "\n")
     shape = " x ".join(str(length) for length in images.images.shape[1:])
     print(f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
     print(f"Model: {parameters:,} parameters ({config.model.dtype})")
@@ -108,6 +110,11 @@ def train(config: Config) -> None:
     classes, digest = images.class_names, fingerprint(images)
     metadata = metadata_of(config, shape, images.mean, classes, len(images.images), digest)
     require_same("data set", digest)
+
+    def same_data(saved: dict[str, Any]) -> TrainState:
+        check_same_data(saved, metadata)
+        return like
+
     if is_first_process():
         _summarize(config, images, num_parameters(like.params))
     outputs = _Outputs(config, model, schedule, images, held_out)
@@ -115,14 +122,9 @@ def train(config: Config) -> None:
         checkpoints = stack.enter_context(
             Checkpoints(folder / "checkpoints", config.output.keep_checkpoints)
         )
-
-        def structure(saved: dict[str, Any]) -> TrainState:
-            check_same_data(saved, metadata)
-            return like
-
-        found = checkpoints.restore_newest(structure)
-        if found is not None:
-            start, state, _ = found
+        newest = checkpoints.restore_newest(same_data)
+        if newest is not None:
+            start, state, _ = newest
             print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
         else:
             # Run once: compiling hundreds of random draws is faster without optimizing them.

@@ -40,6 +40,7 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
 from diffusion_jax.devices import is_first_process
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import writing
 from diffusion_jax.regimes import cloning, commitment, transitions
 from diffusion_jax.regimes.analysis import plain
 from diffusion_jax.respacing import Clock, with_calls
@@ -158,9 +159,8 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder} holds batches of another experiment ({lines}); give another --out, or "
                 f"remove that folder"
             )
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(wanted, indent=1) + "\n")
-    partial.replace(path)
+    with writing(path) as partial:
+        partial.write_text(json.dumps(wanted, indent=1) + "\n")
 
 
 def training_images(model: run.TrainedModel) -> ImageSet:

@@ -184,7 +184,7 @@ def test_what_is_no_run_or_not_the_same_any_more_is_named(run_dir, tmp_path, mon
         return capsys.readouterr().err
 
     text = changed("wide", lambda config: config["model"].update(base_channels=16))
-    assert "another model than the checkpoint of step 0 holds (base_channels: 8 -> 16)" in text
+    assert "another model than its checkpoint holds (base_channels: 8 -> 16)" in text
     gone = {"data": "lsun", "data_dir": str(tmp_path / "nowhere")}
     text = changed("gone", lambda config: config["data"].update(gone))
     assert "the run's training images cannot be read" in text

@@ -88,7 +88,7 @@ def load(
     class_names: tuple[str, ...] = ()
     archived = path.suffix.lower() == ".npz"
     found: dict[str, Header] = {}
-    name, label_name = "", None
+    name, label_name, state = "", None, None
     with reading(path):
         if archived:
             with zipfile.ZipFile(path) as archive:
@@ -117,6 +117,7 @@ def load(
             with zipfile.ZipFile(path) as archive:
                 stored = read(archive, name)
         else:
+            state = FileState.of(path) if mapped else None
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
     if mapped:  # an .npy has no labels, so that the images chosen are consecutive
         images = stored[chosen[0] : chosen[-1] + 1]
@@ -130,7 +131,7 @@ def load(
         labels,
         class_names,
         notes,
-        FileState.of(path) if mapped else None,
+        state,
     )
 
 
@@ -250,11 +251,14 @@ def _select(
     labels: np.ndarray | None,
     class_names: tuple[str, ...],
     selection: Selection,
-) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
-    """The places of the images wanted, in order, with their labels and the classes' names."""
+) -> tuple[np.ndarray | range, np.ndarray | None, tuple[str, ...]]:
+    """The places of the images wanted, in order, with their labels and the classes' names.
+
+    Without labels they are a range: n is what a header claims, and may be absurd.
+    """
     wanted = selection.of(str(path), class_names)
     if labels is None:
-        return np.arange(n)[selection.ranks(f"{path} holds {n} images", n)], None, ()
+        return range(n)[selection.ranks(f"{path} holds {n} images", n)], None, ()
     names = tuple(class_names[label] for label in wanted)
     places = selection.places(str(path), labels, wanted, names)
     order = np.argsort(np.concatenate(places))
@@ -280,23 +284,24 @@ def _grey_notes(path: Path, largest: float) -> tuple[str, ...]:
 
 
 def _convert(
-    path: Path, stored: np.ndarray, chosen: np.ndarray, result: np.dtype
+    path: Path, stored: np.ndarray, chosen: np.ndarray | range, result: np.dtype
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The chosen images in their final type, checked, and notes on their values."""
     images = np.empty((len(chosen), *stored.shape[1:]), result)
     low, high, whole = math.inf, -math.inf, True
     for part in chunks(images):
-        values = stored[chosen[part]]
+        places = np.asarray(chosen[part])
+        values = stored[places]
         if stored.dtype.kind == "b":
             values = values.astype(np.uint8) * np.uint8(255)
-        elif stored.dtype.kind in "iu":
+        elif stored.dtype.kind in "iu" and stored.dtype != np.uint8:
             why = "no grey level: integers lie in 0..255, and 255 stands for 1"
-            _refuse(path, chosen[part], values, (values < 0) | (values > 255), why)
+            _refuse(path, places, values, (values < 0) | (values > 255), why)
         with np.errstate(over="ignore"):
             images[part] = values
         if result == np.float32:
             bad = ~np.isfinite(images[part])
-            _refuse(path, chosen[part], values, bad, "not a finite number in float32")
+            _refuse(path, places, values, bad, "not a finite number in float32")
             whole = whole and np.array_equal(images[part], np.rint(images[part]))
         low, high = min(low, float(images[part].min())), max(high, float(images[part].max()))
     if result == np.uint8:

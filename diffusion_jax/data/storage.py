@@ -90,7 +90,7 @@ def stored(
             f"space, name another folder with --prepared-dir, or allow more memory with "
             f"--memory-gib"
         ) from error
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and it is made again") from error
     if images.shape != shape or images.dtype != np.uint8:
         raise UserError(f"{path} is damaged; remove it, and it is made again")

@@ -10,12 +10,19 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from diffusion_jax.files import writing
+
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure to a file and frees it; the upper and right spines go."""
+    """Writes a figure to a PNG and frees it; the upper and right spines go.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    with writing(path) as partial:
+        figure.savefig(partial, dpi=150, format="png")
     plt.close(figure)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
+from diffusion_jax.files import writing
 from diffusion_jax.monitor import FRACTION, HELD_OUT, TRAINING
 from diffusion_jax.plots import style
 from diffusion_jax.telemetry import read_metrics
@@ -32,7 +33,8 @@ def save_image_grid(path: Path, images: np.ndarray, mean: np.ndarray) -> None:
     for i, image in enumerate(pixels):
         top, left = cell * divmod(i, columns) + gap
         canvas[top : top + height * scale, left : left + width * scale] = image
-    Image.fromarray(canvas[..., 0] if channels == 1 else canvas).save(path)
+    with writing(path) as partial:
+        Image.fromarray(canvas[..., 0] if channels == 1 else canvas).save(partial, "PNG")
 
 
 def save_loss_curve(path: Path, metrics: Path) -> None:

@@ -6,7 +6,6 @@ training point does not change any more. Batches are measured one by one and joi
 is bounded and a broken run is taken up.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from scipy.stats import binomtest
 
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.errors import UserError
+from diffusion_jax.files import writing
 from diffusion_jax.regimes.cloning import Cloning, fork
 from diffusion_jax.regimes.curves import Curve, Estimate, average
 from diffusion_jax.regimes.neighbours import Neighbours, last_change, nearest
@@ -57,13 +57,13 @@ class Outcomes:
         return Neighbours(self.index, self.distance, self.second)
 
     def save(self, path: Path) -> None:
-        """Writes an .npz file; a kill leaves the whole of it or nothing."""
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        """Writes an .npz file; a kill leaves the whole of it or nothing.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        with writing(path) as partial, partial.open("wb") as file:
             np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
 
 
 def load(path: Path) -> Outcomes:

@@ -1,0 +1,63 @@
+"""Sampling, regimes and cloning in two processes against the same in one with eight devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from processes import finish, start
+
+from diffusion_jax.denoisers import EmpiricalDenoiser
+from diffusion_jax.likelihood import image_bits
+from diffusion_jax.monitor import denoising_losses, time_bands
+from diffusion_jax.regimes import cloning, lipschitz, posterior
+from diffusion_jax.sampling import AncestralSampler, sample
+from diffusion_jax.schedule import linear_schedule
+
+
+def measure():
+    """One of everything that spreads over devices, of ten points in eight dimensions."""
+    points = np.random.default_rng(0).standard_normal((10, 2, 2, 2)).astype(np.float32)
+    schedule = linear_schedule(25)
+    denoiser = EmpiricalDenoiser(schedule, jnp.asarray(points))
+    sampler, key = AncestralSampler(schedule), jax.random.key(1)
+    forks = cloning.fork(sampler, denoiser, key, [20, 8], (2, 2, 2), 3, 10, watch=[12])
+    draws = posterior.draw(points, np.arange(10) % 2, np.array([0.1, 1.0]), key, 30)
+    one_sided, local = lipschitz.local_constants(points, points[:3] * 0.8, 0.5)
+    grey = np.random.default_rng(1).integers(0, 256, (5, 2, 2, 2)).astype(np.uint8)
+    return {
+        "samples": sample(sampler, denoiser, key, 7, (2, 2, 2), batch_size=4),
+        "losses": denoising_losses(denoiser, schedule, points, key, time_bands(schedule)),
+        "trunks": forks.trunk,
+        "clones": forks.clones,
+        "path": forks.path,
+        "entropy": draws.entropy,
+        "class_probability": draws.class_probability,
+        "one_sided": one_sided,
+        "local": local,
+        "bits": image_bits(denoiser, schedule, grey, np.zeros(2), key),
+        "turns": cloning.u_turns(sampler, denoiser, key, [10], points[:3]),
+    }
+
+
+PROGRAM = """
+import sys
+import numpy as np
+from diffusion_jax import distributed
+distributed.join()
+sys.path.insert(0, sys.argv[1])
+from test_distributed_library import measure
+import jax
+found = measure()
+np.savez(f"{sys.argv[2]}/{jax.process_index()}.npz", **found)
+distributed.finish()
+"""
+
+
+def test_two_processes_measure_what_one_does(tmp_path, request):
+    ends = finish(start(["-c", PROGRAM, request.path.parent, tmp_path], 2, devices=2))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    expected = measure()
+    for index in range(2):
+        with np.load(tmp_path / f"{index}.npz") as found:
+            assert set(found) == set(expected)
+            for name, value in expected.items():
+                np.testing.assert_allclose(found[name], value, rtol=2e-5, atol=2e-6, err_msg=name)
