@@ -212,6 +212,8 @@ class Torture:
         self.counts: dict[str, Counter[str]] = {
             name: Counter() for name in ("kills", "stops", "full disks", "damage", "starts")
         }
+        # The checkpoints, still under their names, that were damaged, and how.
+        self._damaged: dict[int, str] = {}
         self.whole = self._new("whole")
         began = time.monotonic()
         process = self.whole.start()
@@ -236,6 +238,7 @@ class Torture:
         strike = next(pending, None)
         while strike is not None:
             run, finished = self._new(f"struck{number}"), False
+            self._damaged.clear()
             while not finished:
                 finished = self._start(run, strike)
                 strike = next(pending, None) if strike is not None else None
@@ -247,12 +250,18 @@ class Torture:
 
         Where the strike comes too late the run ends by itself.
         """
-        saved, allowed = run.saved(), set(run.saved()[:1])
-        if len(saved) > 1 and self.rng.random() < 0.4:
+        saved = run.saved()
+        if len(saved) > 1 and not self._damaged.keys() & saved and self.rng.random() < 0.4:
             kind = damage(run.checkpoints / str(saved[0]), self.rng)
             self.counts["damage"][kind] += 1
-            # The bit may be one that means nothing.
-            allowed = set(saved[:2]) if kind.startswith("one bit") else {saved[1]}
+            self._damaged[saved[0]] = kind
+        allowed = set()
+        for step in saved:
+            kind = self._damaged.get(step, "")
+            if not kind or kind.startswith("one bit"):  # which may be one that means nothing
+                allowed.add(step)
+            if not kind:
+                break
         self.counts["starts"]["in all"] += 1
         process = run.start()
         try:
@@ -270,6 +279,7 @@ class Torture:
                 raise Lost(f"it went on from {resumed[1]}, not from one of {allowed}: {story}")
             if int(resumed[1]) != saved[0]:
                 self.counts["damage"]["found, and the one before used"] += 1
+                del self._damaged[saved[0]]
                 if not any(self.checkpoint_named(line, saved[0], run) for line in err.splitlines()):
                     raise Lost(f"the damaged checkpoint {saved[0]} is not named: {story}")
         if status not in ended:
@@ -278,6 +288,8 @@ class Torture:
             raise Lost(f"it is not saved: {story}")
         if status == 1 and not err.splitlines()[-1].startswith("error: cannot "):
             raise Lost(f"an error is not one sentence: {story}")
+        for step in self._damaged.keys() - run.saved():
+            del self._damaged[step]  # killed between the renaming and the word of it
         self._count(run, strike, status, out)
         return status == 0
 
