@@ -49,7 +49,10 @@ class Checkpoints:
         self._read_only = read_only
         # Process 0 lists the folder for all, so that all mean the same checkpoint by the newest.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=not read_only, single_host_load_and_broadcast=True
+            max_to_keep=keep,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,  # what a kill left of an unfinished one
+            single_host_load_and_broadcast=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -148,12 +151,13 @@ class Checkpoints:
         except Exception as failure:
             raise self._damaged(step, failure) from failure
         if expected is not None:  # there were none at first
-            names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
-            pairs = zip(names, _checksums(state), expected, strict=True)
-            wrong = [name for name, found, saved in pairs if found != saved]
+            paths = [path for path, _ in jax.tree.leaves_with_path(state)]
+            pairs = zip(paths, _checksums(state), expected, strict=True)
+            wrong = [path for path, found, saved in pairs if found != saved]
             if wrong:
+                name = jax.tree_util.keystr(wrong[0], simple=True, separator="/")
                 more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
-                raise self._damaged(step, ValueError(f"wrong checksum of {wrong[0]}{more}"))
+                raise self._damaged(step, ValueError(f"wrong checksum of {name}{more}"))
         return state
 
     def restore_newest(

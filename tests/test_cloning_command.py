@@ -1,7 +1,8 @@
 """The command that forks a run: what it writes, how it goes on after a kill, what it refuses."""
 
+import contextlib
+import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -12,8 +13,9 @@ import time
 import jax
 import numpy as np
 import pytest
+from compiling import quick_jit
 
-from diffusion_jax import classifier, data, run
+from diffusion_jax import backend, classifier, data, run
 from diffusion_jax.classifier_training import train_classifier
 from diffusion_jax.regimes.neighbours import nearest
 from diffusion_jax.sampling import sample
@@ -38,7 +40,7 @@ def run_dir(tmp_path_factory):
     config = parse([*OPTIONS, "--run-dir", str(folder)])
     images = data.load(config.data)
     model = config.model.build(1)
-    params = jax.jit(model.init)(
+    params = quick_jit(model.init)(
         jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32), np.zeros(1, np.int32)
     )["params"]
     params = jax.tree.map(lambda leaf: 0.5 * leaf, params)
@@ -53,6 +55,7 @@ def judge(run_dir):
 
 
 def command(monkeypatch, *arguments):
+    monkeypatch.setattr(backend, "keep_freed_memory", lambda: None)  # this process goes on
     monkeypatch.setattr(sys, "argv", ["cloning", *map(str, arguments)])
     try:
         cloning.main()
@@ -68,11 +71,11 @@ def result_of(out):
 
 @pytest.fixture(scope="module")
 def forked(run_dir, judge, tmp_path_factory):
-    """The same command in a process of its own, killed once its first batch is there."""
+    """The command in a process of its own, killed once its first batch is there, and again here."""
     out = tmp_path_factory.mktemp("out")
     classifier.save(out / "batches", judge)
     words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(out), *FORKS]
-    process = subprocess.Popen(words, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
+    process = subprocess.Popen(words)
     first = out / "batches" / "batch_00000.npz"
     deadline = time.monotonic() + 200
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -80,22 +83,19 @@ def forked(run_dir, judge, tmp_path_factory):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (out / "result.json").exists()
-    done = subprocess.run(
-        words, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
+    text = io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(text):
+        assert command(monkeypatch, run_dir, "--out", out, *FORKS) == 0
+    return out, text.getvalue()
 
 
-def test_a_killed_experiment_goes_on_to_the_same_numbers(forked, run_dir, judge, tmp_path):
+def test_a_killed_experiment_goes_on_to_the_same_numbers(
+    forked, run_dir, judge, tmp_path, monkeypatch
+):
     out, text = forked
     classifier.save(tmp_path / "batches", judge)
     assert "of 2 batches were done before" in text
-    words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(tmp_path)]
-    whole = subprocess.run(
-        [*words, *FORKS], env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, capture_output=True
-    )
-    assert whole.returncode == 0
+    assert command(monkeypatch, run_dir, "--out", tmp_path, *FORKS) == 0
     assert result_of(tmp_path) == result_of(out)
 
 

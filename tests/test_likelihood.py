@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 from flax import struct
 from jax import Array
 from scipy.stats import norm
@@ -131,9 +132,7 @@ def check_one_step_through_the_unet():
     )
     schedule = from_time(np.array([0.1, 0.2]))
     x = 0.5 * jax.random.normal(jax.random.key(1), (2, 2, 2, 1))
-    quick = {"xla_backend_optimization_level": 0}
-    init = jax.jit(model.init, compiler_options=quick)
-    params = init(jax.random.key(0), x, jnp.zeros(2, jnp.int32))["params"]
+    params = quick_jit(model.init)(jax.random.key(0), x, jnp.zeros(2, jnp.int32))["params"]
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(2)
     noisy = [p.astype(jnp.float64) + 0.1 * rng.standard_normal(p.shape) for p in leaves]
@@ -146,8 +145,7 @@ def check_one_step_through_the_unet():
     def predict(y, s):
         return denoiser(y, jnp.full(2, s))
 
-    forward = jax.jit(predict, compiler_options=quick)
-    jacobian = jax.jit(jax.jacrev(predict), compiler_options=quick)
+    forward, jacobian = quick_jit(predict), quick_jit(jax.jacrev(predict))
 
     def slope(x_hat, s):
         y = jnp.asarray(math.exp(-time[s]) * x_hat)

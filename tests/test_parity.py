@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import quick_jit
 from scipy import stats
 
 torch = pytest.importorskip("torch")
@@ -36,9 +37,6 @@ from torch_ref.compare import (  # noqa: E402
 )
 
 TINY = {"base_channels": 16, "multiples": (1, 2), "attention_levels": (2,), "num_res_blocks": 1}
-
-# Compiling takes most of the time.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def assert_within(errors, dtype):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import quick_jit
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.devices import replicated, sharded
@@ -33,12 +34,12 @@ INDEX = jnp.arange(16)
 
 @pytest.fixture(scope="module")
 def state():
-    return jax.jit(lambda: init_state(MODEL, make_optimizer(CONFIG), jax.random.key(0), SHAPE))()
+    return quick_jit(lambda: init_state(MODEL, make_optimizer(CONFIG), jax.random.key(0), SHAPE))()
 
 
 @cache
 def plain_step(config=CONFIG):
-    return jax.jit(make_train_step(MODEL, SCHEDULE, make_optimizer(config), MEAN, config))
+    return quick_jit(make_train_step(MODEL, SCHEDULE, make_optimizer(config), MEAN, config))
 
 
 @cache
@@ -69,7 +70,7 @@ def test_one_update_is_clipped_adam_with_its_average(state):
     config = TrainingConfig(batch_size=16, learning_rate=1e-3, warmup_steps=4, clip_norm=0.1)
     # An optimizer that hands the raw gradients out as its state.
     spy = optax.GradientTransformation(lambda params: params, lambda grads, *_: (grads, grads))
-    step = jax.jit(make_train_step(MODEL, SCHEDULE, spy, MEAN, config))
+    step = quick_jit(make_train_step(MODEL, SCHEDULE, spy, MEAN, config))
     spied, _ = step(state.replace(opt_state=state.params), jnp.asarray(IMAGES), INDEX)
     grads = spied.opt_state
     norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(grads)))
@@ -168,7 +169,7 @@ def test_overfitting_eight_images_drives_the_loss_down():
     images = jnp.asarray(255 * eight.astype(np.uint8).repeat(8, axis=0))
     mean = jnp.asarray([float(eight.mean())])
     step = jax.jit(make_train_step(model, linear_schedule(), optimizer, mean, config))
-    now = jax.jit(lambda: init_state(model, optimizer, jax.random.key(4), (8, 8, 1)))()
+    now = quick_jit(lambda: init_state(model, optimizer, jax.random.key(4), (8, 8, 1)))()
     losses = []
     for _ in range(120):
         now, metrics = step(now, images, jnp.arange(64))
@@ -230,7 +231,7 @@ def test_rematerialisation_keeps_less_and_the_same_gradients(state):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
 
     (value, grads), (again, grads_again) = (
-        jax.jit(jax.value_and_grad(loss(remat)))(state.params) for remat in (False, True)
+        quick_jit(jax.value_and_grad(loss(remat)))(state.params) for remat in (False, True)
     )
     assert float(again) == pytest.approx(float(value), rel=1e-6)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(grads_again), strict=True):
@@ -246,7 +247,7 @@ def test_bfloat16_keeps_loss_and_gradients_in_float32(state):
 
     def gradient(dtype):
         model = MODEL.clone(dtype=dtype)
-        return jax.jit(
+        return quick_jit(
             jax.value_and_grad(lambda p: noise_loss(model, SCHEDULE, p, x_0, step, noise, keys))
         )(state.params)
 

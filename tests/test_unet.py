@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 
 from diffusion_jax import unet
 from diffusion_jax.errors import UserError
@@ -19,7 +20,7 @@ def shapes(model, height=64, width=64):
 @pytest.fixture(scope="module")
 def small_params():
     image, step = jnp.zeros((1, 8, 8, 3)), jnp.zeros(1, jnp.int32)
-    return jax.jit(SMALL.init)(jax.random.key(0), image, step)["params"]
+    return quick_jit(SMALL.init)(jax.random.key(0), image, step)["params"]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +63,9 @@ def test_bfloat16_approximates_float32(small_params, small_inputs):
 def test_initial_distribution_is_torchs():
     """U(+-1/sqrt(fan_in)) for convolutions and linear layers, Xavier and zeros for attention."""
     model = UNet(base_channels=64, multiples=(1, 2), attention_levels=(2,), num_res_blocks=1)
-    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
-    params = init(jax.random.key(3), jnp.zeros((1, 4, 4, 3)), jnp.zeros(1, jnp.int32))["params"]
+    params = quick_jit(model.init)(
+        jax.random.key(3), jnp.zeros((1, 4, 4, 3)), jnp.zeros(1, jnp.int32)
+    )["params"]
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -159,7 +161,7 @@ def test_every_parameter_but_the_key_bias_has_a_gradient(small_params, small_inp
     def loss(params):
         return jnp.sum(jnp.square(SMALL.apply({"params": params}, x, step)))
 
-    grads = jax.jit(jax.grad(loss))(small_params)
+    grads = quick_jit(jax.grad(loss))(small_params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.abs(leaf).max() > 1e-5, jax.tree_util.keystr(path)
 

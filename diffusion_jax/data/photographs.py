@@ -66,6 +66,9 @@ def write_lmdb(
             try:
                 _write_class(partial, name, crops_per_class)
                 partial.rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process made the same meanwhile
+                    raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         except (OSError, lmdb.Error) as error:
