@@ -12,8 +12,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(arguments, count, devices=1):
-    """Processes of `python ARGUMENTS`, each with so many devices."""
+# Compiled for a few calls: as tests/compiling.py, for a whole process.
+QUICK = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_cpu_use_fusion_emitters=false"
+}
+
+
+def start(arguments, count, devices=1, **variables):
+    """Processes of `python ARGUMENTS`, each with so many devices, and what else they find set."""
     port, pipe = free_port(), subprocess.PIPE
     together = {
         "JAX_PLATFORMS": "cpu",
@@ -24,7 +31,7 @@ def start(arguments, count, devices=1):
     return [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],
-            env=os.environ | together | {"JAX_PROCESS_ID": str(index)},
+            env=os.environ | together | variables | {"JAX_PROCESS_ID": str(index)},
             text=True,
             stdout=pipe,
             stderr=pipe,
