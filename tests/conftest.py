@@ -14,7 +14,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(10**9))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-from diffusion_jax import backend  # noqa: E402
+from diffusion_jax import backend
 
 backend.configure()
 
