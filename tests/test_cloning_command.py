@@ -1,8 +1,7 @@
 """The command that forks a run: what it writes, how it goes on after a kill, what it refuses."""
 
-import contextlib
-import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from compiling import quick_jit
 
-from diffusion_jax import backend, classifier, data, run
+from diffusion_jax import classifier, data, run
 from diffusion_jax.classifier_training import train_classifier
 from diffusion_jax.regimes.neighbours import nearest
 from diffusion_jax.sampling import sample
@@ -55,13 +54,25 @@ def judge(run_dir):
 
 
 def command(monkeypatch, *arguments):
-    monkeypatch.setattr(backend, "keep_freed_memory", lambda: None)  # this process goes on
     monkeypatch.setattr(sys, "argv", ["cloning", *map(str, arguments)])
     try:
         cloning.main()
     except SystemExit as exit:
         return exit.code
     return 0
+
+
+def start(run_dir, out, *options):
+    """The command in a process of its own, whose one device has no others to wait for."""
+    words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(out), *options]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.Popen(words, env=env, text=True, stdout=subprocess.PIPE)
+
+
+def finish(process):
+    text, _ = process.communicate()
+    assert process.returncode == 0
+    return text
 
 
 def result_of(out):
@@ -71,31 +82,26 @@ def result_of(out):
 
 @pytest.fixture(scope="module")
 def forked(run_dir, judge, tmp_path_factory):
-    """The command in a process of its own, killed once its first batch is there, and again here."""
+    """The command killed once its first batch is there, and started again."""
     out = tmp_path_factory.mktemp("out")
     classifier.save(out / "batches", judge)
-    words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(out), *FORKS]
-    process = subprocess.Popen(words)
+    process = start(run_dir, out, *FORKS)
     first = out / "batches" / "batch_00000.npz"
     deadline = time.monotonic() + 200
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert not (out / "result.json").exists()
-    text = io.StringIO()
-    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(text):
-        assert command(monkeypatch, run_dir, "--out", out, *FORKS) == 0
-    return out, text.getvalue()
+    return out, finish(start(run_dir, out, *FORKS))
 
 
-def test_a_killed_experiment_goes_on_to_the_same_numbers(
-    forked, run_dir, judge, tmp_path, monkeypatch
-):
+def test_a_killed_experiment_goes_on_to_the_same_numbers(forked, run_dir, judge, tmp_path):
     out, text = forked
     classifier.save(tmp_path / "batches", judge)
     assert "of 2 batches were done before" in text
-    assert command(monkeypatch, run_dir, "--out", tmp_path, *FORKS) == 0
+    finish(start(run_dir, tmp_path, *FORKS))
     assert result_of(tmp_path) == result_of(out)
 
 
@@ -134,8 +140,7 @@ def test_more_trunks_add_to_those_that_are_done(forked, run_dir, tmp_path, monke
     out = tmp_path / "more"
     shutil.copytree(forked[0], out)
     more = ("--num-trunks", "40", *FORKS[2:])
-    assert command(monkeypatch, run_dir, "--out", out, *more) == 0
-    assert "2 of 3 batches were done before" in capsys.readouterr().out
+    assert "2 of 3 batches were done before" in finish(start(run_dir, out, *more))
     assert result_of(out)["phi"]["pairs"] == 40
     # Another experiment does not mix with it.
     assert command(monkeypatch, run_dir, "--out", out, *more, "--seed", 2) == 1

@@ -1,7 +1,4 @@
-"""The command line end to end, in processes of its own where it matters, else on the eight devices.
-
-Whatever the number of devices, the losses are the same but for rounding.
-"""
+"""The command line end to end, in processes of its own but where it ends at once."""
 
 import gzip
 import json
@@ -152,7 +149,7 @@ def test_a_run_writes_what_it_says(uninterrupted):
     np.testing.assert_allclose(model.mean, summary["mean"])
 
 
-def test_a_killed_run_resumes_bit_for_bit(uninterrupted, tmp_path, here):
+def test_a_killed_run_resumes_bit_for_bit(uninterrupted, tmp_path):
     run_dir = tmp_path / "killed"
     killed_at = kill_after(10, run_dir)
     assert 10 <= killed_at < 60
@@ -165,9 +162,8 @@ def test_a_killed_run_resumes_bit_for_bit(uninterrupted, tmp_path, here):
         np.testing.assert_array_equal(a, b)
     grid = run_dir / "samples" / "step_00000060.png"
     grid.unlink()  # as after a kill while it was drawn
-    code, out, _ = here(run_dir, "--steps", 60)
-    assert (code, grid.exists()) == (0, True)
-    assert "All 60 steps are done" in out
+    assert "All 60 steps are done" in train(run_dir, "--steps", 60)
+    assert grid.exists()
 
 
 BANDS = ("t_0_0.05", "t_0.05_0.2", "t_0.2_0.5", "t_0.5_1", "t_1_2", "t_2_inf")
@@ -227,10 +223,10 @@ def test_losses_do_not_depend_on_the_number_of_devices(uninterrupted, tmp_path, 
     np.testing.assert_allclose(losses(tmp_path / "run"), expected, rtol=1e-5)
 
 
-def test_several_steps_a_dispatch_change_nothing(uninterrupted, tmp_path, here):
+def test_several_steps_a_dispatch_change_nothing(uninterrupted, tmp_path):
     """Neither do a resume off the multiples of a dispatch or a profile."""
     run_dir = tmp_path / "run"
-    here(run_dir, "--steps", 13, "--steps-per-dispatch", 4, "--profile", 6)
+    train(run_dir, "--steps", 13, "--steps-per-dispatch", 4, "--profile", 6)
     np.testing.assert_allclose(losses(run_dir), losses(uninterrupted[0])[:13], rtol=1e-5)
     (trace,) = run_dir.glob("profile/plugins/profile/*/*.trace.json.gz")
     (space,) = run_dir.glob("profile/plugins/profile/*/*.xplane.pb")
@@ -243,7 +239,7 @@ def test_several_steps_a_dispatch_change_nothing(uninterrupted, tmp_path, here):
     modules = {event.get("args", {}).get("hlo_module") for event in events}
     assert "jit__fun" in modules  # as pmap calls the train step
     # The programs of the first run, from the cache.
-    _, out, _ = here(run_dir, "--steps", 25, "--steps-per-dispatch", 4)
+    out = train(run_dir, "--steps", 25, "--steps-per-dispatch", 4)
     assert "Resuming after step 13" in out
     np.testing.assert_allclose(losses(run_dir), losses(uninterrupted[0])[:25], rtol=1e-5)
 
