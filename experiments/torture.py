@@ -244,7 +244,8 @@ class Torture:
         """Strikes, at one run after another, and compares each with the one left alone.
 
         Args:
-          strikes: what is to be done to one start after another, see `strike`.
+          strikes: what is to be done to one start after another: `kill`, `stop` (SIGTERM) or
+            `starve` (files may not grow any more), and a moment, such as `kill checkpoint`.
 
         Raises:
           Lost: something was lost.
@@ -295,7 +296,7 @@ class Torture:
             if int(resumed[1]) != saved[0]:
                 self.counts["damage"]["found, and the one before used"] += 1
                 del self._damaged[saved[0]]
-                if not any(self.checkpoint_named(line, saved[0], run) for line in err.splitlines()):
+                if f"warning: the checkpoint {run.checkpoints / str(saved[0])} cannot be" not in err:
                     raise Lost(f"the damaged checkpoint {saved[0]} is not named: {story}")
         if status not in ended:
             raise Lost(f"it ended with another status than {ended}: {story}")
@@ -311,11 +312,6 @@ class Torture:
         done = f"{self.counts['kills'].total()} kills; {run.folder.name}: {strike or 'left to end'}"
         print(f"{done}, status {status}, saved {run.saved()}", flush=True)
         return status == 0
-
-    @staticmethod
-    def checkpoint_named(line: str, step: int, run: Run) -> bool:
-        """Whether a line warns of a damaged checkpoint."""
-        return line.startswith(f"warning: the checkpoint {run.checkpoints / str(step)} cannot be")
 
     def _strike(self, run: Run, process: Process, strike: str | None) -> set[int]:
         """Does it, and gives the exit statuses that are right then."""
