@@ -1,6 +1,5 @@
 """Checkpoints of a run: Orbax, and only here."""
 
-import errno
 import json
 import shutil
 import sys
@@ -95,7 +94,7 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             message = f"it needs {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free"
-            raise self._failed(OSError(errno.ENOSPC, message))
+            raise self._failed(ValueError(message))
         checksums = {"state": _checksums(state), "metadata": _checksum_of_json(metadata)}
         try:
             items = ocp.args.Composite(

@@ -4,6 +4,7 @@ import functools
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 import absl.logging
@@ -22,9 +23,11 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapped() -> None:
         # TFDS and Orbax log with a traceback what they raise as well, and where an array cannot be
-        # read Orbax leaves the readings of the others behind, which complain as they are collected.
+        # read or written Orbax leaves those of the others behind, which complain as they are
+        # collected.
         absl.logging.set_verbosity(absl.logging.FATAL)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         sys.unraisablehook = lambda unraisable: None
         try:
             main()

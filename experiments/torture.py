@@ -39,7 +39,8 @@ from diffusion_jax.telemetry import read_metrics
 from diffusion_jax.training import init_state, make_optimizer
 from experiments.command import reports_errors
 
-OPTIONS = (
+COMMAND = (
+    *(sys.executable, "-m", "experiments.train_lsun"),
     *("--data", "photographs", "--images-per-class", "20", "--image-size", "8"),
     *("--base-channels", "8", "--multiples", "1", "--attention-levels", "--num-res-blocks", "1"),
     *("--batch-size", "4", "--diffusion-steps", "25", "--warmup-steps", "5", "--log-every", "1"),
@@ -62,11 +63,11 @@ class Run:
     folder: Path
     data: Path
     steps: int
+    command: tuple[str, ...]
 
     def start(self) -> Process:
         """Starts it."""
-        words = [sys.executable, "-m", "experiments.train_lsun", *OPTIONS]
-        words += ["--steps", str(self.steps), "--run-dir", str(self.folder)]
+        words = [*self.command, "--steps", str(self.steps), "--run-dir", str(self.folder)]
         words += ["--data-dir", str(self.data)]
         env = os.environ | {
             "JAX_PLATFORMS": "cpu",
@@ -205,9 +206,21 @@ def damage(checkpoint: Path, rng: random.Random) -> str:
 class Torture:
     """One run that is left alone, others that are not, and the count of what was done to them."""
 
-    def __init__(self, out: Path, seed: int, steps: int) -> None:
-        """Trains the run that is left alone."""
-        self.out, self.steps = out, steps
+    def __init__(
+        self, out: Path, seed: int, steps: int, command: tuple[str, ...] = COMMAND
+    ) -> None:
+        """Trains the run that is left alone.
+
+        Args:
+          out: where all runs go.
+          seed: of what is random in the strikes.
+          steps: updates of each run.
+          command: what trains, but for steps and folders.
+
+        Raises:
+          UserError: it failed.
+        """
+        self.out, self.steps, self.command = out, steps, command
         self.rng = random.Random(seed)
         self.counts: dict[str, Counter[str]] = {
             name: Counter() for name in ("kills", "stops", "full disks", "damage", "starts")
@@ -223,7 +236,7 @@ class Torture:
         self.moments = Moments(self.rng, time.monotonic() - began)
 
     def _new(self, name: str) -> Run:
-        return Run(self.out / name, self.out / f"{name}-data", self.steps)
+        return Run(self.out / name, self.out / f"{name}-data", self.steps, self.command)
 
     def run(self, strikes: Iterable[str]) -> None:
         """Strikes, at one run after another, and compares each with the one left alone.
@@ -291,6 +304,8 @@ class Torture:
         for step in self._damaged.keys() - run.saved():
             del self._damaged[step]  # killed between the renaming and the word of it
         self._count(run, strike, status, out)
+        done = f"{self.counts['kills'].total()} kills; {run.folder.name}: {strike or 'left to end'}"
+        print(f"{done}, status {status}, saved {run.saved()}", flush=True)
         return status == 0
 
     @staticmethod

@@ -8,12 +8,13 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Small models gain nothing from torch's threads, which spin where the cores are busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests, the commands that they start and later sessions share what they compile.
-cache = Path(__file__).parents[1] / ".cache" / "xla"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "xla")
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(10**9))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-from diffusion_jax import backend  # noqa: E402
+from diffusion_jax import backend
 
 backend.configure()
 

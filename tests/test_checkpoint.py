@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import processes
 import pytest
 
 from diffusion_jax.checkpoint import Checkpoints, DamagedCheckpoint
@@ -234,6 +235,38 @@ def test_an_older_step_is_not_dropped_in_silence(tmp_path):
         checkpoints.save(2, state(2), {})
         with pytest.raises(UserError, match="step 1 is there, or comes before 2"):
             checkpoints.save(1, state(1), {})
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+from diffusion_jax import distributed
+distributed.join()
+import jax, jax.numpy as jnp
+from diffusion_jax.checkpoint import Checkpoints
+from diffusion_jax.devices import replicate
+def state(value):
+    return {"w": jnp.arange(1000.0) + value, "key": jax.random.key(value), "step": jnp.int32(value)}
+with Checkpoints(Path(sys.argv[1])) as checkpoints:
+    step, got, metadata = checkpoints.restore_newest(lambda metadata: jax.eval_shape(state, 0))
+    assert int(got["step"].addressable_data(0)) == step == metadata["step"]
+    checkpoints.save(2, replicate(state(2)), {"step": 2})
+    checkpoints.wait()
+print(step, file=sys.stderr)
+distributed.finish()
+"""
+
+
+def test_two_processes_use_the_same_one(tmp_path):
+    """And what one process of eight devices saved, and the other way round."""
+    saved_steps(tmp_path, 1, 2)
+    os.truncate(data_file(tmp_path / "2"), 100)
+    ends = processes.finish(processes.start(["-c", TWO_PROCESSES, tmp_path], 2))
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    assert [err.splitlines()[-1] for _, _, err in ends] == ["1", "1"]
+    assert [err.count("the one of step 1 is used instead") for _, _, err in ends] == [1, 0]
+    assert (tmp_path / "2.damaged").is_dir()
+    assert newest(tmp_path) == 2
 
 
 def test_another_structure_is_named(tmp_path):

@@ -1,10 +1,10 @@
 """What is not finite stops a run under the number of its update, and is never saved."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from two_convolutions import TwoConvolutions, build
 
 from diffusion_jax import trainer
 from diffusion_jax.checkpoint import Checkpoints
@@ -20,18 +20,6 @@ OPTIONS = (
 )
 
 
-class TwoConvolutions(nn.Module):
-    """In place of the UNet, which takes long to compile."""
-
-    def check(self, *shape):
-        pass
-
-    @nn.compact
-    def __call__(self, x_t, step, dropout_keys=None):
-        hidden = nn.tanh(nn.Conv(4, (3, 3), name="first")(x_t))
-        return nn.Conv(1, (3, 3), name="last")(hidden)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "images.npy"
@@ -44,7 +32,7 @@ def train_step(data):
     """The real train step, compiled once for all tests."""
     config = parse([*OPTIONS, "--data", str(data)])
     return trainer.make_parallel_train_step(
-        TwoConvolutions(),
+        TwoConvolutions(1),
         config.schedule.build(),
         make_optimizer(config.training),
         jnp.full(1, 0.5),
@@ -119,7 +107,7 @@ def test_what_is_not_finite(
             state, images = poison(state, images, update - first)
         return train_step(state, images)
 
-    monkeypatch.setattr(ModelConfig, "build", lambda config, channels: TwoConvolutions())
+    monkeypatch.setattr(ModelConfig, "build", build)
     monkeypatch.setattr(trainer, "make_parallel_train_step", lambda *args: poisoned)
     words = [*OPTIONS, "--data", str(data), "--run-dir", str(tmp_path)]
     with pytest.raises(UserError, match=message) as caught:
@@ -131,7 +119,7 @@ def test_what_is_not_finite(
     config = parse(words)
     optimizer = make_optimizer(config.training)
     like = jax.eval_shape(
-        lambda: init_state(TwoConvolutions(), optimizer, jax.random.key(0), (8, 8, 1))
+        lambda: init_state(TwoConvolutions(1), optimizer, jax.random.key(0), (8, 8, 1))
     )
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         step, state, _ = checkpoints.restore_newest(lambda metadata: like)
