@@ -296,7 +296,10 @@ class Torture:
             if int(resumed[1]) != saved[0]:
                 self.counts["damage"]["found, and the one before used"] += 1
                 del self._damaged[saved[0]]
-                if f"warning: the checkpoint {run.checkpoints / str(saved[0])} cannot be" not in err:
+                if (
+                    f"warning: the checkpoint {run.checkpoints / str(saved[0])} cannot be"
+                    not in err
+                ):
                     raise Lost(f"the damaged checkpoint {saved[0]} is not named: {story}")
         if status not in ended:
             raise Lost(f"it ended with another status than {ended}: {story}")
