@@ -296,8 +296,9 @@ class Torture:
             if int(resumed[1]) != saved[0]:
                 self.counts["damage"]["found, and the one before used"] += 1
                 del self._damaged[saved[0]]
-                if f"warning: the checkpoint {run.checkpoints / str(saved[0])} cannot be" not in err:
-                    raise Lost(f"the damaged checkpoint {saved[0]} is not named: {story}")
+                path = run.checkpoints / str(saved[0])
+                if f"warning: the checkpoint {path} cannot be read" not in err:
+                    raise Lost(f"the damaged checkpoint {path} is not named: {story}")
         if status not in ended:
             raise Lost(f"it ended with another status than {ended}: {story}")
         if status == EXIT_STATUS and f"stopped after step {run.saved()[0]} of" not in out:
