@@ -136,7 +136,7 @@ class Moments:
         _wait_until(process, lambda: time.monotonic() > end)
 
     def preparation(self, run: Run, process: Process) -> None:
-        """While photographs are cut and images are prepared, where they are not yet."""
+        """While photographs are cut and images are prepared; where they are, at the start."""
         before = set(run.data.rglob("*"))
         started = run.folder / "summary.json"
         _wait_until(process, lambda: set(run.data.rglob("*")) != before or started.exists())
@@ -347,8 +347,8 @@ class Torture:
         if status == -signal.SIGKILL:
             if moment == "checkpoint" and any(run.checkpoints.glob("*-tmp*")):
                 phase = "in writing a checkpoint"
-            elif moment in ("preparation", "drawing"):
-                phase = f"in {moment}"
+            elif moment == "drawing":
+                phase = "in drawing samples"
             self.counts["kills"][phase] += 1
         elif status in (EXIT_STATUS, -signal.SIGTERM):
             self.counts["stops"]["saved" if status == EXIT_STATUS else "before training"] += 1
