@@ -136,7 +136,7 @@ class Moments:
         _wait_until(process, lambda: time.monotonic() > end)
 
     def preparation(self, run: Run, process: Process) -> None:
-        """While photographs are cut and images are prepared, where they are not yet."""
+        """While photographs are cut and images are prepared; where they are, at the start."""
         before = set(run.data.rglob("*"))
         started = run.folder / "summary.json"
         _wait_until(process, lambda: set(run.data.rglob("*")) != before or started.exists())
@@ -296,11 +296,9 @@ class Torture:
             if int(resumed[1]) != saved[0]:
                 self.counts["damage"]["found, and the one before used"] += 1
                 del self._damaged[saved[0]]
-                if (
-                    f"warning: the checkpoint {run.checkpoints / str(saved[0])} cannot be"
-                    not in err
-                ):
-                    raise Lost(f"the damaged checkpoint {saved[0]} is not named: {story}")
+                path = run.checkpoints / str(saved[0])
+                if f"warning: the checkpoint {path} cannot be read" not in err:
+                    raise Lost(f"the damaged checkpoint {path} is not named: {story}")
         if status not in ended:
             raise Lost(f"it ended with another status than {ended}: {story}")
         if status == EXIT_STATUS and f"stopped after step {run.saved()[0]} of" not in out:
@@ -349,8 +347,8 @@ class Torture:
         if status == -signal.SIGKILL:
             if moment == "checkpoint" and any(run.checkpoints.glob("*-tmp*")):
                 phase = "in writing a checkpoint"
-            elif moment in ("preparation", "drawing"):
-                phase = f"in {moment}"
+            elif moment == "drawing":
+                phase = "in drawing samples"
             self.counts["kills"][phase] += 1
         elif status in (EXIT_STATUS, -signal.SIGTERM):
             self.counts["stops"]["saved" if status == EXIT_STATUS else "before training"] += 1
