@@ -167,9 +167,10 @@ class _Watch:
         self._client: Any = global_state.client
         self._index, self._count = index, count
         self._calls = 0
-        self._finished = False
+        self._finished = threading.Event()
         self._hosts = self.gather(socket.gethostname())
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
 
     def name(self, index: int) -> str:
         return f"process {index} of {self._count} ({self._hosts[index]})"
@@ -190,15 +191,15 @@ class _Watch:
         self._exit(status)
 
     def finish(self) -> None:
-        self._finished = True
-        self._client.key_value_set(f"ended/{self._index}", "")
+        self.gather("")  # as long as one is at work, the others watch it
+        self._finished.set()
+        self._thread.join()
         jax.distributed.shutdown()
 
     def _watch(self) -> None:
         heard: dict[int, tuple[str, float]] = {}
         beat = 0
-        while True:
-            time.sleep(_BEAT)
+        while not self._finished.wait(_BEAT):
             beat += 1
             try:
                 self._client.key_value_set(f"beat/{self._index}", str(beat), allow_overwrite=True)
@@ -207,14 +208,10 @@ class _Watch:
                     for entries in map(self._client.key_value_dir_get, ("beat/", "ended/"))
                 )
             except jax.errors.JaxRuntimeError:
-                if self._finished:
-                    return
                 self._lost(f"{self.name(0)} cannot be reached any more")
             for index in set(range(self._count)) - {self._index}:
                 if index in ended:
-                    if ended[index]:
-                        self._lost(f"{self.name(index)} ended: {ended[index]}")
-                    continue
+                    self._lost(f"{self.name(index)} ended: {ended[index]}")
                 last, when = heard.get(index, ("", time.monotonic()))
                 if beats.get(index, "") != last or index not in heard:
                     heard[index] = (beats.get(index, ""), time.monotonic())

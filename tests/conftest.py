@@ -8,17 +8,17 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Small models gain nothing from torch's threads, which spin where the cores are busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests, the commands that they start and later sessions share what they compile.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "xla")
-)
+CACHE = Path(__file__).parents[1] / ".cache" / "xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(10**9))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-from diffusion_jax import backend
+from diffusion_jax import backend  # noqa: E402  (after the settings that it reads)
 
 backend.configure()
+backend._remove_torn_entries(CACHE)  # tests kill processes
 
-import jax  # noqa: E402  (after the settings that it reads)
+import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

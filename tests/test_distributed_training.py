@@ -4,28 +4,34 @@ import signal
 import time
 
 import numpy as np
-from processes import QUICK, finish, start
+import two_convolutions
+from processes import finish, start
+from two_convolutions import build
 
+from diffusion_jax.config import ModelConfig
 from diffusion_jax.telemetry import read_metrics
-from experiments.torture import OPTIONS, Run
-
-TRAIN = ["-m", "experiments.train_lsun", *OPTIONS, "--batch-size", "8", "--sample-every", "1000000"]
+from experiments.torture import Run
 
 
 def command(run, steps):
-    return [*TRAIN, "--run-dir", run.folder, "--data-dir", run.data, "--steps", steps]
+    return (
+        *(two_convolutions.__file__, "--data", run.data, "--image-size", "None"),
+        *("--images-per-class", "None", "--batch-size", "8", "--diffusion-steps", "25"),
+        *("--log-every", "1", "--checkpoint-every", "50", "--num-samples", "8", "--classes"),
+        *("--run-dir", run.folder, "--steps", steps),
+    )
 
 
 def train(run, steps, count, devices):
     """What the processes print, after they have ended well."""
-    ends = finish(start(command(run, steps), count, devices, **QUICK))
+    ends = finish(start(command(run, steps), count, devices))
     assert [code for code, _, _ in ends] == [0] * count, ends
     return [out for _, out, _ in ends]
 
 
 def stop(run, count, devices, target):
     """Starts a run without end and sends SIGTERM to one process once it trains; their ends."""
-    processes = start(command(run, 1_000_000), count, devices, **QUICK)
+    processes = start(command(run, 1_000_000), count, devices)
     deadline = time.monotonic() + 300
     while not any(r["step"] >= 4 for r in read_metrics(run.folder / "metrics.jsonl")):
         if time.monotonic() > deadline or any(p.poll() is not None for p in processes):
@@ -42,9 +48,12 @@ def vector(run, step):
     return np.concatenate([np.frombuffer(x, np.float32) for x in chosen]).astype(np.float64)
 
 
-def test_processes_and_devices_may_change_between_two_starts(tmp_path):
+def test_processes_and_devices_may_change_between_two_starts(tmp_path, monkeypatch):
     """Four processes, stopped; two with two devices each; one with eight; against one with one."""
-    run, whole = (Run(tmp_path / name, tmp_path / "data", 0) for name in ("elastic", "whole"))
+    monkeypatch.setattr(ModelConfig, "build", build)
+    images = tmp_path / "images.npy"
+    np.save(images, np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8))
+    run, whole = (Run(tmp_path / name, images, 0, ()) for name in ("elastic", "whole"))
     ends = stop(run, 4, 1, target=2)
     step = run.saved()[0]
     assert [code for code, _, _ in ends] == [75] * 4, ends

@@ -17,6 +17,10 @@ def shapes(model, height=64, width=64):
     return jax.eval_shape(model.init, jax.random.key(0), image, step)["params"]
 
 
+def apply(model, params, *inputs):
+    return quick_jit(model.apply)({"params": params}, *inputs)
+
+
 @pytest.fixture(scope="module")
 def small_params():
     image, step = jnp.zeros((1, 8, 8, 3)), jnp.zeros(1, jnp.int32)
@@ -53,9 +57,9 @@ def test_parameters_are_float32_whatever_the_compute_type():
 
 def test_bfloat16_approximates_float32(small_params, small_inputs):
     model = SMALL.copy(dtype=jnp.bfloat16)
-    exact = SMALL.apply({"params": small_params}, *small_inputs)
+    exact = apply(SMALL, small_params, *small_inputs)
     with jax.numpy_dtype_promotion("standard"):
-        rough = model.apply({"params": small_params}, *small_inputs)
+        rough = apply(model, small_params, *small_inputs)
     error = np.abs(rough - exact).max() / np.abs(exact).max()
     assert 1e-6 < error < 0.05
 
@@ -105,8 +109,8 @@ def test_attention_is_softmax_of_scaled_products(monkeypatch):
     monkeypatch.setattr(unet, "group_norm", lambda *_: lambda h: h)
     layer = unet.SelfAttention()
     h = jax.random.normal(jax.random.key(5), (2, 3, 4, 16))
-    params = layer.init(jax.random.key(6), h)["params"]
-    got = np.asarray(layer.apply({"params": params}, h))
+    params = quick_jit(layer.init)(jax.random.key(6), h)["params"]
+    got = np.asarray(apply(layer, params, h))
 
     pixels = np.asarray(h, np.float64).reshape(2, 12, 16)
     qkv = pixels @ np.asarray(params["in_proj"]["kernel"], np.float64)
@@ -145,12 +149,12 @@ def test_dropout_depends_on_the_examples_key_alone(small_params, small_inputs):
     x, step = small_inputs
     keys = jax.random.split(jax.random.key(8), 3)
     model = SMALL.copy(dropout=0.5)
-    whole = model.apply({"params": small_params}, x, step, keys)
-    alone = model.apply({"params": small_params}, x[1:2], step[1:2], keys[1:2])
+    whole = apply(model, small_params, x, step, keys)
+    alone = apply(model, small_params, x[1:2], step[1:2], keys[1:2])
     np.testing.assert_allclose(whole[1:2], alone, atol=1e-5)
-    plain = model.apply({"params": small_params}, x, step)
+    plain = apply(model, small_params, x, step)
     assert np.abs(whole - plain).max() > 1e-3
-    undropped = SMALL.copy(dropout=0.0).apply({"params": small_params}, x, step, keys)
+    undropped = apply(SMALL.copy(dropout=0.0), small_params, x, step, keys)
     np.testing.assert_array_equal(undropped, plain)
 
 
