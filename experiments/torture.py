@@ -115,9 +115,12 @@ class Run:
 
 def _wait_until(process: Process, happened: Callable[[], bool]) -> None:
     """Waits for something, or for the end of the process."""
-    deadline = time.monotonic() + _PATIENCE
+    waited, last = 0.0, time.monotonic()
     while process.poll() is None and not happened():
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        waited += min(now - last, 1)  # not the time for which this program is suspended
+        last = now
+        if waited > _PATIENCE:
             process.kill()
             raise Lost(f"a start hung: {process.communicate()}")
         time.sleep(0.001)
