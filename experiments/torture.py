@@ -126,16 +126,17 @@ def _wait_until(process: Process, happened: Callable[[], bool]) -> None:
 class Moments:
     """When to strike. Each waits for its moment, or until the process has ended."""
 
-    def __init__(self, rng: random.Random, start_seconds: float) -> None:
-        self._rng, self._start_seconds = rng, start_seconds
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self.seconds = float("inf")  # that the quickest run took so far
 
     def any_time(self, run: Run, process: Process) -> None:
         """From the start of the interpreter to some way into the training."""
-        end = time.monotonic() + self._rng.uniform(0, self._start_seconds)
+        end = time.monotonic() + self._rng.uniform(0, self.seconds)
         _wait_until(process, lambda: time.monotonic() > end)
 
     def preparation(self, run: Run, process: Process) -> None:
-        """While photographs are cut and images are prepared, where they are not yet."""
+        """While photographs are cut and images are prepared; where they are, at the start."""
         before = set(run.data.rglob("*"))
         started = run.folder / "summary.json"
         _wait_until(process, lambda: set(run.data.rglob("*")) != before or started.exists())
@@ -228,12 +229,13 @@ class Torture:
         # The checkpoints, still under their names, that were damaged, and how.
         self._damaged: dict[int, str] = {}
         self.whole = self._new("whole")
+        self.moments = Moments(self.rng)
         began = time.monotonic()
         process = self.whole.start()
-        out_text, err = process.communicate()
+        text, err = process.communicate()
         if process.returncode != 0:
-            raise UserError(f"the run that is left alone failed: {err or out_text}")
-        self.moments = Moments(self.rng, time.monotonic() - began)
+            raise UserError(f"the run that is left alone failed: {err or text}")
+        self.moments.seconds = time.monotonic() - began
 
     def _new(self, name: str) -> Run:
         return Run(self.out / name, self.out / f"{name}-data", self.steps, self.command)
@@ -242,7 +244,8 @@ class Torture:
         """Strikes, at one run after another, and compares each with the one left alone.
 
         Args:
-          strikes: what is to be done to one start after another, see `strike`.
+          strikes: what is to be done to one start after another: `kill`, `stop` (SIGTERM) or
+            `starve` (files may not grow any more), and a moment, such as `kill checkpoint`.
 
         Raises:
           Lost: something was lost.
@@ -276,7 +279,7 @@ class Torture:
             if not kind:
                 break
         self.counts["starts"]["in all"] += 1
-        process = run.start()
+        began, process = time.monotonic(), run.start()
         try:
             ended = self._strike(run, process, strike)
         finally:
@@ -293,8 +296,9 @@ class Torture:
             if int(resumed[1]) != saved[0]:
                 self.counts["damage"]["found, and the one before used"] += 1
                 del self._damaged[saved[0]]
-                if not any(self.checkpoint_named(line, saved[0], run) for line in err.splitlines()):
-                    raise Lost(f"the damaged checkpoint {saved[0]} is not named: {story}")
+                path = run.checkpoints / str(saved[0])
+                if f"warning: the checkpoint {path} cannot be read" not in err:
+                    raise Lost(f"the damaged checkpoint {path} is not named: {story}")
         if status not in ended:
             raise Lost(f"it ended with another status than {ended}: {story}")
         if status == EXIT_STATUS and f"stopped after step {run.saved()[0]} of" not in out:
@@ -303,15 +307,12 @@ class Torture:
             raise Lost(f"an error is not one sentence: {story}")
         for step in self._damaged.keys() - run.saved():
             del self._damaged[step]  # killed between the renaming and the word of it
+        if status == 0:
+            self.moments.seconds = min(self.moments.seconds, time.monotonic() - began)
         self._count(run, strike, status, out)
         done = f"{self.counts['kills'].total()} kills; {run.folder.name}: {strike or 'left to end'}"
         print(f"{done}, status {status}, saved {run.saved()}", flush=True)
         return status == 0
-
-    @staticmethod
-    def checkpoint_named(line: str, step: int, run: Run) -> bool:
-        """Whether a line warns of a damaged checkpoint."""
-        return line.startswith(f"warning: the checkpoint {run.checkpoints / str(step)} cannot be")
 
     def _strike(self, run: Run, process: Process, strike: str | None) -> set[int]:
         """Does it, and gives the exit statuses that are right then."""
@@ -346,8 +347,8 @@ class Torture:
         if status == -signal.SIGKILL:
             if moment == "checkpoint" and any(run.checkpoints.glob("*-tmp*")):
                 phase = "in writing a checkpoint"
-            elif moment in ("preparation", "drawing"):
-                phase = f"in {moment}"
+            elif moment == "drawing":
+                phase = "in drawing samples"
             self.counts["kills"][phase] += 1
         elif status in (EXIT_STATUS, -signal.SIGTERM):
             self.counts["stops"]["saved" if status == EXIT_STATUS else "before training"] += 1

@@ -258,7 +258,7 @@ LARGE = """
 
     # What takes some hundred megabytes at most, whatever the data.
     spectrum._BLOCK_BYTES = spectrum._KEPT_BYTES = 2**22
-    neighbours._POINTS = 128
+    neighbours._POINTS = 32
     use(np.arange(256 * 64 * 64 * 3, dtype=np.uint32).astype(np.uint8).reshape(-1, 64, 64, 3))
     peak = [0.0]
     threading.Thread(target=watch, daemon=True).start()

@@ -148,3 +148,16 @@ def test_alone_everything_is_trivial():
     distributed.require_same("colour", "red")
     distributed.leave(ValueError("stays"), 1)
     distributed.finish()
+
+
+def test_a_folder_that_is_not_shared_is_named(tmp_path):
+    line = (
+        "from diffusion_jax import run; from diffusion_jax.config import *; from pathlib import "
+        f"Path; run._VISIBLE = 1; import os; os.chdir(Path('{tmp_path}') / str(index)); "
+        "run.claim(Config(output=OutputConfig(run_dir=Path('run'))))"
+    )
+    for index in range(2):
+        (tmp_path / str(index)).mkdir()
+    _, (code, _, err) = finish(run_two(line + "; distributed.gather('')", line))
+    assert code == 1
+    assert "error: this process does not see what process 0 wrote to run/config.json" in err

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from diffusion_jax import run_lock
+from diffusion_jax import run, run_lock
 from diffusion_jax.errors import UserError
+from experiments.train_lsun import parse
 
 HOLD = """
 import sys, time
@@ -40,6 +41,13 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path, holder)
     holder.wait()
     run_lock.lock(tmp_path)  # nothing stale is left
     assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
+
+
+def test_a_second_run_changes_nothing_in_the_folder(tmp_path, holder):
+    config = parse(["--data", "mnist", "--run-dir", str(tmp_path)])
+    with pytest.raises(UserError, match=f"{tmp_path} is in use by process {holder.pid}"):
+        run.claim(config)
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_the_same_process_may_take_it_again(tmp_path):

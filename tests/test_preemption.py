@@ -1,0 +1,86 @@
+"""Signals: the first asks a run to save and stop, the second ends it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import two_convolutions
+from two_convolutions import build
+
+from diffusion_jax.config import ModelConfig
+from diffusion_jax.preemption import EXIT_STATUS, StopRequest
+from experiments.torture import Run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_a_request_and_the_next_is_none(number, capsys):
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    with StopRequest() as stop:
+        assert not stop.agreed()
+        os.kill(os.getpid(), number)
+        assert stop.agreed()
+        assert stop.agreed()
+        assert all(signal.getsignal(each) is signal.SIG_DFL for each in before)
+    assert {each: signal.getsignal(each) for each in before} == before
+    assert f"{number.name}: saving after this update; a second one" in capsys.readouterr().err
+
+
+PROGRAM = """
+import time
+from diffusion_jax.preemption import StopRequest
+with StopRequest():
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_the_second_ends_the_process_at_once(second):
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(second)
+        assert process.wait(timeout=5) == -second
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    """Stopped by Ctrl-C where a grid of samples was due, too."""
+    monkeypatch.setattr(ModelConfig, "build", build)
+    images = tmp_path / "images.npy"
+    np.save(images, np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8))
+    command = (
+        *(sys.executable, two_convolutions.__file__, "--data", str(images), "--image-size", "None"),
+        *("--images-per-class", "None", "--batch-size", "4", "--diffusion-steps", "25"),
+        *("--log-every", "1", "--checkpoint-every", "1000", "--sample-every", "1"),
+        *("--num-samples", "4", "--classes"),
+    )
+    stopped = Run(tmp_path / "stopped", images, 1_000_000, command)
+    process = stopped.start()
+    first = stopped.folder / "samples" / "step_00000001.png"
+    while not first.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == EXIT_STATUS, err
+    (step,) = stopped.saved()
+    assert f"stopped after step {step} of 1000000, which is saved" in out
+    assert f"step_{step:08d}.png" not in stopped.images()  # it did not stay to draw it
+    out, err = Run(stopped.folder, images, step + 3, command).start().communicate()
+    assert f"Resuming after step {step}" in out, err
+    whole = Run(tmp_path / "whole", images, step + 3, command)
+    whole.start().communicate()
+    assert stopped.losses() == whole.losses()
+    assert stopped.images() == whole.images()
+    assert stopped.arrays(step + 3) == whole.arrays(step + 3)
