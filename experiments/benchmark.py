@@ -95,11 +95,10 @@ QUICK = Effort(
     full=False,
 )
 FULL = Effort(
-    {"forward_32": 21, "forward_64": 11, "train_32": 11, "train_64": 9, "sampling_32": 9},
+    {"forward_32": 25, "forward_64": 15, "train_32": 15, "train_64": 12, "sampling_32": 12},
     warm_up=3,
-    sampled=8,
-    # The outputs are compared at both sizes.
-    gradients=(32,),
+    sampled=10,
+    gradients=SIZES,
     compared={},
     full=True,
 )
