@@ -17,6 +17,10 @@ from jax import Array
 _CACHE_LIMIT = 2 * 2**30
 # Less room than this on the disk, and writing a program may fail half-way.
 _CACHE_ROOM = 256 * 2**20
+# Options of jax.jit for what runs a few times: compiles in half the time, to slow code on the CPU.
+RUN_ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}
+if jaxlib.__version__.startswith("0.10."):  # other versions may not know them
+    RUN_ONCE |= {"xla_cpu_parallel_codegen_split_count": 1, "xla_cpu_use_fusion_emitters": False}
 
 
 def configure() -> None:

@@ -27,6 +27,7 @@ _LEAST_CHANNELS_OF_KERNEL_GRADIENT = 128
 Parts = Sequence[Array]
 
 
+@jax.jit  # equal convolutions are traced and lowered once
 def conv3x3(h: Array, kernel: Array) -> Array:
     """A 3x3 convolution, zero-padded by 1: y_p = sum_d h_{p + d} kernel_{d + 1}, d in {-1, 0, 1}^2.
 

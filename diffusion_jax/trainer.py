@@ -126,9 +126,8 @@ def train(config: Config) -> None:
             start, state, _ = newest
             print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
         else:
-            # Run once: compiling hundreds of random draws is faster without optimizing them.
-            init = jax.jit(fresh, compiler_options={"xla_backend_optimization_level": 0})
-            start, state = 0, replicate(init())
+            # Hundreds of random draws, each compiled for itself.
+            start, state = 0, replicate(jax.jit(fresh, compiler_options=backend.RUN_ONCE)())
         recorder = _Recorder(config, checkpoints)
         if is_first_process():
             recorder.telemetry = stack.enter_context(

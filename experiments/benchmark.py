@@ -69,37 +69,38 @@ class Effort:
     """How much is measured.
 
     Attributes:
+      sizes: pixels a side.
       pairs: timed calls of each side, by row.
       warm_up: calls of each that are not timed: by the third, neither asks the system for memory.
       sampled: steps of sampling that a call runs.
-      gradients: sizes at which gradients are compared.
-      compared: fields of the UNet that are others where gradients are compared.
-      full: torch.compile and fresh starts are measured, and the layout chosen at every size.
+      compared: sizes at which gradients are compared, and fields of the UNet that are others there.
+      full: torch.compile and fresh starts are measured.
     """
 
+    sizes: tuple[int, ...]
     pairs: Mapping[str, int]
     warm_up: int
     sampled: int
-    gradients: tuple[int, ...]
-    compared: Mapping[str, Any]
+    compared: Mapping[int, Mapping[str, Any]]
     full: bool
 
 
+# Every kind of layer at the paper's widths; compiling all of them takes longer than timing them.
+SMALLER = {"multiples": (1, 2), "attention_levels": (2,), "num_res_blocks": 1}
 QUICK = Effort(
-    {"forward_32": 6, "forward_64": 4, "train_32": 5, "train_64": 3, "sampling_32": 4},
+    SIZES[:1],
+    {"forward_32": 9, "train_32": 7, "sampling_32": 5},
     warm_up=2,
     sampled=2,
-    gradients=(32,),
-    # Every kind of layer at the paper's widths; compiling all of them takes a minute.
-    compared={"multiples": (1, 2), "attention_levels": (2,), "num_res_blocks": 1},
+    compared={32: SMALLER},
     full=False,
 )
 FULL = Effort(
-    {"forward_32": 25, "forward_64": 15, "train_32": 15, "train_64": 12, "sampling_32": 12},
+    SIZES,
+    {"forward_32": 21, "forward_64": 11, "train_32": 11, "train_64": 9, "sampling_32": 9},
     warm_up=3,
-    sampled=10,
-    gradients=SIZES,
-    compared={},
+    sampled=8,
+    compared={32: {}, 64: SMALLER},
     full=True,
 )
 
@@ -111,7 +112,7 @@ class Options:
     out: Path = Path("runs/benchmark.json")
     """The results; the figure goes beside it, named .png."""
     quick: bool = False
-    """Fewer pairs, gradients of a smaller model compared, no torch.compile, no fresh starts."""
+    """32 px alone, fewer pairs, gradients of a smaller model, no torch.compile, no fresh starts."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where both run; auto: where JAX does."""
     batch: int | None = None
@@ -258,8 +259,8 @@ class Benchmark:
             return
         from torch_ref import compare
 
-        model = compare.perturbed(**self.fields | dict(self.effort.compared))
-        for size in self.effort.gradients:
+        for size, fields in self.effort.compared.items():
+            model = compare.perturbed(**self.fields | dict(fields))
             self.say(f"Comparing gradients at {size} px")
             arrays = compare.batch(0, self.model.channels, size, size, num=1)
             with jax.default_matmul_precision("highest"):
@@ -311,8 +312,7 @@ class Benchmark:
         # Sampling is made of forward passes.
         what = name.split("_")[0].replace("sampling", "forward")
         device, kind = self.torch_device, f"{what} {bfloat16}"
-        # The quick run takes the layout that was faster at the smallest size.
-        if (self.effort.full and not name.startswith("sampling")) or kind not in self.layouts:
+        if not name.startswith("sampling"):
             found = self.torch.faster_layout(device, make_torch, bfloat16=bfloat16)
             self.layouts[kind] = found
         layout, trial = self.layouts[kind]
@@ -547,7 +547,7 @@ def main() -> None:
     if gpu and not backend.has_bfloat16():
         said("this GPU has no bfloat16, so float32 alone is measured")
     types = (False, True) if gpu and backend.has_bfloat16() else (False,)
-    cases = [(size, bfloat16) for bfloat16 in types for size in SIZES]
+    cases = [(size, bfloat16) for bfloat16 in types for size in effort.sizes]
     benchmark.compile(cases)
     for case in cases:
         benchmark.speed(*case)

@@ -91,7 +91,7 @@ def make_params(model: UNet) -> Any:
         shape = (side, side, model.channels)
         return training.init_state(model, optax.identity(), jax.random.key(0), shape).params
 
-    return jax.jit(fresh, compiler_options={"xla_backend_optimization_level": 0})()
+    return jax.jit(fresh, compiler_options=backend.RUN_ONCE)()
 
 
 def train_step(model: UNet, params: Any, images: np.ndarray, config: TrainingConfig) -> Program:
@@ -107,7 +107,8 @@ def train_step(model: UNet, params: Any, images: np.ndarray, config: TrainingCon
       config: training configuration.
     """
     optimizer = training.make_optimizer(config)
-    state = training.state_of(params, optimizer, jax.random.key(0))
+    make_state = partial(training.state_of, optimizer=optimizer, key=jax.random.key(0))
+    state = jax.jit(make_state, compiler_options=backend.RUN_ONCE)(params)
     state = jax.device_put(state, replicated())
     step = training.make_parallel_train_step(
         model, linear_schedule(), optimizer, jnp.asarray(MEAN[: model.channels]), config
