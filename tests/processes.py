@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 
+from diffusion_jax.backend import RUN_ONCE
+
 
 def free_port():
     with socket.socket() as probe:
@@ -13,10 +15,7 @@ def free_port():
 
 
 # Compiled for a few calls: as tests/compiling.py, for a whole process.
-QUICK = {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
-    "--xla_cpu_use_fusion_emitters=false"
-}
+QUICK = {"XLA_FLAGS": " ".join(f"--{name}={value}".lower() for name, value in RUN_ONCE.items())}
 
 
 def start(arguments, count, devices=1, **variables):
