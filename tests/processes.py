@@ -5,17 +5,11 @@ import socket
 import subprocess
 import sys
 
-from diffusion_jax.backend import RUN_ONCE
-
 
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-# Compiled for a few calls: as tests/compiling.py, for a whole process.
-QUICK = {"XLA_FLAGS": " ".join(f"--{name}={value}".lower() for name, value in RUN_ONCE.items())}
 
 
 def start(arguments, count, devices=1, **variables):

@@ -23,7 +23,8 @@ from experiments.train_lsun import parse
 
 OPTIONS = [
     *("--preset", "mnist", "--image-size", "28", "--images-per-class", "15", "--seed", "3"),
-    *("--base-channels", "8", "--multiples", "1", "--attention-levels", "--num-res-blocks", "1"),
+    *("--base-channels", "8", "--num-res-blocks", "1", "--multiples", "1", "1"),
+    "--attention-levels",
     *("--diffusion-steps", "25", "--batch-size", "8", "--num-samples", "4", "--steps", "2"),
 ]
 FORKS = (

@@ -29,7 +29,7 @@ def original(tmp_path_factory):
     """A small model in the original's format, and the run made of it."""
     folder = tmp_path_factory.mktemp("convert")
     model = compare.perturbed(
-        channels=1, base_channels=8, multiples=(2,), attention_levels=(), num_res_blocks=1
+        channels=1, base_channels=8, multiples=(1, 2), attention_levels=(), num_res_blocks=1
     )
     with torch.no_grad():  # a gentle denoiser: the chain of a perturbed one explodes
         for name, parameter in model.final_block.conv.named_parameters():
@@ -83,7 +83,7 @@ def test_a_converted_run_trains_on(original, capsys):
     convert.from_torch(folder / "original.pt", None, [*arguments[:-1], str(copy)])
     command = capsys.readouterr().out.strip().split("\n")[-1].split()
     config = parse(command[command.index("experiments.train_lsun") + 1 :])
-    assert config.model.multiples == (2,)
+    assert config.model.multiples == (1, 2)
     before = run.load_model(copy).denoiser.params
     trainer.train(config)
     after = run.load_model(copy)

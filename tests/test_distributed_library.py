@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from processes import QUICK, finish, start
+from processes import finish, start
 
 from diffusion_jax.denoisers import EmpiricalDenoiser
 from diffusion_jax.likelihood import image_bits
@@ -53,7 +53,7 @@ distributed.finish()
 
 
 def test_two_processes_measure_what_one_does(tmp_path, request):
-    ends = finish(start(["-c", PROGRAM, request.path.parent, tmp_path], 2, devices=2, **QUICK))
+    ends = finish(start(["-c", PROGRAM, request.path.parent, tmp_path], 2, devices=2))
     assert [code for code, _, _ in ends] == [0, 0], ends
     expected = measure()
     for index in range(2):

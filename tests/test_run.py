@@ -25,16 +25,8 @@ from experiments.train_lsun import parse
 
 TINY = [
     *("--data", "mnist", "--images-per-class", "20", "--image-size", "28", "--seed", "3"),
-    *(
-        "--base-channels",
-        "8",
-        "--multiples",
-        "1",
-        "1",
-        "--attention-levels",
-        "--num-res-blocks",
-        "1",
-    ),
+    *("--base-channels", "8", "--num-res-blocks", "1", "--multiples", "1", "1"),
+    "--attention-levels",
     *("--batch-size", "8", "--diffusion-steps", "25", "--warmup-steps", "5", "--log-every", "1"),
     *("--checkpoint-every", "10", "--num-samples", "8", "--sample-every", "1000000"),
 ]
@@ -266,12 +258,9 @@ def test_another_configuration_in_the_same_folder_is_refused(unet_run, here):
     assert (run_dir / "config.json").read_text() == before
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     run_dir = tmp_path / "diverging"
     options = ("--learning-rate", 1e30, "--warmup-steps", 0, "--checkpoint-every", 1)
-    # A program for a few steps.
-    flags = os.environ["XLA_FLAGS"] + " --xla_backend_optimization_level=0"
-    monkeypatch.setenv("XLA_FLAGS", flags)
     code, _, err = finish(command(run_dir, *options, "--steps", 50))
     assert code == 1
     with Checkpoints(run_dir / "checkpoints") as checkpoints:

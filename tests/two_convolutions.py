@@ -3,11 +3,13 @@
 import flax.linen as nn
 
 from diffusion_jax.config import ModelConfig
+from diffusion_jax.unet import channel_dropout
 from experiments import train_lsun
 
 
 class TwoConvolutions(nn.Module):
     channels: int
+    dropout: float = 0.0
 
     def check(self, *shape):
         pass
@@ -15,6 +17,8 @@ class TwoConvolutions(nn.Module):
     @nn.compact
     def __call__(self, x_t, step, dropout_keys=None):
         hidden = nn.tanh(nn.Conv(4, (3, 3), name="first")(x_t))
+        if self.dropout > 0 and dropout_keys is not None:
+            hidden = channel_dropout(hidden, self.dropout, dropout_keys)
         return nn.Conv(self.channels, (3, 3), name="last")(hidden)
 
 
