@@ -98,7 +98,7 @@ class Checkpoints:
         checksums = {"state": _checksums(state), "metadata": _checksum_of_json(metadata)}
         try:
             items = ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
+                state=ocp.args.StandardSave(jax.tree.map(_on_one_device, state)),
                 metadata=ocp.args.JsonSave(metadata | {_CRC32: checksums}),
             )
             saved = self._manager.save(step, args=items)
@@ -239,6 +239,15 @@ class Checkpoints:
         path, kind = self.folder / str(step), type(failure).__name__
         reason = _first_line(failure)[:120]
         return DamagedCheckpoint(f"the checkpoint {path} cannot be read ({kind}: {reason})")
+
+
+def _on_one_device(leaf: Any) -> Any:
+    """The copy on the first device of a process that has all.
+
+    Orbax would cut an array on several into one part for each, a program for every shape.
+    """
+    alone = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+    return leaf.addressable_data(0) if alone else leaf
 
 
 def _checksums(state: Any) -> list[int]:

@@ -12,13 +12,14 @@ import processes
 import pytest
 
 from diffusion_jax.checkpoint import Checkpoints, DamagedCheckpoint
+from diffusion_jax.devices import replicate
 from diffusion_jax.errors import UserError
 
 # The reading of one damaged array ends Orbax' event loop, and the readings of the others complain.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def collected():
     yield
     gc.collect()
@@ -46,6 +47,26 @@ def test_round_trip_is_exact(tmp_path):
     assert got["key"].dtype == state(5)["key"].dtype
     np.testing.assert_array_equal(jax.random.bits(got["key"]), jax.random.bits(state(5)["key"]))
     assert len(got["w"].sharding.device_set) == 8
+
+
+def test_saving_from_eight_devices_compiles_nothing(tmp_path):
+    """Of shapes that no other test has: a program for each would take long."""
+    state = replicate({"a": np.arange(8 * 61.0).reshape(8, 61), "b": np.arange(24.0)})
+    compiled = []
+
+    def listen(name, seconds, **_):
+        if name.endswith("backend_compile_duration"):
+            compiled.append(seconds)
+
+    with Checkpoints(tmp_path) as checkpoints:
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            checkpoints.save(1, state, {})
+            assert compiled == []
+            jax.jit(lambda a: a[0, 3])(state["a"])
+            assert len(compiled) == 1  # it would have been heard
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_the_latest_are_kept(tmp_path):
