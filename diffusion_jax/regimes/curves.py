@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
+from scipy.interpolate import PchipInterpolator, PPoly
 
 REPLICATES = 400
 _BLOCK = 4096
@@ -70,25 +70,35 @@ class Curve:
         """
         log_times = np.log(self.times)
 
-        def root(values: np.ndarray) -> float:
-            taken = np.isfinite(values)
-            x, y = log_times[taken], values[taken]
-            off = np.flatnonzero(np.abs(y - level) > ON_THE_LEVEL)
-            changes = np.flatnonzero(np.diff(np.sign(y[off] - level)))
-            if len(changes) == 0:
-                return np.nan
-            left, right = off[changes[-1]], off[changes[-1] + 1]
-            # Two times on either side are all that the cubic between depends on.
-            part = slice(max(0, left - 2), right + 3)
-            roots = PchipInterpolator(x[part], y[part]).solve(level, extrapolate=False)
-            inside = roots[(roots >= x[left]) & (roots <= x[right])]
-            return float(np.exp(inside[-1])) if len(inside) else np.nan
+        def roots_of(curves: np.ndarray) -> np.ndarray:
+            result = np.full(len(curves), np.nan)
+            patterns, which = np.unique(np.isfinite(curves), axis=0, return_inverse=True)
+            for pattern, taken in enumerate(patterns):
+                if taken.sum() < 2:
+                    continue
+                rows = np.flatnonzero(which == pattern)
+                x, y = log_times[taken], curves[rows][:, taken]
+                cubics = PchipInterpolator(x, y, axis=1).c
+                for index, row in enumerate(rows):
+                    off = np.flatnonzero(np.abs(y[index] - level) > ON_THE_LEVEL)
+                    changes = np.flatnonzero(np.diff(np.sign(y[index, off] - level)))
+                    if len(changes) == 0:
+                        continue
+                    left, right = off[changes[-1]], off[changes[-1] + 1]
+                    # One curve at a time: SciPy leaves out a root that the curve before it had too.
+                    between = PPoly(cubics[:, left:right, index], x[left : right + 1])
+                    roots = between.solve(level, extrapolate=False)
+                    roots = roots[np.isfinite(roots)]
+                    if len(roots):
+                        result[row] = np.exp(roots[-1])
+            return result
 
-        roots = np.array([root(values) for values in self.replicates])
+        value = float(roots_of(self.mean[None])[0])
+        roots = roots_of(self.replicates)
         found = roots[np.isfinite(roots)]
         if len(found) < 0.975 * len(roots):
-            return Estimate(root(self.mean), np.nan, np.nan)
-        return Estimate(root(self.mean), *map(float, np.percentile(found, [2.5, 97.5])))
+            return Estimate(value, np.nan, np.nan)
+        return Estimate(value, *map(float, np.percentile(found, [2.5, 97.5])))
 
 
 def average(
