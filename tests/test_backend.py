@@ -1,5 +1,6 @@
 """The settings made before JAX's first use, in processes of their own."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -135,3 +136,37 @@ def test_fused_attention_is_chosen_by_device_and_type(monkeypatch, platform, cap
     assert ModelConfig(dtype="bfloat16").build(3).fused_attention == fused
     assert not ModelConfig(dtype="float32").build(3).fused_attention
     assert ModelConfig(remat=True).build(3).remat
+
+
+FRAGMENTS = """
+import ctypes
+from diffusion_jax import backend
+
+names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+backend.keep_freed_memory()
+library = ctypes.CDLL(None)
+library.malloc.restype, library.mallinfo2.restype = ctypes.c_void_p, Info
+library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+
+large = library.malloc(300 * 2**20)
+pieces = [library.malloc(5000 + 7919 * k % 95000) for k in range(20000)]
+for piece in (large, *pieces[::2]):
+    library.free(piece)
+before = library.mallinfo2()
+backend._set_fragments_aside(library)
+after = library.mallinfo2()
+assert before.fordblks > 700 * 2**20, before.fordblks
+grown = after.arena - before.arena  # in large pieces
+assert after.fordblks - grown < 340 * 2**20, (after.fordblks, grown)
+assert large <= library.malloc(250 * 2**20) < large + 50 * 2**20, "the large piece is gone"
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc 2.33 or newer")
+def test_fragments_are_set_aside_and_large_pieces_stay():
+    done = subprocess.run([sys.executable, "-c", FRAGMENTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
