@@ -5,7 +5,9 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
+from bisect import bisect
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from jax import Array
 _CACHE_LIMIT = 2 * 2**30
 # Seconds of compiling after which memory is tidied, which takes a fraction of one.
 _LONG_COMPILATION = 3
+_MAPPINGS = Path("/proc/self/maps")
 # Less room than this on the disk, and writing a program may fail half-way.
 _CACHE_ROOM = 256 * 2**20
 # Options of jax.jit for what runs a few times: compiles in half the time, to slow code on the CPU.
@@ -65,9 +68,14 @@ def keep_freed_memory() -> None:
     for parameter, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
         mallopt(parameter, value)
 
+    if not os.access(_MAPPINGS, os.R_OK):
+        return
+    lock = threading.Lock()
+
     def after(event: str, duration_secs: float, **_: Any) -> None:
         if event.endswith("/backend_compile_duration") and duration_secs > _LONG_COMPILATION:
-            _set_fragments_aside(library)
+            with lock:
+                _set_fragments_aside(library)
 
     jax.monitoring.register_event_duration_secs_listener(after)
 
@@ -82,27 +90,36 @@ def _set_fragments_aside(library: ctypes.CDLL) -> None:
     Args:
       library: glibc, told to use one heap and no mappings.
     """
-    library.malloc.restype = library.sbrk.restype = ctypes.c_void_p
+    library.malloc.restype = ctypes.c_void_p
     library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
-    library.sbrk.argtypes = [ctypes.c_ssize_t]
+    library.malloc_trim(0)
+    # What the process has now, to know new memory by: a heap in the way of another mapping goes on
+    # elsewhere, and other threads may let it grow too.
+    starts, ends = _writable_memory()
 
     def take_all(size: int) -> list[int]:
-        """Allocates until the heap has to grow."""
+        """Allocates until new memory is needed."""
         taken: list[int] = []
         while True:
-            end = library.sbrk(0)
             piece = library.malloc(size)
-            if piece is None or library.sbrk(0) != end:
+            if piece is None or piece + size > ends[bisect(starts, piece) - 1]:
                 library.free(piece)
                 return taken
             taken.append(piece)
 
-    library.malloc_trim(0)
     large = [piece for power in range(27, 22, -1) for piece in take_all(2**power)]
     for half_power in range(44, 21, -1):
         take_all(int(2 ** (half_power / 2)))
     for piece in large:
         library.free(piece)
+
+
+def _writable_memory() -> tuple[list[int], list[int]]:
+    """Sorted starts and ends of this process's writable memory that is no file's; first (0, 0)."""
+    # Lines of: start-end permissions offset device inode [path]
+    fields = [line.split() for line in _MAPPINGS.read_text().splitlines()]
+    spans = [f[0].split("-") for f in fields if f[1].startswith("rw") and f[4] == "0"]
+    return [0, *(int(start, 16) for start, _ in spans)], [0, *(int(end, 16) for _, end in spans)]
 
 
 def _keep_compiled_programs() -> None:

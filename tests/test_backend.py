@@ -139,7 +139,7 @@ def test_fused_attention_is_chosen_by_device_and_type(monkeypatch, platform, cap
 
 
 FRAGMENTS = """
-import ctypes
+import ctypes, mmap, sys
 from diffusion_jax import backend
 
 names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
@@ -149,6 +149,12 @@ class Info(ctypes.Structure):
 
 backend.keep_freed_memory()
 library = ctypes.CDLL(None)
+if sys.argv[1] == "True":  # a page that nothing may use, where the heap grows to
+    library.sbrk.restype, library.mmap.restype = ctypes.c_void_p, ctypes.c_void_p
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    page = library.sbrk(0) + 2**20
+    fixed = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10
+    assert library.mmap(page, mmap.PAGESIZE, 0, fixed, -1, 0) == page
 library.malloc.restype, library.mallinfo2.restype = ctypes.c_void_p, Info
 library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
 
@@ -167,6 +173,8 @@ assert large <= library.malloc(250 * 2**20) < large + 50 * 2**20, "the large pie
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc 2.33 or newer")
-def test_fragments_are_set_aside_and_large_pieces_stay():
-    done = subprocess.run([sys.executable, "-c", FRAGMENTS], capture_output=True, text=True)
+@pytest.mark.parametrize("blocked", [False, True])
+def test_fragments_are_set_aside_and_large_pieces_stay(blocked):
+    words = [sys.executable, "-c", FRAGMENTS, str(blocked)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
