@@ -4,8 +4,10 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from diffusion_jax import backend, data, monitor
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config
-from diffusion_jax.data.batches import device_batches
+from diffusion_jax.data.batches import batch_shape, device_batches
 from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import TrainedDenoiser
@@ -34,6 +36,7 @@ from diffusion_jax.telemetry import Profile, Telemetry, read_metrics
 from diffusion_jax.training import (
     Metrics,
     TrainState,
+    argument_shapes,
     init_state,
     make_optimizer,
     make_parallel_train_step,
@@ -101,6 +104,8 @@ def train(config: Config) -> None:
         model, schedule, optimizer, jnp.asarray(images.mean), config.training
     )
 
+    # Hundreds of random draws, each compiled for itself.
+    @partial(jax.jit, compiler_options=backend.RUN_ONCE)
     def fresh() -> TrainState:
         return init_state(model, optimizer, jax.random.key(config.seed), shape)
 
@@ -122,12 +127,19 @@ def train(config: Config) -> None:
             Checkpoints(folder / "checkpoints", config.output.keep_checkpoints)
         )
         newest = checkpoints.restore_newest(same_data)
+        start = 0 if newest is None else newest[0]
+        dispatches = list(_dispatches(config, start))
+        if dispatches and jax.process_count() == 1:  # beside what comes before the first update
+            arguments = argument_shapes(
+                like, batch_shape(shape, config.training.batch_size, dispatches[0])
+            )
+            thread = stack.enter_context(ThreadPoolExecutor(1))
+            compiling = thread.submit(lambda: train_step.lower(*arguments).compile())
         if newest is not None:
-            start, state, _ = newest
+            state = newest[1]
             print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
         else:
-            # Hundreds of random draws, each compiled for itself.
-            start, state = 0, replicate(jax.jit(fresh, compiler_options=backend.RUN_ONCE)())
+            state = replicate(fresh())
         recorder = _Recorder(config, checkpoints)
         if is_first_process():
             recorder.telemetry = stack.enter_context(
@@ -141,13 +153,14 @@ def train(config: Config) -> None:
             return
         outputs.show_training_images()
         print(f"Writing to {folder}; the first step compiles the model, which takes a while")
-        dispatches = list(_dispatches(config, start))
         batches = device_batches(
             images.images, config.seed, start, config.training.batch_size, updates=dispatches
         )
         traced = config.output.profile if is_first_process() else None
         profile = stack.enter_context(Profile(folder / "profile", traced))
         stop = stack.enter_context(StopRequest())
+        if jax.process_count() == 1:
+            compiling.result()
         step = start
         for updates, batch in zip(dispatches, batches, strict=True):
             with profile.updates(step, updates, state):

@@ -11,7 +11,7 @@ from flax import struct
 from jax import Array
 
 from diffusion_jax.config import TrainingConfig
-from diffusion_jax.devices import AXIS
+from diffusion_jax.devices import AXIS, replicated, sharded
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import diffuse
 from diffusion_jax.schedule import NoiseSchedule
@@ -206,7 +206,7 @@ def make_parallel_train_step(
     optimizer: optax.GradientTransformation,
     mean: Array,
     config: TrainingConfig,
-) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """The train step pmapped over all devices, with averaged gradients and its state donated.
 
     The state has no device axis: every device holds the whole of it (`devices.replicated`).
@@ -243,3 +243,20 @@ def make_parallel_train_step(
         return update(state, images) if images.ndim == 4 else jax.lax.scan(update, state, images)
 
     return jax.pmap(train, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
+
+
+def argument_shapes(state: TrainState, images: tuple[int, ...]) -> tuple[Any, jax.ShapeDtypeStruct]:
+    """What the parallel train step can be lowered for while its arguments are still being made.
+
+    A later call finds the compiled program. In one process alone: in several, pmap lowers nothing
+    but arrays.
+
+    Args:
+      state: the train state, or its shapes.
+      images: shape of the images, as the step takes them.
+    """
+    whole = replicated()
+    return (
+        jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), state),
+        jax.ShapeDtypeStruct(images, jnp.uint8, sharding=sharded()),
+    )

@@ -207,7 +207,7 @@ class Benchmark:
         self.torch = self._reference(threads, model)
         if self.torch is None:
             self.model = UNet(**model)
-            self.params = programs.make_params(self.model)
+            self.params = programs.fresh_params(self.model)()
 
     def _reference(self, threads: int, model: dict[str, Any]) -> Any:
         """The module `torch_ref.speed`, or None where there is no torch for this device."""
@@ -375,7 +375,7 @@ class Benchmark:
         (x, step), images = self.inputs(size), programs.pixels(self.batch, size, model.channels)
         makers: dict[str, Callable[[], programs.Program]] = {
             "forward": lambda: programs.forward(model, self.params, x, step),
-            "train": lambda: programs.train_step(model, self.params, images, self.config),
+            "train": lambda: programs.train_step(model, lambda: self.params, images, self.config),
         }
         if size == SIZES[0]:
             steps = self.effort.sampled

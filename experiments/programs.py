@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,8 +83,8 @@ def forward(model: UNet, params: Any, x: np.ndarray, step: np.ndarray) -> Progra
     return Program(lambda: jax.block_until_ready(compiled(*arguments)), *rest)
 
 
-def make_params(model: UNet) -> Any:
-    """Fresh parameters, as a run starts from."""
+def fresh_params(model: UNet) -> Callable[[], Any]:
+    """Makes parameters as a run starts from."""
 
     def fresh() -> Any:
         # The parameters' shapes do not depend on the images' size.
@@ -91,30 +92,35 @@ def make_params(model: UNet) -> Any:
         shape = (side, side, model.channels)
         return training.init_state(model, optax.identity(), jax.random.key(0), shape).params
 
-    return jax.jit(fresh, compiler_options=backend.RUN_ONCE)()
+    return jax.jit(fresh, compiler_options=backend.RUN_ONCE)
 
 
-def train_step(model: UNet, params: Any, images: np.ndarray, config: TrainingConfig) -> Program:
-    """One whole update as a run makes it, the state donated.
+def train_step(
+    model: UNet, params: Callable[[], Any], images: np.ndarray, config: TrainingConfig
+) -> Program:
+    """One whole update as a run makes it, compiled while the state is made, which is donated.
 
     Counted: images to floats, noise, steps and dropout masks drawn, diffusion, forward and backward
     pass, clipping, Adam, moving average of the parameters, metrics (left on the device).
 
     Args:
       model: the noise predictor.
-      params: its parameters to start from.
+      params: makes its parameters to start from.
       images: uint8 (batch, height, width, channels).
       config: training configuration.
     """
     optimizer = training.make_optimizer(config)
-    make_state = partial(training.state_of, optimizer=optimizer, key=jax.random.key(0))
-    state = jax.jit(make_state, compiler_options=backend.RUN_ONCE)(params)
-    state = jax.device_put(state, replicated())
+    state_of = partial(training.state_of, optimizer=optimizer, key=jax.random.key(0))
     step = training.make_parallel_train_step(
         model, linear_schedule(), optimizer, jnp.asarray(MEAN[: model.channels]), config
     )
+    like = jax.eval_shape(state_of, jax.eval_shape(params))
     batch = next(device_batches(images, 0, 0, len(images)))
-    compiled, *rest = _compile(step, state, batch)
+    with ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(_compile, step, *training.argument_shapes(like, batch.shape))
+        state = jax.jit(state_of, compiler_options=backend.RUN_ONCE)(params())
+        state = jax.device_put(state, replicated())
+    compiled, *rest = compiling.result()
 
     def call() -> Any:
         nonlocal state
@@ -185,7 +191,7 @@ def report_jax(batch: int, size: int) -> None:
     backend.configure()
     backend.keep_freed_memory()
     model, images, config = UNet(), pixels(batch, size), TrainingConfig(batch_size=batch)
-    _report(lambda: train_step(model, make_params(model), images, config).call)
+    _report(lambda: train_step(model, fresh_params(model), images, config).call)
 
 
 def report_torch(batch: int, size: int) -> None:

@@ -9,11 +9,13 @@ from compiling import quick_jit
 from two_convolutions import TwoConvolutions
 
 from diffusion_jax.config import TrainingConfig
-from diffusion_jax.devices import replicated, sharded
+from diffusion_jax.data.batches import batch_shape, device_batches
+from diffusion_jax.devices import replicate, replicated, sharded
 from diffusion_jax.errors import UserError
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training import (
     TrainState,
+    argument_shapes,
     init_state,
     learning_rate,
     make_optimizer,
@@ -201,6 +203,29 @@ def test_parallel_step_is_the_plain_step(state):
         assert float(parallel_metrics["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
     assert len(eight.params["first"]["kernel"].sharding.device_set) == 8
     assert_same_moments(one, eight)
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_a_step_lowered_for_shapes_is_the_one_that_is_called(state, updates):
+    step = make_parallel_train_step(MODEL, SCHEDULE, make_optimizer(CONFIG), MEAN, CONFIG)
+    shape = batch_shape(SHAPE, 16, updates)
+    step.lower(*argument_shapes(jax.eval_shape(lambda: state), shape)).compile()
+    (batch,) = device_batches(IMAGES, 0, 0, 16, updates=[updates])
+    assert batch.shape == shape
+    eight = replicate(jax.tree.map(jnp.copy, state))
+    heard = []
+
+    def listen(name, seconds, **_):
+        heard.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        step(eight, batch)
+        assert heard == []
+        step(replicate(jax.tree.map(jnp.copy, state)), batch[:, :, :1])
+        assert any("backend_compile" in name for name in heard)  # it would have been heard
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_several_updates_in_one_call_are_the_same_updates(state):

@@ -42,6 +42,13 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.
     return order[first - offset : last - offset]
 
 
+def batch_shape(image: tuple[int, ...], batch_size: int, updates: int = 1) -> tuple[int, ...]:
+    """Shape of what `device_batches` yields for so many updates, given that of an image."""
+    devices = jax.device_count()
+    together = (updates,) if updates > 1 else ()
+    return (devices, *together, batch_size // devices, *image)
+
+
 def device_batches(
     images: np.ndarray,
     seed: int,
@@ -76,7 +83,8 @@ def device_batches(
         def rows(part: Any) -> np.ndarray:
             return images[chosen[part[0]]]
 
-        return jax.make_array_from_callback((*chosen.shape, *images.shape[1:]), sharded(), rows)
+        shape = batch_shape(images.shape[1:], batch_size, count)
+        return jax.make_array_from_callback(shape, sharded(), rows)
 
     with ThreadPoolExecutor(1) as pool:
         pending: deque[Future[Array]] = deque()
