@@ -130,11 +130,9 @@ def train(config: Config) -> None:
         start = 0 if newest is None else newest[0]
         dispatches = list(_dispatches(config, start))
         if dispatches and jax.process_count() == 1:  # beside what comes before the first update
-            arguments = argument_shapes(
-                like, batch_shape(shape, config.training.batch_size, dispatches[0])
-            )
-            thread = stack.enter_context(ThreadPoolExecutor(1))
-            compiling = thread.submit(lambda: train_step.lower(*arguments).compile())
+            batch = batch_shape(shape, config.training.batch_size, dispatches[0])
+            lowered = train_step.lower(*argument_shapes(like, batch))
+            compiling = stack.enter_context(ThreadPoolExecutor(1)).submit(lowered.compile)
         if newest is not None:
             state = newest[1]
             print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
@@ -162,9 +160,9 @@ def train(config: Config) -> None:
         if jax.process_count() == 1:
             compiling.result()
         step = start
-        for updates, batch in zip(dispatches, batches, strict=True):
+        for updates, chosen in zip(dispatches, batches, strict=True):
             with profile.updates(step, updates, state):
-                state, metrics = train_step(state, batch)
+                state, metrics = train_step(state, chosen)
             recorder.add(step + 1, metrics)
             step += updates
             last, stopping = step == config.steps, stop.agreed()

@@ -53,9 +53,7 @@ class Program:
     lowered: Any
 
 
-def _compile(function: Any, *arguments: Any) -> tuple[Any, float, dict[str, int], Any]:
-    start = time.perf_counter()
-    lowered = function.lower(*arguments)
+def _compile(lowered: Any, start: float) -> tuple[Any, float, dict[str, int], Any]:
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     analysis = compiled.memory_analysis()
@@ -79,7 +77,8 @@ def forward(model: UNet, params: Any, x: np.ndarray, step: np.ndarray) -> Progra
     """
     arguments = jax.tree.map(jnp.asarray, (params, x, step))
     apply = jax.jit(lambda params, x, step: model.apply({"params": params}, x, step))
-    compiled, *rest = _compile(apply, *arguments)
+    start = time.perf_counter()
+    compiled, *rest = _compile(apply.lower(*arguments), start)
     return Program(lambda: jax.block_until_ready(compiled(*arguments)), *rest)
 
 
@@ -116,8 +115,10 @@ def train_step(
     )
     like = jax.eval_shape(state_of, jax.eval_shape(params))
     batch = next(device_batches(images, 0, 0, len(images)))
+    start = time.perf_counter()
+    lowered = step.lower(*training.argument_shapes(like, batch.shape))
     with ThreadPoolExecutor(1) as pool:
-        compiling = pool.submit(_compile, step, *training.argument_shapes(like, batch.shape))
+        compiling = pool.submit(_compile, lowered, start)
         state = jax.jit(state_of, compiler_options=backend.RUN_ONCE)(params())
         state = jax.device_put(state, replicated())
     compiled, *rest = compiling.result()
@@ -144,7 +145,8 @@ def sampling(model: UNet, params: Any, x: np.ndarray, num_steps: int) -> Program
     keys = jax.random.split(jax.random.key(0), len(x))
     loop = jax.jit(partial(sampling_loop, start=1000, stop=1000 - num_steps))
     arguments = (sampler, denoiser, jnp.asarray(x), keys)
-    compiled, *rest = _compile(loop, *arguments)
+    start = time.perf_counter()
+    compiled, *rest = _compile(loop.lower(*arguments), start)
     return Program(lambda: jax.block_until_ready(compiled(*arguments)), *rest)
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,12 +219,27 @@ def test_dispatches_stop_where_something_is_written(evaluate_every):
     assert evaluate_every is None or {5, 10, 15, 20} <= set(ends.tolist())
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_losses_do_not_depend_on_the_number_of_devices(small_run, tmp_path, devices):
-    out = train(tmp_path / "run", "--steps", 20, devices=devices)
+@pytest.fixture(scope="module")
+def run_of_eight(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "eight"
+    assert "Devices: 8 x cpu" in train(run_dir, "--steps", 10, devices=8)
+    return run_dir
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_run_on_eight_devices_goes_on_with_fewer(small_run, run_of_eight, tmp_path, devices):
+    """As the whole run on one: losses to rounding, learning rates exactly."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(run_of_eight, run_dir)
+    out = train(run_dir, "--steps", 20, devices=devices)
     assert f"Devices: {devices} x cpu" in out
-    expected = losses(small_run)[:20]
-    np.testing.assert_allclose(losses(tmp_path / "run"), expected, rtol=1e-5)
+    assert "Resuming after step 10" in out
+    np.testing.assert_allclose(losses(run_dir), losses(small_run)[:20], rtol=1e-5)
+    rates, expected = (
+        [record["learning_rate"] for record in read_metrics(folder / "metrics.jsonl")[:20]]
+        for folder in (run_dir, small_run)
+    )
+    assert rates == expected
 
 
 def test_several_steps_a_dispatch_change_nothing(small_run, tmp_path):
