@@ -20,6 +20,9 @@ from jax import Array
 _CACHE_LIMIT = 2 * 2**30
 # Seconds of compiling after which memory is tidied, which takes a fraction of one.
 _LONG_COMPILATION = 3
+# Set once keep_freed_memory has told it to use one heap and no mappings.
+_glibc: ctypes.CDLL | None = None
+_setting_aside = threading.Lock()
 _MAPPINGS = Path("/proc/self/maps")
 # Less room than this on the disk, and writing a program may fail half-way.
 _CACHE_ROOM = 256 * 2**20
@@ -59,9 +62,10 @@ def keep_freed_memory() -> None:
     """Lets glibc keep what is freed; call it before the first JAX computation of a long program.
 
     XLA allocates the working memory of a step on the CPU anew each time, which the system hands
-    over page by page. What a program has used at its peak is not given back before it ends. What
-    compiling leaves behind is set aside, see `_set_fragments_aside`. Without glibc nothing happens.
+    over page by page. What a program has used at its peak is not given back before it ends. Every
+    long compilation ends with `set_fragments_aside`. Without glibc nothing happens.
     """
+    global _glibc
     try:
         library = ctypes.CDLL(None)
         mallopt, _ = library.mallopt, library.malloc_trim
@@ -71,35 +75,32 @@ def keep_freed_memory() -> None:
     for parameter, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
         mallopt(parameter, value)
 
-    if not os.access(_MAPPINGS, os.R_OK):
-        return
-    lock, loading = threading.Lock(), threading.local()
-
     def after(event: str, duration_secs: float, **_: Any) -> None:
-        if event.endswith("/cache_retrieval_time_sec"):
-            loading.seconds = duration_secs
-        elif event.endswith("/backend_compile_duration"):
-            # Of what the cache held, this is the time that loading took.
-            compiling = duration_secs - loading.__dict__.pop("seconds", 0.0)
-            if compiling > _LONG_COMPILATION:
-                with lock:
-                    _set_fragments_aside(library)
+        # Loading a program out of the cache leaves fragments too.
+        if event.endswith("/backend_compile_duration") and duration_secs > _LONG_COMPILATION:
+            set_fragments_aside()
 
-    jax.monitoring.register_event_duration_secs_listener(after)
+    if _glibc is None and os.access(_MAPPINGS, os.R_OK):
+        library.malloc.restype = ctypes.c_void_p
+        library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+        _glibc = library
+        jax.monitoring.register_event_duration_secs_listener(after)
 
 
-def _set_fragments_aside(library: ctypes.CDLL) -> None:
-    """Takes the small pieces of free memory away, for good.
+def set_fragments_aside() -> None:
+    """Takes the small pieces of free memory away, for good; call it before a long loop.
 
-    Compiling a train step leaves some 10^5 of them in the one heap. An update makes 10^4
-    allocations of 100 kB, and each would search among them while the other threads wait. Their
-    pages go back to the system first; larger pieces stay.
-
-    Args:
-      library: glibc, told to use one heap and no mappings.
+    Compiling or loading a train step leaves some 10^5 of them in the one heap, and what is made
+    beside it more. An update makes 10^4 allocations of 100 kB, and each would search among them
+    while the other threads wait. Their pages go back to the system first; larger pieces stay.
+    Without `keep_freed_memory` nothing happens.
     """
-    library.malloc.restype = ctypes.c_void_p
-    library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    if _glibc is not None:
+        with _setting_aside:
+            _take_small_pieces(_glibc)
+
+
+def _take_small_pieces(library: ctypes.CDLL) -> None:
     library.malloc_trim(0)
     # What the process has now, to know new memory by: a heap in the way of another mapping goes on
     # elsewhere, and other threads may let it grow too.

@@ -131,8 +131,8 @@ def train(config: Config) -> None:
         dispatches = list(_dispatches(config, start))
         if dispatches and jax.process_count() == 1:  # beside what comes before the first update
             batch = batch_shape(shape, config.training.batch_size, dispatches[0])
-            lowered = train_step.lower(*argument_shapes(like, batch))
-            compiling = stack.enter_context(ThreadPoolExecutor(1)).submit(lowered.compile)
+            thread = stack.enter_context(ThreadPoolExecutor(1))
+            compiling = thread.submit(train_step.lower(*argument_shapes(like, batch)).compile)
         if newest is not None:
             state = newest[1]
             print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
@@ -159,6 +159,7 @@ def train(config: Config) -> None:
         stop = stack.enter_context(StopRequest())
         if jax.process_count() == 1:
             compiling.result()
+        backend.set_fragments_aside()
         step = start
         for updates, chosen in zip(dispatches, batches, strict=True):
             with profile.updates(step, updates, state):

@@ -163,7 +163,7 @@ pieces = [library.malloc(5000 + 7919 * k % 95000) for k in range(20000)]
 for piece in (large, *pieces[::2]):
     library.free(piece)
 before = library.mallinfo2()
-backend._set_fragments_aside(library)
+backend.set_fragments_aside()
 after = library.mallinfo2()
 assert before.fordblks > 700 * 2**20, before.fordblks
 grown = after.arena - before.arena  # in large pieces
