@@ -53,14 +53,25 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, preferred_element_type=dtype)
 
 
-def _over_heads(one_head: Callable[..., Any], *arrays: Array) -> Any:
-    """Applies a function of one head's arrays to all heads; on the CPU in turns where it pays."""
+def _over_heads(one_head: Callable[..., Any], *arrays: Array, side_by_side: int = 1) -> Any:
+    """Applies a function of one head's arrays to all heads; on the CPU in turns where it pays.
+
+    Args:
+      one_head: function of one head's arrays.
+      *arrays: of all heads.
+      side_by_side: heads a turn, a divisor of their number.
+    """
     at_once = jax.vmap(one_head)
     if arrays[0].shape[1] <= _PIXELS_AT_ONCE:
         return at_once(*arrays)
 
+    def turn(arrays: Any) -> Any:
+        return [one_head(*each) for each in zip(*arrays, strict=True)]
+
     def in_turns(*arrays: Array) -> Any:
-        return jax.lax.map(lambda each: one_head(*each), arrays)
+        turns = [a.reshape(-1, side_by_side, *a.shape[1:]) for a in arrays]
+        results = jax.lax.map(turn, turns)
+        return jax.tree.map(lambda *r: jnp.stack(r, 1).reshape(-1, *r[0].shape[1:]), *results)
 
     return jax.lax.platform_dependent(*arrays, cpu=in_turns, default=at_once)
 
@@ -73,8 +84,8 @@ def _attention(q: Array, k: Array, v: Array) -> Array:
 def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
     keep = q.shape[1] <= _PIXELS_AT_ONCE
 
-    def one_head(q: Array, k_transposed: Array, v: Array) -> tuple[Array, ...]:
-        logits = _product(q, k_transposed)
+    def one_head(q: Array, k: Array, v: Array) -> tuple[Array, ...]:
+        logits = _product(q, k.T)
         largest = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -84,7 +95,7 @@ def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
 
     scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     by_head = _heads_first(scaled), _heads_first(k), _heads_first(v)
-    kept = _over_heads(one_head, by_head[0], jnp.swapaxes(by_head[1], 1, 2), by_head[2])
+    kept = _over_heads(one_head, *by_head)
     return _heads_last(kept[0], len(q)), (*by_head, *kept)
 
 
@@ -98,16 +109,18 @@ def _backward(kept: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, A
     drop = jnp.sum(do * out.astype(total.dtype), axis=-1, keepdims=True)
 
     def one_head(
-        q: Array, k: Array, v_transposed: Array, do: Array, drop: Array, weights: Array
+        q: Array, k: Array, v: Array, do: Array, drop: Array, weights: Array
     ) -> tuple[Array, Array, Array]:
         if not keep:
             weights = jnp.exp(_product(q, k.T) - weights)
-        ds = weights.astype(drop.dtype) * (_product(do, v_transposed) - drop)
+        ds = weights.astype(drop.dtype) * (_product(do, v.T) - drop)
         ds = ds.astype(q.dtype)
         return _product(ds, k), _product(q.T, ds), _product(do.T, weights.astype(q.dtype))
 
-    arrays = q, k, jnp.swapaxes(v, 1, 2), do.astype(v.dtype), drop, weights_or_largest
-    dq, dk, dv = _over_heads(one_head, *arrays)
+    arrays = q, k, v, do.astype(v.dtype), drop, weights_or_largest
+    # Two heads side by side: cores then wait less for each other's data, which is slow to come
+    # where they share no cache.
+    dq, dk, dv = _over_heads(one_head, *arrays, side_by_side=1 if len(q) % 2 else 2)
     dq = dq * jnp.asarray(q.shape[-1] ** -0.5, dq.dtype)
     by_head = dq, jnp.swapaxes(dk, 1, 2), jnp.swapaxes(dv, 1, 2)
     batch = len(gradient)

@@ -19,10 +19,8 @@ from jax import Array
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Of features and result. With fewer, the transforms of the tiles cost more than the products that
-# they save: measured on two cores at 64 channels and more, where the kernel's gradient, whose
-# products are small and many, gains from 128 on alone.
+# they save: measured on two cores.
 _LEAST_CHANNELS = 64
-_LEAST_CHANNELS_OF_KERNEL_GRADIENT = 128
 
 Parts = Sequence[Array]
 
@@ -89,25 +87,35 @@ def _windows(x: Array, axis: int) -> Parts:
     return [jax.lax.slice_in_dim(x, i, i + last, 2, axis) for i in range(4)]
 
 
-def _parities(y: Array, axis: int) -> Parts:
+def parities(y: Array, axis: int) -> Parts:
     """The pixels 2 t + i, i = 0, 1, of the tiles t along an axis."""
     return [jax.lax.slice_in_dim(y, i, None, 2, axis) for i in range(2)]
 
 
-def _taps(kernel: Array, axis: int) -> Parts:
+def from_parities(columns: Iterable[Parts], batch: int, height: int, width: int) -> Array:
+    """(batch, 2 height, 2 width, features) from its pixels (2 t + i, 2 u + j), columns[j][i]."""
+    left, right = (
+        [part.reshape(batch, height, width, -1) for part in column] for column in columns
+    )
+    rows = [jnp.stack(pair, axis=3) for pair in zip(left, right, strict=True)]
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
+
+
+def taps(kernel: Array, axis: int) -> Parts:
+    """The three taps along an axis."""
     return [jax.lax.slice_in_dim(kernel, i, i + 1, 1, axis) for i in range(3)]
 
 
-def _transform(x: Array, cut: Callable[[Array, int], Parts], by: Callable[[Parts], Parts]) -> Parts:
-    """Transforms along the axes 1 and 2: a row of 4 matrices (4, all others but the last, last)."""
+def transform(x: Array, cut: Callable[[Array, int], Parts], by: Callable[[Parts], Parts]) -> Parts:
+    """Transforms along the axes 1 and 2: n rows of n matrices (n, all other axes, the last)."""
     rows = [by(cut(row, 2)) for row in by(cut(x, 1))]
     return [jnp.stack([part.reshape(-1, part.shape[-1]) for part in row]) for row in rows]
 
 
-def _products(a: Parts, b: Parts, summed: tuple[int, int]) -> Parts:
+def products(a: Parts, b: Parts, summed: tuple[int, int]) -> Parts:
     """The products of the matrices, summed over an axis of each.
 
-    Four in one: 16 single ones run as fast, but XLA takes longer over them, above all to read the
+    A row in one: single ones run as fast, but XLA takes longer over them, above all to read the
     compiled program back, for which it searches all of it once for each product.
     """
     contracted = ((summed[0] + 1,), (summed[1] + 1,))
@@ -115,37 +123,30 @@ def _products(a: Parts, b: Parts, summed: tuple[int, int]) -> Parts:
     return [jax.lax.dot_general(x, y, numbers) for x, y in zip(a, b, strict=True)]
 
 
-def _join(rows: Iterable[Any], by: Callable[[Parts], Parts]) -> list[Parts]:
-    """Transforms 4 rows of 4 along both indices; the first index of the result is the column."""
+def join(rows: Iterable[Any], by: Callable[[Parts], Parts]) -> list[Parts]:
+    """Transforms n rows of n along both indices; the first index of the result is the column."""
     return [by(column) for column in zip(*(by(row) for row in rows), strict=True)]
 
 
 def _padded_windows(h: Array) -> Parts:
     h = jnp.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return _transform(h, _windows, _data)
+    return transform(h, _windows, _data)
 
 
 def _winograd(h: Array, kernel: Array, axis: int = 2) -> Array:
     """The convolution, summed over an axis of the kernel: 2, its channels, or 3, its features."""
     batch, height, width, _ = h.shape
-    kernels = _transform(kernel[None], _taps, _kernel)
-    products = _products(_padded_windows(h), kernels, (1, axis - 2))
-    left, right = (
-        [part.reshape(batch, height // 2, width // 2, -1) for part in column]
-        for column in _join(products, _result)
-    )
-    rows = [jnp.stack(pair, axis=3) for pair in zip(left, right, strict=True)]
-    return jnp.stack(rows, axis=2).reshape(batch, height, width, -1)
+    kernels = transform(kernel[None], taps, _kernel)
+    joint = products(_padded_windows(h), kernels, (1, axis - 2))
+    return from_parities(join(joint, _result), batch, height // 2, width // 2)
 
 
 def _winograd_gradients(h: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
     # The gradient of h is the convolution of that of y with the kernel turned by 180 degrees.
     dh = _winograd(gradient, kernel[::-1, ::-1], 3)
-    if min(kernel.shape[2:]) < _LEAST_CHANNELS_OF_KERNEL_GRADIENT:
-        return dh, _plain_gradients(h, kernel, gradient)[1]
-    tiles = _transform(gradient, _parities, _result_transposed)
-    products = _products(_padded_windows(h), tiles, (0, 0))
-    columns = _join(products, _kernel_transposed)
+    tiles = transform(gradient, parities, _result_transposed)
+    joint = products(_padded_windows(h), tiles, (0, 0))
+    columns = join(joint, _kernel_transposed)
     return dh, jnp.stack([jnp.stack(column) for column in columns], axis=1)
 
 

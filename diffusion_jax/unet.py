@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from diffusion_jax.attention import attention
 from diffusion_jax.convolution import DIMENSIONS, conv3x3
 from diffusion_jax.errors import UserError
+from diffusion_jax.linear import linear
 from diffusion_jax.normalization import GroupNorm
 from diffusion_jax.upsampling import upsample_conv
 
@@ -132,8 +133,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (fan_in, self.features), dtype)
         bias_init = self.bias_init or torch_bias_init(fan_in)
         bias = self.param("bias", bias_init, (self.features,), dtype)
-        h = jnp.matmul(h.astype(self.dtype), kernel.astype(self.dtype))
-        return _add(h, jax.lax.expand_dims(bias, range(h.ndim - 1)))
+        return linear(h.astype(self.dtype), kernel.astype(self.dtype), bias)
 
 
 def group_norm(dtype: DTypeLike, name: str, silu: bool = False) -> GroupNorm:

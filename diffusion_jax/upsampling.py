@@ -1,11 +1,30 @@
-"""Nearest-neighbour up-sampling by 2 and a 3x3 convolution, as one operation."""
+"""Nearest-neighbour up-sampling by 2 and a 3x3 convolution, as one operation.
+
+On the CPU the two are one minimal algorithm. With the kernel's taps g along an axis and the pixels
+s of the small grid, zero outside, the pixels 2 t and 2 t + 1 of the result are
+
+    y_{2t} = (g_0 + g_1 + g_2) s_t + g_0 (s_{t-1} - s_t),
+    y_{2t+1} = (g_0 + g_1 + g_2) s_t + g_2 (s_{t+1} - s_t).
+
+Along both axes these are 9 products for 2x2 pixels in place of 36, and 18 in place of 72 in the
+backward pass.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from diffusion_jax.backend import off_cpu_barrier
-from diffusion_jax.convolution import DIMENSIONS, conv3x3
+from diffusion_jax.convolution import (
+    Parts,
+    conv3x3,
+    from_parities,
+    join,
+    parities,
+    products,
+    taps,
+    transform,
+)
 
 
 def upsample(h: Array) -> Array:
@@ -15,50 +34,74 @@ def upsample(h: Array) -> Array:
     return h.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def _unfolded(h: Array, kernel: Array) -> Array:
+def _plain(h: Array, kernel: Array) -> Array:
     return conv3x3(upsample(h), kernel)
 
 
-def _folded_kernel(kernel: Array, axis: int, parity: int) -> Array:
-    """The three taps along an axis as the two that meet different pixels of the small grid."""
-    first, second, third = (jax.lax.index_in_dim(kernel, i, axis) for i in range(3))
-    taps = (first, second + third) if parity == 0 else (first + second, third)
-    return jnp.concatenate(taps, axis)
+def _plain_gradients(h: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+    # Without it XLA keeps the up-sampled features of the forward pass.
+    h, kernel, gradient = off_cpu_barrier((h, kernel, gradient))
+    _, pullback = jax.vjp(_plain, h, kernel)
+    return pullback(gradient)
 
 
-def _folded(h: Array, kernel: Array) -> Array:
-    """Four 2x2 convolutions on the small grid, one for each parity of row and column.
+def _shifted(x: Array, axis: int, by: int) -> Array:
+    """x_{t - by} at t along an axis, zero outside."""
+    padding = [(0, 0, 0)] * x.ndim
+    padding[axis] = (by, -by, 0)
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
 
-    An output row 2i sees the rows i - 1, i of the small grid, the latter twice; a row 2i + 1 the
-    rows i, twice, and i + 1. That is 16 products in place of 36.
-    """
-    batch, height, width, _ = h.shape
-    padding = ((1, 0), (0, 1))
-    rows = []
-    for row in (0, 1):
-        columns = []
-        for column in (0, 1):
-            taps = _folded_kernel(_folded_kernel(kernel, 0, row), 1, column)
-            columns.append(
-                jax.lax.conv_general_dilated(
-                    h,
-                    taps,
-                    (1, 1),
-                    (padding[row], padding[column]),
-                    dimension_numbers=DIMENSIONS,
-                )
-            )
-        rows.append(jnp.stack(columns, axis=3))
-    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
+
+def _neighbours(s: Array, axis: int) -> Parts:
+    return _shifted(s, axis, 1), s, _shifted(s, axis, -1)
+
+
+def _terms(s: Parts) -> Parts:
+    return s[0] - s[1], s[1], s[2] - s[1]
+
+
+def _terms_transposed(d: Parts, axis: int) -> Array:
+    """The gradient of s from those of its terms."""
+    return d[1] + (_shifted(d[0], axis, -1) - d[0]) + (_shifted(d[2], axis, 1) - d[2])
+
+
+def _kernel(g: Parts) -> Parts:
+    return g[0], g[0] + g[1] + g[2], g[2]
+
+
+def _kernel_transposed(u: Parts) -> Parts:
+    return u[0] + u[1], u[1], u[1] + u[2]
+
+
+def _result(m: Parts) -> Parts:
+    return m[0] + m[1], m[1] + m[2]
+
+
+def _result_transposed(y: Parts) -> Parts:
+    return y[0], y[0] + y[1], y[1]
+
+
+def _minimal(h: Array, kernel: Array) -> Array:
+    terms = transform(h, _neighbours, _terms)
+    kernels = transform(kernel[None], taps, _kernel)
+    return from_parities(join(products(terms, kernels, (1, 0)), _result), *h.shape[:3])
+
+
+def _minimal_gradients(h: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+    dm = transform(gradient, parities, _result_transposed)
+    of_terms = products(dm, transform(kernel[None], taps, _kernel), (1, 1))
+    rows = [_terms_transposed(list(row.reshape(3, *h.shape)), 2) for row in of_terms]
+    of_kernel = products(transform(h, _neighbours, _terms), dm, (0, 0))
+    columns = join(of_kernel, _kernel_transposed)
+    dkernel = jnp.stack([jnp.stack(column) for column in columns], axis=1)
+    return _terms_transposed(rows, 1), dkernel
 
 
 @jax.custom_vjp
 def upsample_conv(h: Array, kernel: Array) -> Array:
     """A 3x3 convolution, zero-padded by 1, of h repeated twice along both sides.
 
-    On the CPU the repetition is folded into the kernel, for 2.25 times fewer products; the backward
-    pass is that of the plain form, since differentiating the folded one is slower. Only reverse
-    differentiation is defined.
+    Only reverse differentiation is defined.
 
     Args:
       h: features (batch, height, width, channels).
@@ -67,7 +110,7 @@ def upsample_conv(h: Array, kernel: Array) -> Array:
     Returns:
       (batch, 2 height, 2 width, features).
     """
-    return jax.lax.platform_dependent(h, kernel, cpu=_folded, default=_unfolded)
+    return jax.lax.platform_dependent(h, kernel, cpu=_minimal, default=_plain)
 
 
 def _forward(h: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -75,10 +118,9 @@ def _forward(h: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    # Without it XLA keeps the up-sampled features of the forward pass.
-    kept, gradient = off_cpu_barrier((kept, gradient))
-    _, pullback = jax.vjp(_unfolded, *kept)
-    return pullback(gradient)
+    return jax.lax.platform_dependent(
+        *kept, gradient, cpu=_minimal_gradients, default=_plain_gradients
+    )
 
 
 upsample_conv.defvjp(_forward, _backward)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from diffusion_jax import attention as attention_module
 from diffusion_jax import convolution
 from diffusion_jax.attention import attention
+from diffusion_jax.linear import linear
 from diffusion_jax.normalization import group_norm
 from diffusion_jax.upsampling import upsample, upsample_conv
 
@@ -109,14 +110,9 @@ def test_upsampling_is_nearest():
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 1, 5, 2)])
-def test_folded_upsampling_is_upsampling_then_convolution(shape):
-    def plain(h, kernel):
-        repeated = jnp.repeat(jnp.repeat(h, 2, 1), 2, 2)
-        return jax.lax.conv_general_dilated(
-            repeated, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-    assert_same(upsample_conv, plain, normal(10, *shape), normal(11, 3, 3, shape[-1], 5))
+def test_upsampling_in_one_is_upsampling_then_convolution(shape):
+    arguments = normal(10, *shape), normal(11, 3, 3, shape[-1], 5)
+    assert_same(upsample_conv, plain_upsampling, *arguments)
 
 
 def plain_convolution(h, kernel):
@@ -125,36 +121,65 @@ def plain_convolution(h, kernel):
     )
 
 
-@pytest.mark.parametrize("of_kernel_gradient", [1, 9], ids=["all tiled", "kernel gradient plain"])
+def plain_upsampling(h, kernel):
+    return plain_convolution(jnp.repeat(jnp.repeat(h, 2, 1), 2, 2), kernel)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (6, 5), (5,)])
+def test_linear_layer_and_its_gradients(shape):
+    def plain(h, kernel, bias):
+        out = jnp.einsum("...c,cf->...f", h, kernel)
+        return out + jnp.broadcast_to(bias, out.shape)
+
+    assert_same(linear, plain, normal(18, *shape), normal(19, 5, 3), normal(20, 3))
+
+
+def test_linear_layer_in_bfloat16_sums_the_gradient_of_its_bias_in_float32():
+    """4096 ones: in bfloat16 their sum would stop at 256."""
+    h, kernel = jnp.zeros((8, 512, 2), jnp.bfloat16), jnp.zeros((2, 3), jnp.bfloat16)
+    out, pullback = jax.vjp(linear, h, kernel, jnp.zeros(3, jnp.float32))
+    assert out.dtype == jnp.bfloat16
+    _, dkernel, dbias = pullback(jnp.ones_like(out))
+    assert (dkernel.dtype, dbias.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_array_equal(dbias, 4096)
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 4, 3), (3, 8, 6, 2), (1, 5, 4, 2)])
-def test_tiled_convolution_is_the_convolution(monkeypatch, shape, of_kernel_gradient):
+def test_tiled_convolution_is_the_convolution(monkeypatch, shape):
     monkeypatch.setattr(convolution, "_LEAST_CHANNELS", 1)
-    monkeypatch.setattr(convolution, "_LEAST_CHANNELS_OF_KERNEL_GRADIENT", of_kernel_gradient)
     arguments = normal(12, *shape), normal(13, 3, 3, shape[-1], 5)
     assert_same(convolution.conv3x3, plain_convolution, *arguments)
 
 
-def test_tiles_take_16_products_a_channel_in_place_of_36():
-    """The program that the CPU runs multiplies 16 times for 2 x 2 pixels, and convolves nothing."""
+@pytest.mark.parametrize(
+    ("function", "products_of_four_pixels"), [(convolution.conv3x3, 16), (upsample_conv, 9)]
+)
+def test_products_of_the_minimal_algorithms(function, products_of_four_pixels):
+    """In place of 36 a channel; the program that the CPU runs convolves nothing."""
     h, kernel = (normal(14, 2, 8, 8, 64), normal(15, 3, 3, 64, 96))
-    text = jax.jit(convolution.conv3x3).lower(h, kernel).as_text()
+    lowered = jax.jit(function).lower(h, kernel)
+    text = lowered.as_text()
     assert "stablehlo.convolution" not in text
     products = 0
     for line in text.splitlines():
         if "stablehlo.dot_general" in line:
             rows, _, result = re.findall(r"tensor<([\dx]+)xf64>", line)
             products += math.prod(map(int, rows.split("x"))) * int(result.split("x")[-1])
-    tiles = 2 * (8 // 2) * (8 // 2)
-    assert products == 16 * tiles * 64 * 96
+    batch, height, width, features = lowered.out_info.shape
+    assert products == products_of_four_pixels * batch * height * width // 4 * 64 * features
 
 
-def test_tiles_keep_the_digits_of_float32():
+@pytest.mark.parametrize(
+    ("function", "plain"),
+    [(convolution.conv3x3, plain_convolution), (upsample_conv, plain_upsampling)],
+)
+def test_minimal_algorithms_keep_the_digits_of_float32(function, plain):
     """Both ways of summing 9 x 128 products stay within 2e-6 of the exact result."""
     drawn = normal(16, 2, 8, 8, 128), normal(17, 3, 3, 128, 128)
     arguments = [a.astype(jnp.float32) for a in drawn]
-    got = value_and_gradients(convolution.conv3x3, *arguments)
+    got = value_and_gradients(function, *arguments)
     rounded = [a.astype(jnp.float64) for a in arguments]
-    exact = value_and_gradients(plain_convolution, *rounded)
+    exact = value_and_gradients(plain, *rounded)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True):
         assert a.dtype == jnp.float32
         error = jnp.linalg.norm(a.astype(jnp.float64) - b) / jnp.linalg.norm(b)
