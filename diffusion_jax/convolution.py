@@ -87,9 +87,18 @@ def _windows(x: Array, axis: int) -> Parts:
     return [jax.lax.slice_in_dim(x, i, i + last, 2, axis) for i in range(4)]
 
 
+def padded(x: Array) -> Array:
+    """One pixel of zeros on all sides.
+
+    XLA's CPU backend keeps the result in memory; what is not padded it computes anew in each
+    transform that reads it, unless it is expensive by XLA's measure.
+    """
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
 def parities(y: Array, axis: int) -> Parts:
-    """The pixels 2 t + i, i = 0, 1, of the tiles t along an axis."""
-    return [jax.lax.slice_in_dim(y, i, None, 2, axis) for i in range(2)]
+    """The pixels 2 t + i, i = 0, 1, of the tiles t along an axis padded by 1."""
+    return [jax.lax.slice_in_dim(y, i, y.shape[axis] - 1, 2, axis) for i in (1, 2)]
 
 
 def from_parities(columns: Iterable[Parts], batch: int, height: int, width: int) -> Array:
@@ -128,24 +137,25 @@ def join(rows: Iterable[Any], by: Callable[[Parts], Parts]) -> list[Parts]:
     return [by(column) for column in zip(*(by(row) for row in rows), strict=True)]
 
 
-def _padded_windows(h: Array) -> Parts:
-    h = jnp.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return transform(h, _windows, _data)
+def _winograd(h: Array, kernel: Array) -> Array:
+    return _convolved(padded(h), kernel, 2)
 
 
-def _winograd(h: Array, kernel: Array, axis: int = 2) -> Array:
+def _convolved(h: Array, kernel: Array, axis: int) -> Array:
     """The convolution, summed over an axis of the kernel: 2, its channels, or 3, its features."""
     batch, height, width, _ = h.shape
     kernels = transform(kernel[None], taps, _kernel)
-    joint = products(_padded_windows(h), kernels, (1, axis - 2))
-    return from_parities(join(joint, _result), batch, height // 2, width // 2)
+    joint = products(transform(h, _windows, _data), kernels, (1, axis - 2))
+    return from_parities(join(joint, _result), batch, height // 2 - 1, width // 2 - 1)
 
 
 def _winograd_gradients(h: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+    gradient = padded(gradient)
     # The gradient of h is the convolution of that of y with the kernel turned by 180 degrees.
-    dh = _winograd(gradient, kernel[::-1, ::-1], 3)
+    dh = _convolved(gradient, kernel[::-1, ::-1], 3)
+    windows = transform(padded(h), _windows, _data)
     tiles = transform(gradient, parities, _result_transposed)
-    joint = products(_padded_windows(h), tiles, (0, 0))
+    joint = products(windows, tiles, (0, 0))
     columns = join(joint, _kernel_transposed)
     return dh, jnp.stack([jnp.stack(column) for column in columns], axis=1)
 

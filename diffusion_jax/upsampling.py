@@ -20,6 +20,7 @@ from diffusion_jax.convolution import (
     conv3x3,
     from_parities,
     join,
+    padded,
     parities,
     products,
     taps,
@@ -88,7 +89,7 @@ def _minimal(h: Array, kernel: Array) -> Array:
 
 
 def _minimal_gradients(h: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-    dm = transform(gradient, parities, _result_transposed)
+    dm = transform(padded(gradient), parities, _result_transposed)
     of_terms = products(dm, transform(kernel[None], taps, _kernel), (1, 1))
     rows = [_terms_transposed(list(row.reshape(3, *h.shape)), 2) for row in of_terms]
     of_kernel = products(transform(h, _neighbours, _terms), dm, (0, 0))
