@@ -172,7 +172,11 @@ def _keep_compiled_programs() -> None:
 
 
 def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return cache_folder(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def cache_folder(base: str | Path) -> Path:
+    """Where compiled programs are kept within a folder of caches, such as $XDG_CACHE_HOME."""
     return Path(base) / "diffusion-jax" / "xla"
 
 
