@@ -1,8 +1,9 @@
 """Attention with a backward pass of its own, or the device's fused kernel.
 
 The weights of 1024 pixels, 4 heads and a batch of 8 take 128 MiB in float32: reading and writing
-them costs the CPU more than computing them. So one head after another is taken, whose weights stay
-in the cache, and the backward pass computes them again. Fewer pixels are quicker all at once.
+them costs the CPU more than computing them. So one head after another is taken, or two in the
+backward pass, which computes the weights again: they stay in the cache. Fewer pixels are quicker
+all at once.
 """
 
 from collections.abc import Callable

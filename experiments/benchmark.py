@@ -523,6 +523,8 @@ def main() -> None:
         raise UserError(f"batch = {options.batch} must be at least 1")
     backend.configure()
     backend.keep_freed_memory()
+    for name, value in programs.XLA_CACHES_OFF.items():
+        jax.config.update(name.lower(), value)
     if options.device != "auto":
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[options.device])
     try:

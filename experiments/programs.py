@@ -31,6 +31,9 @@ from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.unet import UNet
 
 MEAN = np.full(3, 0.5, np.float32)
+# XLA's own caches for GPUs put the folder's name into each program's key: a program could then not
+# be taken from another folder.
+XLA_CACHES_OFF = {"JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none"}
 # What a first start measures: some updates, so that every buffer has been allocated.
 FIRST_UPDATES = 3
 
@@ -231,6 +234,7 @@ def fresh_start(function: str, batch: int, size: int, cache: Path | None = None)
     if cache is not None:
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         environment["XDG_CACHE_HOME"] = str(cache)
+        environment |= XLA_CACHES_OFF
     if function == "report_torch":
         environment["JAX_PLATFORMS"] = "cpu"
     start = time.time()
@@ -247,7 +251,7 @@ def first_and_second_start(batch: int, size: int) -> dict[str, dict[str, Any]]:
     """`fresh_start` of JAX with an empty cache of compiled programs, then with what it left.
 
     The second is made three times, and the one that took the middle time is returned. What the
-    first compiled goes to the user's cache too.
+    first compiled goes to the user's cache too, for a process with `XLA_CACHES_OFF`.
     """
     with tempfile.TemporaryDirectory(prefix="diffusion-jax-benchmark-") as folder:
         first, *later = (fresh_start("report_jax", batch, size, Path(folder)) for _ in range(4))
