@@ -142,7 +142,7 @@ def _winograd(h: Array, kernel: Array) -> Array:
 
 
 def _convolved(h: Array, kernel: Array, axis: int) -> Array:
-    """The convolution, summed over an axis of the kernel: 2, its channels, or 3, its features."""
+    """The convolution of h, padded, summed over the kernel's axis 2 (channels) or 3 (features)."""
     batch, height, width, _ = h.shape
     kernels = transform(kernel[None], taps, _kernel)
     joint = products(transform(h, _windows, _data), kernels, (1, axis - 2))

@@ -255,9 +255,9 @@ def first_and_second_start(batch: int, size: int) -> dict[str, dict[str, Any]]:
     """
     with tempfile.TemporaryDirectory(prefix="diffusion-jax-benchmark-") as folder:
         first, *later = (fresh_start("report_jax", batch, size, Path(folder)) for _ in range(4))
-        kept = jax.config.values["jax_compilation_cache_dir"]
-        if kept and Path(kept).is_dir():
-            shutil.copytree(backend.cache_folder(folder), kept, dirs_exist_ok=True)
+        made, kept = backend.cache_folder(folder), jax.config.values["jax_compilation_cache_dir"]
+        if kept and Path(kept).is_dir() and made.is_dir():
+            shutil.copytree(made, kept, dirs_exist_ok=True)
     return {"first": first, "second": sorted(later, key=lambda start: start["seconds"])[1]}
 
 
