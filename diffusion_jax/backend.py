@@ -6,9 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
-from bisect import bisect
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,8 @@ from jax import Array
 
 # Of the programs kept in the default folder; the least recently used go first.
 _CACHE_LIMIT = 2 * 2**30
-# Seconds of compiling after which memory is tidied, which takes a fraction of one.
+# Seconds of compiling after which unused memory is given back, which takes a fraction of one.
 _LONG_COMPILATION = 3
-# Set once keep_freed_memory has told it to use one heap and no mappings.
-_glibc: ctypes.CDLL | None = None
-_setting_aside = threading.Lock()
-_MAPPINGS = Path("/proc/self/maps")
 # Less room than this on the disk, and writing a program may fail half-way.
 _CACHE_ROOM = 256 * 2**20
 # Options of jax.jit for what runs a few times: compiles in half the time, to slow code on the CPU.
@@ -62,73 +56,26 @@ def keep_freed_memory() -> None:
     """Lets glibc keep what is freed; call it before the first JAX computation of a long program.
 
     XLA allocates the working memory of a step on the CPU anew each time, which the system hands
-    over page by page. What a program has used at its peak is not given back before it ends. Every
-    long compilation ends with `set_fragments_aside`. Without glibc nothing happens.
+    over page by page. glibc keeps large pieces for the main thread alone, so programs on one CPU
+    device are run by the thread that calls them, and not dispatched asynchronously. What a program
+    has used at its peak is not given back before it ends, but what a long compilation, or loading
+    a compiled program, leaves is. Without glibc nothing happens.
     """
-    global _glibc
     try:
         library = ctypes.CDLL(None)
-        mallopt, _ = library.mallopt, library.malloc_trim
+        mallopt, trim = library.mallopt, library.malloc_trim
     except (AttributeError, OSError, TypeError):
         return
-    trim_threshold, mmap_max, arena_max = -1, -4, -8  # their numbers in malloc.h
-    for parameter, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
+    trim_threshold, mmap_max = -1, -4  # their numbers in malloc.h
+    for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1)):
         mallopt(parameter, value)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
     def after(event: str, duration_secs: float, **_: Any) -> None:
-        # Loading a program out of the cache leaves fragments too.
         if event.endswith("/backend_compile_duration") and duration_secs > _LONG_COMPILATION:
-            set_fragments_aside()
+            trim(0)
 
-    if _glibc is None and os.access(_MAPPINGS, os.R_OK):
-        library.malloc.restype = ctypes.c_void_p
-        library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
-        _glibc = library
-        jax.monitoring.register_event_duration_secs_listener(after)
-
-
-def set_fragments_aside() -> None:
-    """Takes the small pieces of free memory away, for good; call it before a long loop.
-
-    Compiling or loading a train step leaves some 10^5 of them in the one heap, and what is made
-    beside it more. An update makes 10^4 allocations of 100 kB, and each would search among them
-    while the other threads wait. Their pages go back to the system first; larger pieces stay.
-    Without `keep_freed_memory` nothing happens.
-    """
-    if _glibc is not None:
-        with _setting_aside:
-            _take_small_pieces(_glibc)
-
-
-def _take_small_pieces(library: ctypes.CDLL) -> None:
-    library.malloc_trim(0)
-    # What the process has now, to know new memory by: a heap in the way of another mapping goes on
-    # elsewhere, and other threads may let it grow too.
-    starts, ends = _writable_memory()
-
-    def take_all(size: int) -> list[int]:
-        """Allocates until new memory is needed."""
-        taken: list[int] = []
-        while True:
-            piece = library.malloc(size)
-            if piece is None or piece + size > ends[bisect(starts, piece) - 1]:
-                library.free(piece)
-                return taken
-            taken.append(piece)
-
-    large = [piece for power in range(27, 22, -1) for piece in take_all(2**power)]
-    for half_power in range(44, 21, -1):
-        take_all(int(2 ** (half_power / 2)))
-    for piece in large:
-        library.free(piece)
-
-
-def _writable_memory() -> tuple[list[int], list[int]]:
-    """Sorted starts and ends of this process's writable memory that is no file's; first (0, 0)."""
-    # Lines of: start-end permissions offset device inode [path]
-    fields = [line.split() for line in _MAPPINGS.read_text().splitlines()]
-    spans = [f[0].split("-") for f in fields if f[1].startswith("rw") and f[4] == "0"]
-    return [0, *(int(start, 16) for start, _ in spans)], [0, *(int(end, 16) for _, end in spans)]
+    jax.monitoring.register_event_duration_secs_listener(after)
 
 
 def _keep_compiled_programs() -> None:

@@ -159,7 +159,6 @@ def train(config: Config) -> None:
         stop = stack.enter_context(StopRequest())
         if jax.process_count() == 1:
             compiling.result()
-        backend.set_fragments_aside()
         step = start
         for updates, chosen in zip(dispatches, batches, strict=True):
             with profile.updates(step, updates, state):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.devices import AXIS, replicated, sharded
@@ -28,7 +29,8 @@ class TrainState:
       step: number of updates done, int32 scalar.
       params: the model's parameters.
       ema_params: their exponential moving average, for sampling alone.
-      opt_state: Optax state.
+      opt_state: Optax state of the parameters laid end to end in one vector (`ravel_pytree`):
+        hundreds of small arrays would each be a kernel of its own to compile, load and start.
       key: typed PRNG key of the run, never changed; randomness comes from folding `step` and the
         example's global index into it.
     """
@@ -77,10 +79,22 @@ def learning_rate(config: TrainingConfig, step: Array) -> Array:
     return config.learning_rate * warmup
 
 
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """Scales the gradients g down to a global norm: g min(1, limit/|g|).
+
+    `optax.clip_by_global_norm` divides each entry, a pass over all of them; XLA fuses a factor.
+    """
+
+    def clip(grads: Any, params: Any) -> Any:
+        return optax.tree.scale(jnp.minimum(1.0, limit / optax.tree.norm(grads)), grads)
+
+    return optax.stateless(clip)
+
+
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     """Clipping by global norm, then Adam (betas 0.9 and 0.999, epsilon 1e-8) with warm-up."""
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip_by_global_norm(config.clip_norm),
         optax.adam(lambda step: learning_rate(config, step)),
     )
 
@@ -118,7 +132,7 @@ def state_of(params: Any, optimizer: optax.GradientTransformation, key: Array) -
         step=jnp.int32(0),
         params=jax.tree.map(jnp.array, params),
         ema_params=jax.tree.map(jnp.array, params),
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(ravel_pytree(params)[0]),
         key=key,
     )
 
@@ -176,16 +190,17 @@ def make_train_step(
         key = jax.random.fold_in(state.key, state.step)
         gradient = jax.value_and_grad(loss_of) if config.accumulation == 1 else accumulated
         loss, grads = gradient(state.params, key, images, index)
+        flat, as_params = ravel_pytree(grads)
         if axis_name is not None:
-            loss, grads = jax.lax.pmean((loss, grads), axis_name)
+            loss, flat = jax.lax.pmean((loss, flat), axis_name)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to an integer count
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+            updates, opt_state = optimizer.update(flat, state.opt_state)
+        params = optax.apply_updates(state.params, as_params(updates))
         # The moving average forgets the initial parameters in its first updates.
         decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
         metrics = {
             "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": optax.tree.norm(flat),
             "learning_rate": learning_rate(config, state.step),
         }
         next_state = TrainState(
@@ -233,7 +248,9 @@ def make_parallel_train_step(
             f"a batch of {config.batch_size} can't be shared evenly by {jax.device_count()} "
             f"device(s) x {config.accumulation} accumulated part(s); choose a multiple of {parts}"
         )
-    train_step = make_train_step(model, schedule, optimizer, mean, config, AXIS)
+    # XLA's CPU backend copies all gradients to sum those of one device.
+    axis_name = AXIS if jax.device_count() > 1 else None
+    train_step = make_train_step(model, schedule, optimizer, mean, config, axis_name)
 
     def update(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
         batch = images.shape[0]

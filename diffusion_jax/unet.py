@@ -1,5 +1,7 @@
 """The UNet that predicts the noise: the original model's architecture, in Flax linen and NHWC."""
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,16 +143,28 @@ def group_norm(dtype: DTypeLike, name: str, silu: bool = False) -> GroupNorm:
     return GroupNorm(GROUPS, param_dtype=_param_dtype(dtype), silu=silu, name=name)
 
 
-def channel_dropout(h: Array, rate: float, keys: Array) -> Array:
-    """Drops whole channels with probability `rate` and scales the rest by 1/(1 - rate).
+def kept_channels(keys: Array, rate: float, blocks: int, channels: int) -> Array:
+    """The channels that dropout leaves, (blocks, batch, channels), of all blocks in one draw.
+
+    Args:
+      keys: one PRNG key an example (batch,), so that an example's mask does not depend on the
+        device that computes it.
+      rate: probability of dropping, in [0, 1).
+      blocks: how many masks an example has.
+      channels: of the widest block.
+    """
+    draw = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, (blocks, channels)))
+    return jnp.swapaxes(draw(keys), 0, 1)
+
+
+def channel_dropout(h: Array, rate: float, keep: Array) -> Array:
+    """Drops whole channels and scales the rest by 1/(1 - rate).
 
     Args:
       h: features (batch, height, width, channels).
       rate: probability of dropping, in [0, 1).
-      keys: one PRNG key an example (batch,), so that an example's mask does not depend on the
-        device that computes it.
+      keep: the channels that stay (batch, channels).
     """
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, h.shape[-1:]))(keys)
     return jnp.where(keep[:, None, None, :], h / (1 - rate), jnp.zeros_like(h))
 
 
@@ -162,11 +176,11 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array, dropout_keys: Array | None = None) -> Array:
-        """(batch, height, width, any) to (batch, height, width, features)."""
+    def __call__(self, h: Array, keep: Array | None = None) -> Array:
+        """(batch, height, width, any) to (batch, height, width, features), dropping channels."""
         h = group_norm(self.dtype, "norm", silu=True)(h)
-        if self.dropout > 0 and dropout_keys is not None:
-            h = channel_dropout(h, self.dropout, dropout_keys)
+        if keep is not None:
+            h = channel_dropout(h, self.dropout, keep)
         return Conv(self.features, dtype=self.dtype, name="conv")(h)
 
 
@@ -205,12 +219,12 @@ class ResidualBlock(nn.Module):
     fused_attention: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, time: Array, dropout_keys: Array | None = None) -> Array:
+    def __call__(self, x: Array, time: Array, keep: Array | None = None) -> Array:
         """(batch, height, width, any) and time (batch, 4C) to (batch, height, width, features)."""
         h = Block(self.features, dtype=self.dtype, name="block1")(x)
         shift = Dense(self.features, self.dtype, name="dense")(nn.silu(time))
         h = _add(h, shift.astype(_param_dtype(self.dtype))[:, None, None, :])
-        h = Block(self.features, self.dropout, self.dtype, name="block2")(h, dropout_keys)
+        h = Block(self.features, self.dropout, self.dtype, name="block2")(h, keep)
         if x.shape[-1] != self.features:
             x = Conv(self.features, kernel=1, dtype=self.dtype, name="res_conv")(x)
         h = h + x
@@ -300,17 +314,17 @@ class UNet(nn.Module):
         """
         self.check(*x.shape[1:])
         width, dtype = self.base_channels, self.dtype
-        num_keys = 0
+        kept: Iterator[Array] | None = None
+        if dropout_keys is not None and self.dropout > 0:
+            blocks = len(self.multiples) * (2 * self.num_res_blocks + 1) + 2
+            widest = width * max(self.multiples)
+            kept = iter(kept_channels(dropout_keys, self.dropout, blocks, widest))
 
         def residual(h: Array, name: str, features: int, attention: bool) -> Array:
-            nonlocal num_keys
-            keys = dropout_keys
-            if keys is not None:
-                keys = jax.vmap(jax.random.fold_in, (0, None))(keys, num_keys)
-                num_keys += 1
+            keep = None if kept is None else next(kept)[:, :features]
             make = nn.remat(ResidualBlock) if self.remat else ResidualBlock
             block = make(features, attention, self.dropout, dtype, self.fused_attention, name=name)
-            return block(h, time, keys)
+            return block(h, time, keep)
 
         table = jnp.asarray(sinusoidal_table(width), dtype)
         time = Dense(4 * width, dtype, name="time_dense1")(table[step])

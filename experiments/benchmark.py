@@ -303,7 +303,6 @@ class Benchmark:
 
         def take_turns(*calls: Callable[[], Any]) -> tuple[list[float], ...]:
             warm_up, pause = self.effort.warm_up, self.pause
-            backend.set_fragments_aside()  # of what either compiled
             return tuple(timing.alternate(pairs, *calls, pause=pause, warm_up=warm_up))
 
         self.report["compile_seconds"][name] = {"JAX": program.compile_seconds}

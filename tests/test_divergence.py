@@ -78,7 +78,7 @@ def in_gradient(state, images, place):
 
 def in_moments(state, images, place):
     """Loss and gradient are finite, but not what becomes of the parameters."""
-    return state.replace(opt_state=at(state.opt_state, "['first']['kernel']", nan)), images
+    return state.replace(opt_state=at(state.opt_state, ".mu", nan)), images
 
 
 def in_average(state, images, place):
@@ -92,7 +92,7 @@ def in_average(state, images, place):
         (in_batch, 7, 4, "the loss is nan and the gradient's norm nan at step 7; the last good"),
         (in_parameters, 6, 1, "the loss is nan and the gradient's norm nan at step 6; the last"),
         (in_gradient, 7, 1, r"the loss is \d\S* and the gradient's norm inf at step 7; the last"),
-        (in_moments, 8, 1, "/first/kernel is not finite after step 8, which is not saved"),
+        (in_moments, 8, 1, "/first/bias is not finite after step 8, which is not saved"),
         (in_average, 8, 1, "average/first/kernel is not finite after step 8"),
     ],
 )

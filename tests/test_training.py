@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from compiling import quick_jit
+from jax.flatten_util import ravel_pytree
 from two_convolutions import TwoConvolutions
 
 from diffusion_jax.config import TrainingConfig
@@ -14,7 +15,6 @@ from diffusion_jax.devices import replicate, replicated, sharded
 from diffusion_jax.errors import UserError
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training import (
-    TrainState,
     argument_shapes,
     init_state,
     learning_rate,
@@ -22,6 +22,7 @@ from diffusion_jax.training import (
     make_parallel_train_step,
     make_train_step,
     noise_loss,
+    state_of,
 )
 from diffusion_jax.unet import UNet
 
@@ -79,11 +80,12 @@ def test_loss_is_the_mean_squared_error_of_the_noise(state):
 def test_one_update_is_clipped_adam_with_its_average(state):
     """The update redone from the formulas: clipping, Adam's first step, the EMA's warm-up."""
     config = TrainingConfig(batch_size=16, learning_rate=1e-3, warmup_steps=4, clip_norm=0.1)
-    # An optimizer that hands the raw gradients out as its state.
+    # An optimizer that hands the raw gradients, in one vector, out as its state.
     spy = optax.GradientTransformation(lambda params: params, lambda grads, *_: (grads, grads))
     step = jax.jit(make_train_step(MODEL, SCHEDULE, spy, MEAN, config))
-    spied, _ = step(state.replace(opt_state=state.params), jnp.asarray(IMAGES), INDEX)
-    grads = spied.opt_state
+    flat, as_params = ravel_pytree(state.params)
+    spied, _ = step(state.replace(opt_state=flat), jnp.asarray(IMAGES), INDEX)
+    grads = as_params(spied.opt_state)
     norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(grads)))
     after, metrics = plain_step(config)(state, jnp.asarray(IMAGES), INDEX)
     assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
@@ -158,7 +160,7 @@ def test_faithful_never_trains_step_0(faithful, monkeypatch):
     schedule = linear_schedule(25)
     step = jax.jit(make_train_step(MODEL, schedule, optimizer, MEAN, config))
     params = {"w": jnp.zeros(1)}
-    now = TrainState(jnp.int32(0), params, params, optimizer.init(params), jax.random.key(2))
+    now = state_of(params, optimizer, jax.random.key(2))
     images, index = jnp.zeros((2000, 1, 1, 3), jnp.uint8), jnp.arange(2000)
     now, _ = step(now, images, index)
     jax.effects_barrier()

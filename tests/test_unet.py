@@ -6,7 +6,13 @@ from compiling import quick_jit
 
 from diffusion_jax import unet
 from diffusion_jax.errors import UserError
-from diffusion_jax.unet import UNet, channel_dropout, num_parameters, sinusoidal_table
+from diffusion_jax.unet import (
+    UNet,
+    channel_dropout,
+    kept_channels,
+    num_parameters,
+    sinusoidal_table,
+)
 
 SMALL = UNet(base_channels=16, multiples=(1, 2), attention_levels=(2,), num_res_blocks=1)
 
@@ -134,15 +140,18 @@ def test_downsampling_is_padded_on_every_side():
 def test_dropout_drops_whole_channels_at_the_stated_rate():
     rate, batch, channels = 0.3, 64, 256
     keys = jax.random.split(jax.random.key(7), batch)
-    out = np.asarray(channel_dropout(jnp.ones((batch, 2, 2, channels)), rate, keys))
+    keep = kept_channels(keys, rate, 2, channels)
+    out = np.asarray(channel_dropout(jnp.ones((batch, 2, 2, channels)), rate, keep[0]))
     assert np.all(out == out[:, :1, :1, :])
     kept = out[:, 0, 0, :] > 0
     np.testing.assert_allclose(out[:, 0, 0, :][kept], 1 / (1 - rate), rtol=1e-6)
     error = np.sqrt(rate * (1 - rate) / kept.size)
     assert abs(kept.mean() - (1 - rate)) < 4 * error
-    agree = np.mean(kept[0] == kept[1])  # two examples' masks are independent
+    # Two examples' masks are independent, and two blocks' of one.
     expected = rate**2 + (1 - rate) ** 2
-    assert abs(agree - expected) < 4 * np.sqrt(expected * (1 - expected) / channels)
+    for one, other in ((kept[0], kept[1]), (kept, keep[1])):
+        agree = np.mean(one == other)
+        assert abs(agree - expected) < 4 * np.sqrt(expected * (1 - expected) / one.size)
 
 
 def test_dropout_depends_on_the_examples_key_alone(small_params, small_inputs):

@@ -3,7 +3,7 @@
 import flax.linen as nn
 
 from diffusion_jax.config import ModelConfig
-from diffusion_jax.unet import channel_dropout
+from diffusion_jax.unet import channel_dropout, kept_channels
 from experiments import train_lsun
 
 
@@ -18,7 +18,8 @@ class TwoConvolutions(nn.Module):
     def __call__(self, x_t, step, dropout_keys=None):
         hidden = nn.tanh(nn.Conv(4, (3, 3), name="first")(x_t))
         if self.dropout > 0 and dropout_keys is not None:
-            hidden = channel_dropout(hidden, self.dropout, dropout_keys)
+            (keep,) = kept_channels(dropout_keys, self.dropout, 1, hidden.shape[-1])
+            hidden = channel_dropout(hidden, self.dropout, keep)
         return nn.Conv(self.channels, (3, 3), name="last")(hidden)
 
 
