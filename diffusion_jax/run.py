@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from diffusion_jax import run_lock
 from diffusion_jax.checkpoint import Checkpoints
@@ -24,6 +25,8 @@ from diffusion_jax.files import writing
 from diffusion_jax.sampling import AncestralSampler
 from diffusion_jax.training import TrainState, init_state, make_optimizer, state_of
 
+# What checkpoints say of their optimizer state; without it they are of an earlier form.
+_VECTORS = "vectors"
 # Seconds within which a shared file system shows a file to the other hosts.
 _VISIBLE = 60
 
@@ -139,7 +142,34 @@ def metadata_of(
         "classes": list(classes),
         "num_images": num_images,
         "fingerprint": digest,
+        "optimizer_state": _VECTORS,
     }
+
+
+def state_like(like: TrainState, saved: dict[str, Any]) -> TrainState:
+    """The structure of a checkpoint's state, which may be an earlier version's.
+
+    That kept an array of the optimizer's for each parameter, in place of one vector.
+
+    Args:
+      like: a state as it is today, or its shapes.
+      saved: the checkpoint's metadata.
+    """
+    if saved.get("optimizer_state") == _VECTORS:
+        return like
+    trees = jax.tree.map(lambda leaf: like.params if leaf.ndim == 1 else leaf, like.opt_state)
+    return dataclasses.replace(like, opt_state=trees)
+
+
+def as_today(state: TrainState, like: TrainState) -> TrainState:
+    """A checkpoint's state, see `state_like`, as it is today."""
+    if jax.tree.structure(state.opt_state) == jax.tree.structure(like.opt_state):
+        return state
+    vector = jax.jit(lambda tree: ravel_pytree(tree)[0])
+    vectors = jax.tree.map(
+        lambda leaf, tree: vector(tree) if leaf.ndim == 1 else tree, like.opt_state, state.opt_state
+    )
+    return dataclasses.replace(state, opt_state=vectors)
 
 
 def check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -226,9 +256,10 @@ def load_model(run_dir: Path) -> TrainedModel:
                 f"({'; '.join(changed)}); restore it"
             )
         model, optimizer = config.model.build(saved["shape"][-1]), make_optimizer(config.training)
-        return jax.eval_shape(
+        today = jax.eval_shape(
             lambda: init_state(model, optimizer, jax.random.key(0), saved["shape"])
         )
+        return state_like(today, saved)
 
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
         newest = checkpoints.restore_newest(like)

@@ -29,7 +29,7 @@ from diffusion_jax.files import writing
 from diffusion_jax.plots.training import save_image_grid, save_loss_curve, save_memorisation
 from diffusion_jax.preemption import Stopped, StopRequest
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
-from diffusion_jax.run import check_same_data, claim, metadata_of
+from diffusion_jax.run import as_today, check_same_data, claim, metadata_of, state_like
 from diffusion_jax.sampling import AncestralSampler, sample
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.telemetry import Profile, Telemetry, read_metrics
@@ -117,7 +117,7 @@ def train(config: Config) -> None:
 
     def same_data(saved: dict[str, Any]) -> TrainState:
         check_same_data(saved, metadata)
-        return like
+        return state_like(like, saved)
 
     if is_first_process():
         _summarize(config, images, num_parameters(like.params))
@@ -134,7 +134,7 @@ def train(config: Config) -> None:
             thread = stack.enter_context(ThreadPoolExecutor(1))
             compiling = thread.submit(train_step.lower(*argument_shapes(like, batch)).compile)
         if newest is not None:
-            state = newest[1]
+            state = as_today(newest[1], like)
             print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
         else:
             state = replicate(fresh())

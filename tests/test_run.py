@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import two_convolutions
+from jax.flatten_util import ravel_pytree
 from PIL import Image
 
 from diffusion_jax import backend, run, trainer
@@ -90,12 +91,16 @@ def evaluations(run_dir):
     ]
 
 
-def saved(run_dir, step):
+def saved_state(run_dir, step):
     config = from_dict(json.loads((run_dir / "config.json").read_text()))
     model, optimizer = config.model.build(1), make_optimizer(config.training)
     like = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), (28, 28, 1)))
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        state = checkpoints.restore(step, like)
+        return checkpoints.restore(step, like), checkpoints.metadata(step)
+
+
+def saved(run_dir, step):
+    state, _ = saved_state(run_dir, step)
     return jax.tree.leaves(state.replace(key=jax.random.key_data(state.key)))
 
 
@@ -170,6 +175,27 @@ def test_a_killed_run_resumes_bit_for_bit(unet_run, tmp_path):
     grid.unlink()  # as after a kill while it was drawn
     assert "All 60 steps are done" in train(run_dir, "--steps", 60, program=UNET)
     assert grid.exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(unet_run, tmp_path):
+    """Its optimizer's arrays were trees like the parameters', and it did not say so."""
+    run_dir, folder = tmp_path / "earlier", tmp_path / "earlier" / "checkpoints"
+    shutil.copytree(unet_run[0], run_dir)
+    state, metadata = saved_state(run_dir, 50)
+    shutil.rmtree(folder)
+    _, as_params = ravel_pytree(state.params)
+    tree = jax.tree.map(lambda a: as_params(a) if a.ndim == 1 else a, state.opt_state)
+    assert len(jax.tree.leaves(tree)) == 2 * len(jax.tree.leaves(state.params)) + 2
+    assert metadata.pop("optimizer_state")
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(50, state.replace(opt_state=tree), metadata)
+    opened = run.load_model(run_dir)
+    assert opened.step == 50
+    jax.tree.map(np.testing.assert_array_equal, opened.denoiser.params, state.ema_params)
+    assert "Resuming after step 50" in train(run_dir, "--steps", 60, program=UNET)
+    np.testing.assert_array_equal(losses(run_dir), losses(unet_run[0]))
+    for a, b in zip(saved(run_dir, 60), saved(unet_run[0], 60), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 BANDS = ("t_0_0.05", "t_0.05_0.2", "t_0.2_0.5", "t_0.5_1", "t_1_2", "t_2_inf")
