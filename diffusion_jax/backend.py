@@ -35,7 +35,7 @@ def configure() -> None:
 
 
 def _choose_xla_options() -> None:
-    """Chooses the faster convolutions on the CPU, and one all-reduce of all gradients on GPUs.
+    """Chooses the faster convolutions on the CPU, and one all-reduce of gradients and loss on GPUs.
 
     jaxlib 0.10 sends convolutions to YNN, which is slower than Eigen on the UNet; matrix products
     stay with it. It combines all-reduces up to 30 MB; the paper's gradients are 102.5 MB. Other
