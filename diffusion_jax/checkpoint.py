@@ -14,8 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from diffusion_jax.devices import replicated
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.devices import replicated
 
 T = TypeVar("T")
 

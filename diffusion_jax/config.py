@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from diffusion_jax.backend import has_fused_attention
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.backend import has_fused_attention
 from diffusion_jax.schedule import (
     NoiseSchedule,
     constant_schedule,

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.devices import fetch, replicate, shard
+from diffusion_jax.runtime.devices import fetch, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
 
 

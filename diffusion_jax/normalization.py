@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from diffusion_jax.backend import off_cpu_barrier
+from diffusion_jax.runtime.backend import off_cpu_barrier
 
 
 def _sum_over_groups(h: Array, groups: int) -> Array:

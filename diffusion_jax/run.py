@@ -14,14 +14,14 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from diffusion_jax import run_lock
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config, differences, from_dict, to_dict
 from diffusion_jax.denoisers import TrainedDenoiser
-from diffusion_jax.devices import is_first_process
-from diffusion_jax.distributed import gather, require_same
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import writing
+from diffusion_jax.runtime import lock
+from diffusion_jax.runtime.devices import is_first_process
+from diffusion_jax.runtime.distributed import gather, require_same
+from diffusion_jax.runtime.files import writing
 from diffusion_jax.sampling import AncestralSampler
 from diffusion_jax.training import TrainState, init_state, make_optimizer, state_of
 
@@ -100,7 +100,7 @@ def _claim(config: Config, text: str) -> None:
     path = folder / "config.json"
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        run_lock.lock(folder)
+        lock.lock(folder)
         # A start that failed before its first checkpoint binds nobody.
         if path.exists() and _has_checkpoint(folder):
             changed = differences(_read_config(path), to_dict(config))

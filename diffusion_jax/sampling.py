@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.devices import fetch, replicate, shard
+from diffusion_jax.runtime.devices import fetch, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
 
 # What the start's noise is folded with: no step of any schedule, so that samplers with different

@@ -26,7 +26,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from diffusion_jax.files import unwritten, writing
+from diffusion_jax.runtime.files import unwritten, writing
 
 
 def memory() -> dict[str, float]:

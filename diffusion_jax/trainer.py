@@ -15,21 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import backend, data, monitor
+from diffusion_jax import data, monitor
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config
 from diffusion_jax.data.batches import batch_shape, device_batches
 from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import TrainedDenoiser
-from diffusion_jax.devices import is_first_process, replicate
-from diffusion_jax.distributed import from_first, require_same
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import writing
 from diffusion_jax.plots.training import save_image_grid, save_loss_curve, save_memorisation
-from diffusion_jax.preemption import Stopped, StopRequest
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
 from diffusion_jax.run import as_today, check_same_data, claim, metadata_of, state_like
+from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.devices import is_first_process, replicate
+from diffusion_jax.runtime.distributed import from_first, require_same
+from diffusion_jax.runtime.files import writing
+from diffusion_jax.runtime.preemption import Stopped, StopRequest
 from diffusion_jax.sampling import AncestralSampler, sample
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.telemetry import Profile, Telemetry, read_metrics

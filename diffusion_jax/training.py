@@ -12,9 +12,9 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from diffusion_jax.config import TrainingConfig
-from diffusion_jax.devices import AXIS, replicated, sharded
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import diffuse
+from diffusion_jax.runtime.devices import AXIS, replicated, sharded
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.unet import UNet
 

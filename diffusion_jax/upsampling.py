@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion_jax.backend import off_cpu_barrier
 from diffusion_jax.convolution import (
     Parts,
     conv3x3,
@@ -26,6 +25,7 @@ from diffusion_jax.convolution import (
     taps,
     transform,
 )
+from diffusion_jax.runtime.backend import off_cpu_barrier
 
 
 def upsample(h: Array) -> Array:

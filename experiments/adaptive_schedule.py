@@ -21,12 +21,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_jax import backend
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots import schedules as figures
 from diffusion_jax.regimes import adaptive
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.sampler_error import sampler_error, steps_needed
+from diffusion_jax.runtime import backend
 from diffusion_jax.schedule import NoiseSchedule, cosine_schedule, from_time, linear_schedule
 from experiments.command import reports_errors
 

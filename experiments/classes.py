@@ -20,7 +20,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_jax import backend
 from diffusion_jax.data import mnist
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots import classes as plots
@@ -33,6 +32,7 @@ from diffusion_jax.regimes.gaussian_classes import (
     gaussian_speciation_time,
     same_class_crossing,
 )
+from diffusion_jax.runtime import backend
 from experiments.command import reports_errors
 
 DIMENSIONS = tuple(4**k for k in range(3, 11))

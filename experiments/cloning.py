@@ -31,19 +31,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from diffusion_jax import backend, data, distributed, run
+from diffusion_jax import data, run
 from diffusion_jax.classifier import TrainedClassifier, warning
 from diffusion_jax.classifier import load as load_classifier
 from diffusion_jax.classifier import save as save_classifier
 from diffusion_jax.classifier_training import train_classifier
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
-from diffusion_jax.devices import is_first_process
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import writing
 from diffusion_jax.regimes import cloning, commitment, transitions
 from diffusion_jax.regimes.analysis import plain
 from diffusion_jax.respacing import Clock, with_calls
+from diffusion_jax.runtime import backend, distributed
+from diffusion_jax.runtime.devices import is_first_process
+from diffusion_jax.runtime.files import writing
 from diffusion_jax.sampling import AncestralSampler
 from experiments.cloning_report import Findings, write
 from experiments.command import reports_errors

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from diffusion_jax import backend
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.analysis import plain
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.posterior import draw
 from diffusion_jax.regimes.transitions import collapse_times, summarize
+from diffusion_jax.runtime import backend
 from experiments.command import reports_errors
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import absl.logging
 
-from diffusion_jax import distributed, preemption
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import distributed, preemption
 
 
 def reports_errors(main: Callable[[], None]) -> Callable[[], None]:

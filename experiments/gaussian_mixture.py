@@ -20,13 +20,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_jax import backend
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots.mixture import save_collapse, save_speciation
 from diffusion_jax.regimes import posterior
 from diffusion_jax.regimes.cloning import Cloning
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.mixture_cloning import FOUR_SIGMA, clone
+from diffusion_jax.runtime import backend
 from experiments.command import exit_if_broken, reports_errors
 
 PUBLISHED = Path(__file__).with_name("published.json")

@@ -25,10 +25,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_jax import backend, compiled, training
+from diffusion_jax import compiled, training
 from diffusion_jax.config import ModelConfig, TrainingConfig
-from diffusion_jax.devices import AXIS
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.devices import AXIS
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.unet import UNet
 from experiments.command import exit_if_broken, reports_errors

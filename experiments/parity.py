@@ -18,10 +18,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_jax import backend
 from diffusion_jax.data import mnist
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots.training import save_parity_curves
+from diffusion_jax.runtime import backend
 from experiments.command import exit_if_broken, reports_errors
 
 # Name, place in the Flax model and in the reference, side and channels of the input, at the paper's

@@ -21,11 +21,12 @@ import numpy as np
 import optax
 import psutil
 
-from diffusion_jax import backend, training
+from diffusion_jax import training
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.data.batches import device_batches
 from diffusion_jax.denoisers import TrainedDenoiser
-from diffusion_jax.devices import replicated
+from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.devices import replicated
 from diffusion_jax.sampling import AncestralSampler, sampling_loop
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.unet import UNet

@@ -22,15 +22,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diffusion_jax import backend, data, distributed, report
+from diffusion_jax import data, report
 from diffusion_jax.data.checks import check, require_memory
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.devices import is_first_process
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots import regimes as plots
 from diffusion_jax.regimes.analysis import Analysis, analyse, to_json
 from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.regimes.transitions import SPECIATION_LEVEL, Regimes, check_accuracy
+from diffusion_jax.runtime import backend, distributed
+from diffusion_jax.runtime.devices import is_first_process
 from experiments.command import reports_errors
 from experiments.train_lsun import DATA_DEFAULTS
 

@@ -23,11 +23,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_jax import backend
 from diffusion_jax.data import mnist
 from diffusion_jax.denoisers import EmpiricalDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import mixture_cloning, posterior, spectrum
+from diffusion_jax.runtime import backend
 from diffusion_jax.schedule import from_beta
 from experiments.command import exit_if_broken, reports_errors
 from experiments.timing import alternate, warn_if_busy

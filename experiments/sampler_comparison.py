@@ -22,7 +22,6 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from diffusion_jax import backend
 from diffusion_jax.errors import UserError
 from diffusion_jax.ode_samplers import DDIMSampler, DPMSolver2M
 from diffusion_jax.plots.schedules import ErrorCurves, save_error_curves
@@ -30,6 +29,7 @@ from diffusion_jax.regimes.flow_error import flow_error
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.sampler_error import sampler_error, steps_needed
 from diffusion_jax.respacing import Clock, clock, respaced, spread_steps
+from diffusion_jax.runtime import backend
 from diffusion_jax.schedule import NoiseSchedule, linear_schedule
 from experiments.command import reports_errors
 

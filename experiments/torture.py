@@ -33,8 +33,8 @@ import numpy as np
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import from_dict
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import writing
-from diffusion_jax.preemption import EXIT_STATUS
+from diffusion_jax.runtime.files import writing
+from diffusion_jax.runtime.preemption import EXIT_STATUS
 from diffusion_jax.telemetry import read_metrics
 from diffusion_jax.training import init_state, make_optimizer
 from experiments.command import reports_errors

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import tyro
 
-from diffusion_jax import backend, distributed, trainer
+from diffusion_jax import trainer
 from diffusion_jax.config import (
     Config,
     DataConfig,
@@ -32,6 +32,7 @@ from diffusion_jax.config import (
     TrainingConfig,
 )
 from diffusion_jax.data import IMAGENET
+from diffusion_jax.runtime import backend, distributed
 from experiments.command import reports_errors
 
 PROGRAM = "python -m experiments.train_lsun"

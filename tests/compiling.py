@@ -4,6 +4,6 @@ from functools import partial
 
 import jax
 
-from diffusion_jax.backend import RUN_ONCE
+from diffusion_jax.runtime.backend import RUN_ONCE
 
 quick_jit = partial(jax.jit, compiler_options=RUN_ONCE)

@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(10**9))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
-from diffusion_jax import backend  # noqa: E402  (after the settings that it reads)
+from diffusion_jax.runtime import backend  # noqa: E402  (after the settings that it reads)
 
 # Compiles in a third of the time, to code nearly as fast; XLA_FLAGS= tests what users run.
 QUICK = backend.RUN_ONCE | {"xla_backend_optimization_level": 1}

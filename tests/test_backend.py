@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from diffusion_jax import backend
 from diffusion_jax.config import ModelConfig
+from diffusion_jax.runtime import backend
 
 PROGRAM = """
 from diffusion_jax import backend

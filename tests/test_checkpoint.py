@@ -12,8 +12,8 @@ import processes
 import pytest
 
 from diffusion_jax.checkpoint import Checkpoints, DamagedCheckpoint
-from diffusion_jax.devices import replicate
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.devices import replicate
 
 # The reading of one damaged array ends Orbax' event loop, and the readings of the others complain.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -265,7 +265,7 @@ from diffusion_jax import distributed
 distributed.join()
 import jax, jax.numpy as jnp
 from diffusion_jax.checkpoint import Checkpoints
-from diffusion_jax.devices import replicate
+from diffusion_jax.runtime.devices import replicate
 def state(value):
     return {"w": jnp.arange(1000.0) + value, "key": jax.random.key(value), "step": jnp.int32(value)}
 with Checkpoints(Path(sys.argv[1])) as checkpoints:

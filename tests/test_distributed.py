@@ -7,15 +7,15 @@ import time
 import pytest
 from processes import finish, start
 
-from diffusion_jax import distributed
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import distributed
 
 # What process 0 and process 1 do is two lines of Python.
 PROGRAM = """
 import sys, time
 import jax, jax.numpy as jnp, numpy as np
 from diffusion_jax import distributed
-from diffusion_jax.devices import fetch, replicate, shard
+from diffusion_jax.runtime.devices import fetch, replicate, shard
 from diffusion_jax.errors import UserError
 from experiments.command import reports_errors
 

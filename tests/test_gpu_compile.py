@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax.compiled import model_flops
 from diffusion_jax.config import ModelConfig, TrainingConfig
-from diffusion_jax.devices import AXIS
+from diffusion_jax.runtime.devices import AXIS
 from experiments.gpu_report import (
     Options,
     broken_bounds,

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from diffusion_jax import compiled, training
 from diffusion_jax.config import TrainingConfig
-from diffusion_jax.devices import AXIS
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.devices import AXIS
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.unet import UNet, num_parameters
 from experiments.gpu_report import (

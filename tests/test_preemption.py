@@ -12,7 +12,7 @@ import two_convolutions
 from two_convolutions import build
 
 from diffusion_jax.config import ModelConfig
-from diffusion_jax.preemption import EXIT_STATUS, StopRequest
+from diffusion_jax.runtime.preemption import EXIT_STATUS, StopRequest
 from experiments.torture import Run
 
 
@@ -31,7 +31,7 @@ def test_a_signal_is_a_request_and_the_next_is_none(number, capsys):
 
 PROGRAM = """
 import time
-from diffusion_jax.preemption import StopRequest
+from diffusion_jax.runtime.preemption import StopRequest
 with StopRequest():
     print("ready", flush=True)
     while True:

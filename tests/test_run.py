@@ -16,10 +16,11 @@ import two_convolutions
 from jax.flatten_util import ravel_pytree
 from PIL import Image
 
-from diffusion_jax import backend, run, trainer
+from diffusion_jax import run, trainer
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config, ModelConfig, differences, from_dict, to_dict
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import backend
 from diffusion_jax.telemetry import read_metrics
 from diffusion_jax.training import init_state, make_optimizer
 from experiments import train_lsun

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import writing
+from diffusion_jax.runtime.files import writing
 from diffusion_jax.telemetry import Telemetry, read_metrics
 
 

@@ -11,8 +11,8 @@ from two_convolutions import TwoConvolutions
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.data.batches import batch_shape, device_batches
-from diffusion_jax.devices import replicate, replicated, sharded
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.devices import replicate, replicated, sharded
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training import (
     argument_shapes,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from diffusion_jax.devices import sharded
+from diffusion_jax.runtime.devices import sharded
 
 
 @lru_cache(maxsize=4)

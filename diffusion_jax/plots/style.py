@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from diffusion_jax.files import writing
+from diffusion_jax.runtime.files import writing
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from diffusion_jax.files import writing
 from diffusion_jax.monitor import FRACTION, HELD_OUT, TRAINING
 from diffusion_jax.plots import style
+from diffusion_jax.runtime.files import writing
 from diffusion_jax.telemetry import read_metrics
 
 

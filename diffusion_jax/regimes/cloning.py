@@ -22,9 +22,9 @@ from jax import Array
 from scipy.stats import binomtest
 
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.devices import fetch, replicate, shard
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import diffuse
+from diffusion_jax.runtime.devices import fetch, replicate, shard
 from diffusion_jax.sampling import START, Sampler, normal, sampling_loop
 
 # What a clone's key is folded with, less the clone's number: no step, and not the start.

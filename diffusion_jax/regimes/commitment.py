@@ -16,10 +16,10 @@ from scipy.stats import binomtest
 
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import writing
 from diffusion_jax.regimes.cloning import Cloning, fork
 from diffusion_jax.regimes.curves import Curve, Estimate, average
 from diffusion_jax.regimes.neighbours import Neighbours, last_change, nearest
+from diffusion_jax.runtime.files import writing
 from diffusion_jax.sampling import Sampler
 
 # A fraction of so few trials has an interval too wide to mean anything.

@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax.devices import fetch, replicate, shard
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.posterior import stratified
+from diffusion_jax.runtime.devices import fetch, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
 
 _CHUNK_BYTES = 2**26

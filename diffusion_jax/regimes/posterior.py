@@ -30,8 +30,8 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from diffusion_jax.devices import fetch, replicate, shard
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.devices import fetch, replicate, shard
 
 # Stands for the squared distance of a point left out: its weight underflows to zero at every time
 # in this range, yet no product with it is infinite, which zero times would make NaN.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax.devices import sharded
+from diffusion_jax.runtime.devices import sharded
 
 # EX_TEMPFAIL of sysexits.h: what failed now will go on if it is tried again.
 EXIT_STATUS = 75

@@ -8,14 +8,15 @@ import sys
 
 import pytest
 
-from diffusion_jax import run, run_lock
+from diffusion_jax import run
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import lock
 from experiments.train_lsun import parse
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from diffusion_jax.run_lock import lock
+from diffusion_jax.runtime.lock import lock
 lock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)
@@ -33,13 +34,13 @@ def holder(tmp_path):
 
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path, holder):
     with pytest.raises(UserError) as refused:
-        run_lock.lock(tmp_path)
+        lock.lock(tmp_path)
     named = f"{tmp_path} is in use by process {holder.pid} on {socket.gethostname()}, which"
     assert str(refused.value).startswith(named)
     assert "\n" not in str(refused.value)
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    run_lock.lock(tmp_path)  # nothing stale is left
+    lock.lock(tmp_path)  # nothing stale is left
     assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
 
 
@@ -51,16 +52,16 @@ def test_a_second_run_changes_nothing_in_the_folder(tmp_path, holder):
 
 
 def test_the_same_process_may_take_it_again(tmp_path):
-    run_lock.lock(tmp_path)
+    lock.lock(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
-    run_lock.lock(tmp_path / "link")
+    lock.lock(tmp_path / "link")
 
 
 def test_another_path_to_the_same_folder_is_the_same_folder(tmp_path, holder):
     link = tmp_path / "link"
     link.symlink_to(tmp_path)
     with pytest.raises(UserError, match=f"{link} is in use"):
-        run_lock.lock(link)
+        lock.lock(link)
 
 
 def test_where_there_is_no_flock_the_run_goes_on(tmp_path, monkeypatch):
@@ -68,4 +69,4 @@ def test_where_there_is_no_flock_the_run_goes_on(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    run_lock.lock(tmp_path)
+    lock.lock(tmp_path)
