@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.unet import UNet
 from diffusion_jax.runtime.backend import has_fused_attention
 from diffusion_jax.schedule import (
     NoiseSchedule,
@@ -14,7 +15,6 @@ from diffusion_jax.schedule import (
     cosine_schedule,
     linear_schedule,
 )
-from diffusion_jax.unet import UNet
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from diffusion_jax.nn.unet import UNet
 from diffusion_jax.process import score_to_noise
 from diffusion_jax.schedule import NoiseSchedule, broadcast_right
-from diffusion_jax.unet import UNet
 
 
 class Denoiser(Protocol):

@@ -35,9 +35,9 @@ import tyro
 from diffusion_jax import compiled
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.unet import UNet
 from diffusion_jax.plots.benchmark import save_ratios
 from diffusion_jax.runtime import backend
-from diffusion_jax.unet import UNet
 from experiments import programs, timing
 from experiments.benchmark_tables import tables
 from experiments.command import exit_if_broken, reports_errors

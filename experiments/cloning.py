@@ -31,7 +31,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from diffusion_jax import data, run
+from diffusion_jax import data
 from diffusion_jax.classifier import TrainedClassifier, warning
 from diffusion_jax.classifier import load as load_classifier
 from diffusion_jax.classifier import save as save_classifier
@@ -46,6 +46,7 @@ from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import writing
 from diffusion_jax.sampling import AncestralSampler
+from diffusion_jax.training import run
 from experiments.cloning_report import Findings, write
 from experiments.command import reports_errors
 

@@ -21,10 +21,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffusion_jax import data, run
+from diffusion_jax import data
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
+from diffusion_jax.training import run
 from experiments import train_lsun
 from experiments.command import reports_errors
 

@@ -25,13 +25,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_jax import compiled, training
+from diffusion_jax import compiled
 from diffusion_jax.config import ModelConfig, TrainingConfig
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.unet import UNet
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import AXIS
 from diffusion_jax.schedule import linear_schedule
-from diffusion_jax.unet import UNet
+from diffusion_jax.training.step import TrainState, init_state, make_optimizer, make_train_step
 from experiments.command import exit_if_broken, reports_errors
 
 PROGRAM = "python -m experiments.gpu_report"
@@ -152,7 +153,7 @@ def cudnn_answers(version: int) -> Iterator[None]:
 
 
 def lower_step(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh) -> Any:
-    """Lowers the train step of `training.make_parallel_train_step` for so many GPUs.
+    """Lowers the train step of `step.make_parallel_train_step` for so many GPUs.
 
     That one is pmapped over the devices that are there, and so cannot be lowered for others; what
     every device does is the same here.
@@ -166,13 +167,13 @@ def lower_step(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh)
     Returns:
       The lowered program.
     """
-    optimizer = training.make_optimizer(config)
+    optimizer = make_optimizer(config)
     shape = (image_size, image_size, model.channels)
-    train_step = training.make_train_step(
+    train_step = make_train_step(
         model, linear_schedule(), optimizer, jnp.zeros(model.channels), config, AXIS
     )
 
-    def train(state: training.TrainState, images: jax.Array) -> Any:
+    def train(state: TrainState, images: jax.Array) -> Any:
         images = images[0]
         batch = images.shape[0]
         return train_step(state, images, jax.lax.axis_index(AXIS) * batch + jnp.arange(batch))
@@ -188,9 +189,7 @@ def lower_step(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh)
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
         )
 
-    state = jax.eval_shape(
-        lambda key: training.init_state(model, optimizer, key, shape), jax.random.key(0)
-    )
+    state = jax.eval_shape(lambda key: init_state(model, optimizer, key, shape), jax.random.key(0))
     images = jax.ShapeDtypeStruct((mesh.size, config.batch_size // mesh.size, *shape), jnp.uint8)
     traced = jax.jit(mapped, donate_argnums=0).trace(
         abstract(whole, state), abstract(split, images)

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from diffusion_jax import data, run
+from diffusion_jax import data
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import image_bits
 from diffusion_jax.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
+from diffusion_jax.training import run
 from experiments.command import reports_errors
 
 

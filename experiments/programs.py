@@ -21,15 +21,21 @@ import numpy as np
 import optax
 import psutil
 
-from diffusion_jax import training
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.data.batches import device_batches
 from diffusion_jax.denoisers import TrainedDenoiser
+from diffusion_jax.nn.unet import UNet
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import replicated
 from diffusion_jax.sampling import AncestralSampler, sampling_loop
 from diffusion_jax.schedule import linear_schedule
-from diffusion_jax.unet import UNet
+from diffusion_jax.training.step import (
+    argument_shapes,
+    init_state,
+    make_optimizer,
+    make_parallel_train_step,
+    state_of,
+)
 
 MEAN = np.full(3, 0.5, np.float32)
 # XLA's own caches for GPUs put the folder's name into each program's key: a program could then not
@@ -94,7 +100,7 @@ def fresh_params(model: UNet) -> Callable[[], Any]:
         # The parameters' shapes do not depend on the images' size.
         side = 2 ** (len(model.multiples) - 1)
         shape = (side, side, model.channels)
-        return training.init_state(model, optax.identity(), jax.random.key(0), shape).params
+        return init_state(model, optax.identity(), jax.random.key(0), shape).params
 
     return jax.jit(fresh, compiler_options=backend.RUN_ONCE)
 
@@ -113,18 +119,18 @@ def train_step(
       images: uint8 (batch, height, width, channels).
       config: training configuration.
     """
-    optimizer = training.make_optimizer(config)
-    state_of = partial(training.state_of, optimizer=optimizer, key=jax.random.key(0))
-    step = training.make_parallel_train_step(
+    optimizer = make_optimizer(config)
+    fresh = partial(state_of, optimizer=optimizer, key=jax.random.key(0))
+    step = make_parallel_train_step(
         model, linear_schedule(), optimizer, jnp.asarray(MEAN[: model.channels]), config
     )
-    like = jax.eval_shape(state_of, jax.eval_shape(params))
+    like = jax.eval_shape(fresh, jax.eval_shape(params))
     batch = next(device_batches(images, 0, 0, len(images)))
     start = time.perf_counter()
-    lowered = step.lower(*training.argument_shapes(like, batch.shape))
+    lowered = step.lower(*argument_shapes(like, batch.shape))
     with ThreadPoolExecutor(1) as pool:
         compiling = pool.submit(_compile, lowered, start)
-        state = jax.jit(state_of, compiler_options=backend.RUN_ONCE)(params())
+        state = jax.jit(fresh, compiler_options=backend.RUN_ONCE)(params())
         state = jax.device_put(state, replicated())
     compiled, *rest = compiling.result()
 

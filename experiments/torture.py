@@ -30,13 +30,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import from_dict
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.files import writing
 from diffusion_jax.runtime.preemption import EXIT_STATUS
-from diffusion_jax.telemetry import read_metrics
-from diffusion_jax.training import init_state, make_optimizer
+from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.step import init_state, make_optimizer
+from diffusion_jax.training.telemetry import read_metrics
 from experiments.command import reports_errors
 
 COMMAND = (

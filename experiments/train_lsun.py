@@ -23,7 +23,6 @@ from pathlib import Path
 
 import tyro
 
-from diffusion_jax import trainer
 from diffusion_jax.config import (
     Config,
     DataConfig,
@@ -33,6 +32,7 @@ from diffusion_jax.config import (
 )
 from diffusion_jax.data import IMAGENET
 from diffusion_jax.runtime import backend, distributed
+from diffusion_jax.training import loop
 from experiments.command import reports_errors
 
 PROGRAM = "python -m experiments.train_lsun"
@@ -131,7 +131,7 @@ def main() -> None:
     backend.configure()
     backend.keep_freed_memory()
     distributed.join()
-    trainer.train(config)
+    loop.train(config)
 
 
 if __name__ == "__main__":

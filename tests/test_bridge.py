@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from diffusion_jax import unet  # noqa: E402
 from diffusion_jax.errors import UserError  # noqa: E402
+from diffusion_jax.nn import unet  # noqa: E402
 from torch_ref import bridge  # noqa: E402
 from torch_ref.unet import UNet  # noqa: E402
 

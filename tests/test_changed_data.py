@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from two_convolutions import build
 
-from diffusion_jax import trainer
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.errors import UserError
-from diffusion_jax.telemetry import read_metrics
+from diffusion_jax.training import loop
+from diffusion_jax.training.telemetry import read_metrics
 from experiments.train_lsun import parse
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8)
@@ -42,7 +42,7 @@ def test_a_resumed_run_notices(tmp_path, monkeypatch, change, message):
         words = ["--data", path, "--image-size", None, "--images-per-class", None, "--classes"]
         words += ["--batch-size", 8, "--log-every", 1, "--checkpoint-every", 2, "--num-samples", 1]
         words += ["--diffusion-steps", 25, "--steps", steps, "--run-dir", run_dir]
-        trainer.train(parse([str(word) for word in words]))
+        loop.train(parse([str(word) for word in words]))
 
     np.save(path, IMAGES)
     train(2)

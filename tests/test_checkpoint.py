@@ -11,9 +11,9 @@ import orbax.checkpoint as ocp
 import processes
 import pytest
 
-from diffusion_jax.checkpoint import Checkpoints, DamagedCheckpoint
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.devices import replicate
+from diffusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 
 # The reading of one damaged array ends Orbax' event loop, and the readings of the others complain.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -264,7 +264,7 @@ from pathlib import Path
 from diffusion_jax import distributed
 distributed.join()
 import jax, jax.numpy as jnp
-from diffusion_jax.checkpoint import Checkpoints
+from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.runtime.devices import replicate
 def state(value):
     return {"w": jnp.arange(1000.0) + value, "key": jax.random.key(value), "step": jnp.int32(value)}
@@ -302,7 +302,7 @@ FULL_DISK = """
 import resource, signal, sys
 import jax.numpy as jnp
 from pathlib import Path
-from diffusion_jax.checkpoint import Checkpoints
+from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from compiling import quick_jit
 
-from diffusion_jax import classifier, data, run
+from diffusion_jax import classifier, data
 from diffusion_jax.classifier_training import train_classifier
 from diffusion_jax.regimes.neighbours import nearest
 from diffusion_jax.sampling import sample
+from diffusion_jax.training import run
 from experiments import cloning
 from experiments.train_lsun import parse
 

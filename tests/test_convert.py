@@ -9,9 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from diffusion_jax import run, trainer  # noqa: E402
 from diffusion_jax.errors import UserError  # noqa: E402
 from diffusion_jax.sampling import START, normal, sample  # noqa: E402
+from diffusion_jax.training import loop, run  # noqa: E402
 from experiments import convert  # noqa: E402
 from experiments.train_lsun import parse  # noqa: E402
 from torch_ref import bridge, compare  # noqa: E402
@@ -85,7 +85,7 @@ def test_a_converted_run_trains_on(original, capsys):
     config = parse(command[command.index("experiments.train_lsun") + 1 :])
     assert config.model.multiples == (1, 2)
     before = run.load_model(copy).denoiser.params
-    trainer.train(config)
+    loop.train(config)
     after = run.load_model(copy)
     assert after.step == 2
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after.denoiser.params)

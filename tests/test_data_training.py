@@ -234,11 +234,12 @@ def test_half_of_the_free_memory_is_the_limit(tmp_path, monkeypatch):
 LARGE = """
     import sys, threading, time
     import numpy as np
-    from diffusion_jax import data, monitor
+    from diffusion_jax import data
     from diffusion_jax.config import DataConfig
     from diffusion_jax.data.batches import device_batches
     from diffusion_jax.data.fingerprint import fingerprint
     from diffusion_jax.regimes import neighbours, spectrum
+    from diffusion_jax.training import evaluation
 
     def anonymous():
         with open("/proc/self/status") as status:
@@ -252,7 +253,7 @@ LARGE = """
 
     def use(images):
         spectrum.largest_eigenvalue(images)
-        monitor.memorisation(np.zeros((2, 64, 64, 3), np.float32), images)
+        evaluation.memorisation(np.zeros((2, 64, 64, 3), np.float32), images)
         for _, batch in zip(range(20), device_batches(images, 0, 0, 64)):
             batch.block_until_ready()
 

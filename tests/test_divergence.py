@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from two_convolutions import TwoConvolutions, build
 
-from diffusion_jax import trainer
-from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.errors import UserError
-from diffusion_jax.telemetry import read_metrics
-from diffusion_jax.training import init_state, make_optimizer
+from diffusion_jax.training import loop
+from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.step import init_state, make_optimizer
+from diffusion_jax.training.telemetry import read_metrics
 from experiments.train_lsun import parse
 
 OPTIONS = (
@@ -33,7 +33,7 @@ def data(tmp_path_factory):
 def train_step(data):
     """The real train step, compiled once for all tests."""
     config = parse([*OPTIONS, "--data", str(data)])
-    return trainer.make_parallel_train_step(
+    return loop.make_parallel_train_step(
         TwoConvolutions(1),
         config.schedule.build(),
         make_optimizer(config.training),
@@ -111,10 +111,10 @@ def test_what_is_not_finite(
 
     poisoned.lower = lambda *shapes: SimpleNamespace(compile=lambda: None)  # not of bytes
     monkeypatch.setattr(ModelConfig, "build", build)
-    monkeypatch.setattr(trainer, "make_parallel_train_step", lambda *args: poisoned)
+    monkeypatch.setattr(loop, "make_parallel_train_step", lambda *args: poisoned)
     words = [*OPTIONS, "--data", str(data), "--run-dir", str(tmp_path)]
     with pytest.raises(UserError, match=message) as caught:
-        trainer.train(parse([*words, "--steps-per-dispatch", str(together)]))
+        loop.train(parse([*words, "--steps-per-dispatch", str(together)]))
     if "last good" in str(caught.value):
         assert f"the last good checkpoint is {tmp_path / 'checkpoints' / '4'}" in str(caught.value)
     logged = [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")]

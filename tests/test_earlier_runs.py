@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import trainer
 from diffusion_jax.config import from_dict
-from diffusion_jax.run import load_model
 from diffusion_jax.sampling import sample
-from diffusion_jax.telemetry import read_metrics
+from diffusion_jax.training import loop
+from diffusion_jax.training.run import load_model
+from diffusion_jax.training.telemetry import read_metrics
 
 DATA = Path(__file__).parent / "data" / "run"
 
@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_it_goes_on_with_the_same_losses(folder):
     saved = json.loads((folder / "config.json").read_text())
-    trainer.train(dataclasses.replace(from_dict(saved), steps=12))
+    loop.train(dataclasses.replace(from_dict(saved), steps=12))
     made, expected = (
         read_metrics(folder / "metrics.jsonl")[9:],
         read_metrics(DATA / "continued.jsonl"),

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from diffusion_jax import compiled, training
+from diffusion_jax import compiled
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.unet import UNet, num_parameters
 from diffusion_jax.runtime.devices import AXIS
 from diffusion_jax.schedule import linear_schedule
-from diffusion_jax.unet import UNet, num_parameters
+from diffusion_jax.training.step import init_state, make_optimizer, make_parallel_train_step
 from experiments.gpu_report import (
     Options,
     broken_bounds,
@@ -75,14 +76,12 @@ def kernels(lowered):
 def test_it_is_the_pmapped_step(lowered, monkeypatch):
     """All that counts: its products, its library calls, its sums over the devices."""
     monkeypatch.setattr(jax, "device_count", lambda: DEVICES)
-    optimizer = training.make_optimizer(CONFIG)
-    parallel = training.make_parallel_train_step(
-        MODEL, linear_schedule(), optimizer, jnp.zeros(3), CONFIG
-    )
+    optimizer = make_optimizer(CONFIG)
+    parallel = make_parallel_train_step(MODEL, linear_schedule(), optimizer, jnp.zeros(3), CONFIG)
     images = array(DEVICES, BATCH // DEVICES, SIZE, SIZE, 3, dtype=jnp.uint8)
     with cudnn_answers(CUDNN):
         state = jax.eval_shape(
-            lambda key: training.init_state(MODEL, optimizer, key, (SIZE, SIZE, 3)),
+            lambda key: init_state(MODEL, optimizer, key, (SIZE, SIZE, 3)),
             jax.random.key(0),
         )
         pmapped = jax.export.export(

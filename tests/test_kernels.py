@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from diffusion_jax import attention as attention_module
-from diffusion_jax import convolution
-from diffusion_jax.attention import attention
-from diffusion_jax.linear import linear
-from diffusion_jax.normalization import group_norm
-from diffusion_jax.upsampling import upsample, upsample_conv
+from diffusion_jax.nn import attention as attention_module
+from diffusion_jax.nn import winograd
+from diffusion_jax.nn.attention import attention
+from diffusion_jax.nn.linear import linear
+from diffusion_jax.nn.normalization import group_norm
+from diffusion_jax.nn.upsampling import upsample, upsample_conv
 
 
 @pytest.fixture(autouse=True)
@@ -146,13 +146,13 @@ def test_linear_layer_in_bfloat16_sums_the_gradient_of_its_bias_in_float32():
 
 @pytest.mark.parametrize("shape", [(2, 4, 4, 3), (3, 8, 6, 2), (1, 5, 4, 2)])
 def test_tiled_convolution_is_the_convolution(monkeypatch, shape):
-    monkeypatch.setattr(convolution, "_LEAST_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "_LEAST_CHANNELS", 1)
     arguments = normal(12, *shape), normal(13, 3, 3, shape[-1], 5)
-    assert_same(convolution.conv3x3, plain_convolution, *arguments)
+    assert_same(winograd.conv3x3, plain_convolution, *arguments)
 
 
 @pytest.mark.parametrize(
-    ("function", "products_of_four_pixels"), [(convolution.conv3x3, 16), (upsample_conv, 9)]
+    ("function", "products_of_four_pixels"), [(winograd.conv3x3, 16), (upsample_conv, 9)]
 )
 def test_products_of_the_minimal_algorithms(function, products_of_four_pixels):
     """In place of 36 a channel; the program that the CPU runs convolves nothing."""
@@ -171,7 +171,7 @@ def test_products_of_the_minimal_algorithms(function, products_of_four_pixels):
 
 @pytest.mark.parametrize(
     ("function", "plain"),
-    [(convolution.conv3x3, plain_convolution), (upsample_conv, plain_upsampling)],
+    [(winograd.conv3x3, plain_convolution), (upsample_conv, plain_upsampling)],
 )
 def test_minimal_algorithms_keep_the_digits_of_float32(function, plain):
     """Both ways of summing 9 x 128 products stay within 2e-6 of the exact result."""

@@ -17,8 +17,8 @@ from diffusion_jax.likelihood import (
     log_likelihood,
     rademacher_probes,
 )
+from diffusion_jax.nn.unet import UNet
 from diffusion_jax.schedule import NoiseSchedule, from_time, linear_schedule
-from diffusion_jax.unet import UNet
 
 
 @struct.dataclass

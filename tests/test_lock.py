@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from diffusion_jax import run
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import lock
+from diffusion_jax.training import run
 from experiments.train_lsun import parse
 
 HOLD = """

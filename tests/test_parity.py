@@ -17,10 +17,12 @@ from scipy import stats
 
 torch = pytest.importorskip("torch")
 
-from diffusion_jax import process, schedule, training, unet  # noqa: E402
+from diffusion_jax import process, schedule  # noqa: E402
 from diffusion_jax.config import TrainingConfig  # noqa: E402
 from diffusion_jax.denoisers import TrainedDenoiser  # noqa: E402
+from diffusion_jax.nn import unet  # noqa: E402
 from diffusion_jax.sampling import AncestralSampler  # noqa: E402
+from diffusion_jax.training.step import make_optimizer, noise_loss  # noqa: E402
 from torch_ref import bridge, compare  # noqa: E402
 from torch_ref import process as torch_process  # noqa: E402
 from torch_ref import training as torch_training  # noqa: E402
@@ -150,11 +152,11 @@ def test_output_at_the_papers_configuration(dtype):
 
 def make_update(model, config):
     """The optimizer and one jitted update: loss and gradients before it, and the new state."""
-    optimizer = training.make_optimizer(config)
+    optimizer = make_optimizer(config)
 
     @quick_jit
     def update(params, opt_state, x_0, step, noise):
-        loss_of = partial(training.noise_loss, model, schedule.linear_schedule())
+        loss_of = partial(noise_loss, model, schedule.linear_schedule())
         loss, grads = jax.value_and_grad(loss_of)(params, x_0, step, noise)
         with jax.numpy_dtype_promotion("standard"):  # Optax counts its updates in integers
             updates, opt_state = optimizer.update(grads, opt_state, params)

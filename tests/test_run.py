@@ -16,13 +16,13 @@ import two_convolutions
 from jax.flatten_util import ravel_pytree
 from PIL import Image
 
-from diffusion_jax import run, trainer
-from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config, ModelConfig, differences, from_dict, to_dict
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
-from diffusion_jax.telemetry import read_metrics
-from diffusion_jax.training import init_state, make_optimizer
+from diffusion_jax.training import loop, run
+from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.step import init_state, make_optimizer
+from diffusion_jax.training.telemetry import read_metrics
 from experiments import train_lsun
 from experiments.train_lsun import parse
 
@@ -239,7 +239,7 @@ def test_dispatches_stop_where_something_is_written(evaluate_every):
     words = ["--steps-per-dispatch", "4", "--steps", "22", "--evaluate-calls", "5"]
     if evaluate_every is not None:
         words += ["--evaluate-every", str(evaluate_every)]
-    dispatches = list(trainer._dispatches(parse([*TINY, *words]), 0))
+    dispatches = list(loop._dispatches(parse([*TINY, *words]), 0))
     assert set(dispatches) == {1, 4}
     ends = np.cumsum(dispatches)
     assert {10, 20, 22} <= set(ends.tolist())
@@ -342,7 +342,7 @@ def test_a_bad_value_is_one_clear_sentence(tmp_path, monkeypatch, options, part)
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     config = parse([*TINY, "--run-dir", str(tmp_path / "run"), *map(str, options)])
     with pytest.raises(UserError, match=part.replace("(", r"\(").replace(")", r"\)")):
-        trainer.train(config)
+        loop.train(config)
 
 
 def test_missing_lsun_is_one_sentence_and_status_1(tmp_path, here):
@@ -357,7 +357,7 @@ def test_an_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("in the way")
     config = parse([*TINY, "--run-dir", str(tmp_path / "file" / "run")])
     with pytest.raises(UserError, match="cannot write to the run's folder"):
-        trainer.train(config)
+        loop.train(config)
 
 
 @pytest.mark.parametrize(
@@ -431,9 +431,9 @@ def test_evaluations_may_change_when_a_run_is_resumed():
 
 def test_a_failed_first_start_binds_nobody(tmp_path):
     with pytest.raises(UserError, match="holds 500"):
-        trainer.train(parse([*TINY, "--run-dir", str(tmp_path), "--images-per-class", "501"]))
+        loop.train(parse([*TINY, "--run-dir", str(tmp_path), "--images-per-class", "501"]))
     with pytest.raises(UserError, match="divisible by 8"):  # past the check of the configuration
-        trainer.train(parse([*TINY, "--run-dir", str(tmp_path), "--multiples", "1", "1", "1", "1"]))
+        loop.train(parse([*TINY, "--run-dir", str(tmp_path), "--multiples", "1", "1", "1", "1"]))
 
 
 def test_a_damaged_configuration_is_named(tmp_path):
@@ -442,7 +442,7 @@ def test_a_damaged_configuration_is_named(tmp_path):
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         run.load_model(tmp_path)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
-        trainer.train(parse([*TINY, "--run-dir", str(tmp_path)]))
+        loop.train(parse([*TINY, "--run-dir", str(tmp_path)]))
     assert (tmp_path / "config.json").read_text() == '{"steps": 5'
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config\.json is damaged: it holds no JSON object"):

@@ -9,8 +9,8 @@ import pytest
 import two_convolutions
 from two_convolutions import build
 
-from diffusion_jax.checkpoint import DamagedCheckpoint
 from diffusion_jax.config import ModelConfig
+from diffusion_jax.training.checkpoint import DamagedCheckpoint
 from experiments.torture import Lost, Torture
 
 

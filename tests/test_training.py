@@ -12,9 +12,10 @@ from two_convolutions import TwoConvolutions
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.data.batches import batch_shape, device_batches
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.unet import UNet
 from diffusion_jax.runtime.devices import replicate, replicated, sharded
 from diffusion_jax.schedule import linear_schedule
-from diffusion_jax.training import (
+from diffusion_jax.training.step import (
     argument_shapes,
     init_state,
     learning_rate,
@@ -24,7 +25,6 @@ from diffusion_jax.training import (
     noise_loss,
     state_of,
 )
-from diffusion_jax.unet import UNet
 
 # What is tested of the train step holds for any model; where the UNet matters, it is small.
 MODEL = TwoConvolutions(3, dropout=0.1)
@@ -154,7 +154,7 @@ def test_faithful_never_trains_step_0(faithful, monkeypatch):
         jax.debug.callback(lambda s: seen.extend(np.asarray(s).tolist()), step)
         return jnp.sum(params["w"]) * 0.0
 
-    monkeypatch.setattr("diffusion_jax.training.noise_loss", record)
+    monkeypatch.setattr("diffusion_jax.training.step.noise_loss", record)
     config = TrainingConfig(batch_size=16, faithful=faithful)
     optimizer = make_optimizer(config)
     schedule = linear_schedule(25)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from compiling import quick_jit
 
-from diffusion_jax import unet
 from diffusion_jax.errors import UserError
-from diffusion_jax.unet import (
+from diffusion_jax.nn import unet
+from diffusion_jax.nn.unet import (
     UNet,
     channel_dropout,
     kept_channels,

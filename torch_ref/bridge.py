@@ -22,7 +22,7 @@ from flax import traverse_util
 from torch import Tensor
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.unet import UNet
+from diffusion_jax.nn.unet import UNet
 from torch_ref.unet import TIME_STEPS, sinusoidal_table
 
 StateDict = dict[str, Tensor]

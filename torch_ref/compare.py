@@ -18,10 +18,12 @@ import torch
 from jax import Array
 from torch import Tensor
 
-from diffusion_jax import process, schedule, training, unet
+from diffusion_jax import process, schedule
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.denoisers import TrainedDenoiser
+from diffusion_jax.nn import unet
 from diffusion_jax.sampling import AncestralSampler
+from diffusion_jax.training.step import make_optimizer, noise_loss
 from torch_ref import bridge
 from torch_ref import process as torch_process
 from torch_ref import training as torch_training
@@ -210,7 +212,7 @@ def compare_model(model: UNet, arrays: tuple[Any, Any, Any], jit: Jit = jax.jit)
 
     def run(params: Any, x_0: Array, step: Array, noise: Array) -> tuple[Any, Array, Any]:
         tables = schedule.linear_schedule()
-        loss_of = partial(training.noise_loss, flax_model, tables)
+        loss_of = partial(noise_loss, flax_model, tables)
         loss, grads = jax.value_and_grad(loss_of)(params, x_0, step, noise)
         x_t = process.diffuse(tables, x_0, step, noise)
         return flax_model.apply({"params": params}, x_t, step), loss, grads
@@ -244,10 +246,10 @@ def compare_training(
     """
     flax_model, params = bridge.from_torch(model.state_dict())
     tables = schedule.linear_schedule()
-    optimizer = training.make_optimizer(TrainingConfig(warmup_steps=0, clip_norm=math.inf))
+    optimizer = make_optimizer(TrainingConfig(warmup_steps=0, clip_norm=math.inf))
 
     def train_step(params: Any, opt_state: Any, *arrays: Array) -> tuple[Any, Any, Array]:
-        loss_of = partial(training.noise_loss, flax_model, tables)
+        loss_of = partial(noise_loss, flax_model, tables)
         loss, grads = jax.value_and_grad(loss_of)(params, *arrays)
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(grads, opt_state, params)

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from diffusion_jax.monitor import FRACTION, HELD_OUT, TRAINING
 from diffusion_jax.plots import style
 from diffusion_jax.runtime.files import writing
-from diffusion_jax.telemetry import read_metrics
+from diffusion_jax.training.evaluation import FRACTION, HELD_OUT, TRAINING
+from diffusion_jax.training.telemetry import read_metrics
 
 
 def save_image_grid(path: Path, images: np.ndarray, mean: np.ndarray) -> None:

@@ -9,12 +9,12 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from diffusion_jax.attention import attention
-from diffusion_jax.convolution import DIMENSIONS, conv3x3
 from diffusion_jax.errors import UserError
-from diffusion_jax.linear import linear
-from diffusion_jax.normalization import GroupNorm
-from diffusion_jax.upsampling import upsample_conv
+from diffusion_jax.nn.attention import attention
+from diffusion_jax.nn.linear import linear
+from diffusion_jax.nn.normalization import GroupNorm
+from diffusion_jax.nn.upsampling import upsample_conv
+from diffusion_jax.nn.winograd import DIMENSIONS, conv3x3
 
 GROUPS = 8
 HEADS = 4

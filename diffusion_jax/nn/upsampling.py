@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion_jax.convolution import (
+from diffusion_jax.nn.winograd import (
     Parts,
     conv3x3,
     from_parities,

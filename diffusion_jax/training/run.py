@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.config import Config, differences, from_dict, to_dict
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.errors import UserError
@@ -23,7 +22,8 @@ from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import gather, require_same
 from diffusion_jax.runtime.files import writing
 from diffusion_jax.sampling import AncestralSampler
-from diffusion_jax.training import TrainState, init_state, make_optimizer, state_of
+from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.step import TrainState, init_state, make_optimizer, state_of
 
 # What checkpoints say of their optimizer state; without it they are of an earlier form.
 _VECTORS = "vectors"

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import monitor
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import EmpiricalDenoiser, GaussianMixtureDenoiser
 from diffusion_jax.schedule import constant_schedule, cosine_schedule, linear_schedule
+from diffusion_jax.training import evaluation
 
 SIGMA = 0.3
 
@@ -34,9 +34,9 @@ def test_losses_of_a_gaussian_are_its_closed_form(make):
     schedule = make(1000)
     n, d = 2500, 40
     x_0 = SIGMA * np.random.default_rng(0).standard_normal((n, d)).astype(np.float32)
-    bands = monitor.time_bands(schedule)
+    bands = evaluation.time_bands(schedule)
     assert len(bands) == 6
-    losses = monitor.denoising_losses(
+    losses = evaluation.denoising_losses(
         gaussian(schedule, (d,)), schedule, x_0, jax.random.key(1), bands, batch_size=1000
     )
     signal = SIGMA**2 * np.asarray(schedule.alpha_bar, np.float64)
@@ -53,7 +53,7 @@ def test_losses_of_a_gaussian_are_its_closed_form(make):
     "schedule", [linear_schedule(), linear_schedule(25), cosine_schedule(), constant_schedule(12)]
 )
 def test_bands_hold_every_step_once_and_tell_its_time(schedule, faithful):
-    bands = monitor.time_bands(schedule, faithful)
+    bands = evaluation.time_bands(schedule, faithful)
     steps = [step for band in bands for step in range(band.first, band.stop)]
     assert steps == list(range(int(faithful), schedule.num_steps))
     for band in bands:
@@ -64,12 +64,12 @@ def test_bands_hold_every_step_once_and_tell_its_time(schedule, faithful):
 
 def test_losses_follow_from_the_key_alone():
     schedule = linear_schedule(100)
-    bands = monitor.time_bands(schedule)[:2]
+    bands = evaluation.time_bands(schedule)[:2]
     x_0 = np.random.default_rng(0).standard_normal((37, 6)).astype(np.float32)
 
     def losses(seed, batch_size):
         key, denoiser = jax.random.key(seed), gaussian(schedule, (6,))
-        return monitor.denoising_losses(denoiser, schedule, x_0, key, bands, batch_size)
+        return evaluation.denoising_losses(denoiser, schedule, x_0, key, bands, batch_size)
 
     np.testing.assert_array_equal(losses(0, 64), losses(0, 64))
     np.testing.assert_allclose(losses(0, 8), losses(0, 64), rtol=1e-5)
@@ -82,7 +82,7 @@ def test_the_exact_score_of_the_training_set_memorises_it():
     schedule = linear_schedule()
     points = jnp.asarray(training.images / np.float32(255) - training.mean)
     denoiser = EmpiricalDenoiser(schedule, points)
-    metrics = monitor.evaluate(denoiser, schedule, training, held_out, jax.random.key(2), 40, 50)
+    metrics = evaluation.evaluate(denoiser, schedule, training, held_out, jax.random.key(2), 40, 50)
     assert metrics["memorised_fraction"] == 1
     assert metrics["neighbour_ratio"] < 0.01
     # Where it knows its point it predicts the noise, and of other points it knows nothing.
@@ -97,24 +97,24 @@ def test_the_score_of_the_law_behind_the_training_set_generalises():
     training, held_out = image_sets()
     schedule = linear_schedule()
     denoiser = gaussian(schedule, (5, 5, 2), SIGMA / 2)
-    metrics = monitor.evaluate(denoiser, schedule, training, held_out, jax.random.key(2), 40, 50)
+    metrics = evaluation.evaluate(denoiser, schedule, training, held_out, jax.random.key(2), 40, 50)
     assert metrics["memorised_fraction"] == 0
     assert 0.9 < metrics["neighbour_ratio"] < 1
-    for band in monitor.time_bands(schedule):
+    for band in evaluation.time_bands(schedule):
         pair = (metrics[f"training_loss/{band.name}"], metrics[f"held_out_loss/{band.name}"])
         np.testing.assert_allclose(*pair, rtol=0.12)
-    without = monitor.evaluate(denoiser, schedule, training, None, jax.random.key(2), 40, 50)
+    without = evaluation.evaluate(denoiser, schedule, training, None, jax.random.key(2), 40, 50)
     assert without.keys() == {name for name in metrics if not name.startswith("held_out")}
     assert without["neighbour_ratio"] == metrics["neighbour_ratio"]
 
 
 def test_copies_in_the_training_set():
     points = np.array([[0.0, 0], [0, 0], [3, 4]])
-    assert monitor.memorisation(points[2:], points) == {
+    assert evaluation.memorisation(points[2:], points) == {
         "memorised_fraction": 1.0,
         "neighbour_ratio": 0.0,
     }
-    assert monitor.memorisation(points[:1], points) == {
+    assert evaluation.memorisation(points[:1], points) == {
         "memorised_fraction": 0.0,
         "neighbour_ratio": 1.0,
     }

@@ -15,17 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import data, monitor
-from diffusion_jax.checkpoint import Checkpoints
+from diffusion_jax import data
 from diffusion_jax.config import Config
 from diffusion_jax.data.batches import batch_shape, device_batches
 from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.unet import UNet, num_parameters
 from diffusion_jax.plots.training import save_image_grid, save_loss_curve, save_memorisation
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
-from diffusion_jax.run import as_today, check_same_data, claim, metadata_of, state_like
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import is_first_process, replicate
 from diffusion_jax.runtime.distributed import from_first, require_same
@@ -33,8 +32,10 @@ from diffusion_jax.runtime.files import writing
 from diffusion_jax.runtime.preemption import Stopped, StopRequest
 from diffusion_jax.sampling import AncestralSampler, sample
 from diffusion_jax.schedule import NoiseSchedule
-from diffusion_jax.telemetry import Profile, Telemetry, read_metrics
-from diffusion_jax.training import (
+from diffusion_jax.training import evaluation
+from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.run import as_today, check_same_data, claim, metadata_of, state_like
+from diffusion_jax.training.step import (
     Metrics,
     TrainState,
     argument_shapes,
@@ -42,7 +43,7 @@ from diffusion_jax.training import (
     make_optimizer,
     make_parallel_train_step,
 )
-from diffusion_jax.unet import UNet, num_parameters
+from diffusion_jax.training.telemetry import Profile, Telemetry, read_metrics
 
 # Dispatches that the host may be ahead of the metrics it reads: the device always has work queued.
 _AHEAD = 2
@@ -211,7 +212,7 @@ class _Outputs:
     def make_up(self, step: int, params: Any, recorder: "_Recorder") -> None:
         """Makes what was due after a step, but is not there."""
         records = read_metrics(self.config.output.run_dir / "metrics.jsonl")
-        evaluated = any(r["step"] == step and monitor.FRACTION in r for r in records)
+        evaluated = any(r["step"] == step and evaluation.FRACTION in r for r in records)
         # The files are those of process 0.
         missing = json.loads(
             from_first(lambda: json.dumps([not evaluated, not self._grid_path(step).exists()]))
@@ -246,7 +247,7 @@ class _Outputs:
 
     def _evaluate(self, step: int, params: Any, recorder: "_Recorder") -> None:
         recorder.drain()
-        metrics = monitor.evaluate(
+        metrics = evaluation.evaluate(
             TrainedDenoiser(params, self.model),
             self.schedule,
             self.images,
@@ -257,7 +258,7 @@ class _Outputs:
             self.config.output.evaluate_calls,
             self.config.training.faithful,
         )
-        shown = f"memorised {metrics[monitor.FRACTION]:.1%}, median neighbour ratio "
+        shown = f"memorised {metrics[evaluation.FRACTION]:.1%}, median neighbour ratio "
         recorder.log_evaluation(step, metrics, f"{shown}{metrics['neighbour_ratio']:.3f}")
 
     def draw_curves(self) -> None:

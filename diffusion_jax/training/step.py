@@ -13,10 +13,10 @@ from jax.flatten_util import ravel_pytree
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.unet import UNet
 from diffusion_jax.process import diffuse
 from diffusion_jax.runtime.devices import AXIS, replicated, sharded
 from diffusion_jax.schedule import NoiseSchedule
-from diffusion_jax.unet import UNet
 
 Metrics = dict[str, Array]
 
