@@ -32,13 +32,13 @@ from rich.progress import (
 )
 
 from diffusion_jax import data
-from diffusion_jax.classifier import TrainedClassifier, warning
-from diffusion_jax.classifier import load as load_classifier
-from diffusion_jax.classifier import save as save_classifier
-from diffusion_jax.classifier_training import train_classifier
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
 from diffusion_jax.errors import UserError
+from diffusion_jax.judging.classifier import TrainedClassifier, warning
+from diffusion_jax.judging.classifier import load as load_classifier
+from diffusion_jax.judging.classifier import save as save_classifier
+from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.regimes import cloning, commitment, transitions
 from diffusion_jax.regimes.analysis import plain
 from diffusion_jax.respacing import Clock, with_calls

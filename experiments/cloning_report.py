@@ -11,10 +11,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_jax import evaluation, report
-from diffusion_jax.classifier import TrainedClassifier
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.judging import quality
+from diffusion_jax.judging.classifier import TrainedClassifier
 from diffusion_jax.plots import cloning as plots
+from diffusion_jax.plots import page
 from diffusion_jax.regimes import spectrum
 from diffusion_jax.regimes.analysis import plain
 from diffusion_jax.regimes.cloning import Cloning
@@ -79,8 +80,8 @@ def _quality(findings: Findings) -> dict[str, Any] | None:
     shift = findings.images.mean - judge.mean
     real, fake = (judge.features(x + shift) for x in (findings.points, trunk))
     size = min(len(real), len(fake)) // SUBSETS
-    distance = evaluation.kid(real, fake, SUBSETS, size, seed=0)
-    cover = evaluation.precision_recall(real, fake)
+    distance = quality.kid(real, fake, SUBSETS, size, seed=0)
+    cover = quality.precision_recall(real, fake)
     return {
         "features": "of the project's own classifier of these classes, not Inception's",
         "kernel_distance": distance.mean,
@@ -197,12 +198,12 @@ def table_of(findings: Findings, quality: dict[str, Any] | None) -> list[list[st
     return rows
 
 
-def _figures(out: Path, findings: Findings) -> list[report.Picture]:
+def _figures(out: Path, findings: Findings) -> list[page.Picture]:
     found, exact, mean = findings.commitment, findings.exact, findings.images.mean
     pictures = []
 
     def add(name: str, caption: str) -> Path:
-        pictures.append(report.Picture(out / name, caption))
+        pictures.append(page.Picture(out / name, caption))
         return out / name
 
     if found.phi is not None:
@@ -300,13 +301,13 @@ def write(out: Path, findings: Findings, console: Console) -> None:
             f"trained on. Kernel distance, precision and recall are taken between its features of "
             f"the samples and of the training images: they are not comparable with published ones."
         )
-    report.save(
+    page.save(
         out / "report.html",
         f"Forks of {Path(findings.settings['run_dir']).name}",
         [
-            *(report.Paragraph(text) for text in texts),
-            *(report.Paragraph(f"Warning: {text}.", warning=True) for text in findings.warnings),
-            report.Table(header, rows),
+            *(page.Paragraph(text) for text in texts),
+            *(page.Paragraph(f"Warning: {text}.", warning=True) for text in findings.warnings),
+            page.Table(header, rows),
             *_figures(out, findings),
         ],
     )

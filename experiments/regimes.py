@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diffusion_jax import data, report
+from diffusion_jax import data
 from diffusion_jax.data.checks import check, require_memory
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
+from diffusion_jax.plots import page
 from diffusion_jax.plots import regimes as plots
 from diffusion_jax.regimes.analysis import Analysis, analyse, to_json
 from diffusion_jax.regimes.curves import Estimate
@@ -152,14 +153,14 @@ def table_of(analysis: Analysis, class_intervals: bool) -> tuple[list[str], list
     return ["", "where", "value [95 % interval]", *(f"from {name}" for name in classes)], rows
 
 
-def _figures(out: Path, images: ImageSet, analysis: Analysis) -> list[report.Picture]:
+def _figures(out: Path, images: ImageSet, analysis: Analysis) -> list[page.Picture]:
     pixels = images.images
     overall, times = analysis.overall, analysis.times
     is_image = min(pixels.shape[1:3]) > 1
     pictures = []
 
     def add(name: str, caption: str) -> Path:
-        pictures.append(report.Picture(out / name, caption))
+        pictures.append(page.Picture(out / name, caption))
         return out / name
 
     if math.isfinite(analysis.all_channels.t_S.value):
@@ -314,23 +315,23 @@ def main() -> None:
     result = {"settings": settings, **to_json(analysis)}
     (out / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     pictures = _figures(out, images, analysis)
-    report.save(
+    page.save(
         out / "report.html",
         f"Regimes of {Path(options.data).name}",
         [
-            report.Paragraph(
+            page.Paragraph(
                 f"{n} images of {d} values{kinds}. Times are Ornstein-Uhlenbeck times: "
                 "x_t = e^-t a + sqrt(1 - e^-2t) z. The curves are those of the exact empirical "
                 "score; intervals cover the draws, and for Lambda the choice of the images."
             ),
-            *(report.Paragraph(f"Warning: {warning}.", warning=True) for warning in warnings),
-            report.Table(*table_of(analysis, class_intervals=True)),
+            *(page.Paragraph(f"Warning: {warning}.", warning=True) for warning in warnings),
+            page.Table(*table_of(analysis, class_intervals=True)),
             *(
-                [report.Paragraph("The times of each class are in result.json.")]
+                [page.Paragraph("The times of each class are in result.json.")]
                 if len(analysis.per_class) > MOST_COLUMNS
                 else []
             ),
-            report.Paragraph(norm + "."),
+            page.Paragraph(norm + "."),
             *pictures,
         ],
     )

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from diffusion_jax import classifier, classifier_training
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
+from diffusion_jax.judging import classifier, classifier_training
 
 
 def bars(n=200, seed=0):

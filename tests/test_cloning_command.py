@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from compiling import quick_jit
 
-from diffusion_jax import classifier, data
-from diffusion_jax.classifier_training import train_classifier
+from diffusion_jax import data
+from diffusion_jax.judging import classifier
+from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.regimes.neighbours import nearest
 from diffusion_jax.sampling import sample
 from diffusion_jax.training import run

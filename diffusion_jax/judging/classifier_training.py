@@ -10,9 +10,9 @@ import optax
 from jax import Array
 from scipy.stats import binomtest
 
-from diffusion_jax.classifier import Classifier, TrainedClassifier, initial_params, outputs
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
+from diffusion_jax.judging.classifier import Classifier, TrainedClassifier, initial_params, outputs
 
 LEAST_SIZE = 8
 LEAST_PER_CLASS = 5

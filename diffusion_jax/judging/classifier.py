@@ -102,7 +102,7 @@ class TrainedClassifier:
         )
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """What the last layer sees of the images, for `evaluation`.
+        """What the last layer sees of the images, for `quality`.
 
         Args:
           images: as for `predict`.
