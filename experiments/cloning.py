@@ -41,11 +41,11 @@ from diffusion_jax.judging.classifier import save as save_classifier
 from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.regimes import cloning, commitment, transitions
 from diffusion_jax.regimes.analysis import plain
-from diffusion_jax.respacing import Clock, with_calls
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import writing
 from diffusion_jax.sampling import AncestralSampler
+from diffusion_jax.sampling.respacing import Clock, with_calls
 from diffusion_jax.training import run
 from experiments.cloning_report import Findings, write
 from experiments.command import reports_errors

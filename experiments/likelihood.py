@@ -1,6 +1,6 @@
 """Bits per dimension of images under a trained run: python -m experiments.likelihood RUN_DIR.
 
-By the probability-flow ODE; see diffusion_jax.likelihood and docs/sampling.md.
+By the probability-flow ODE; see diffusion_jax.sampling.likelihood and docs/sampling.md.
 """
 
 import json
@@ -18,10 +18,10 @@ import tyro
 from diffusion_jax import data
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
-from diffusion_jax.likelihood import image_bits
-from diffusion_jax.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
+from diffusion_jax.sampling.likelihood import image_bits
+from diffusion_jax.sampling.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.training import run
 from experiments.command import reports_errors
 

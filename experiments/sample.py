@@ -11,12 +11,12 @@ import tyro
 
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.errors import UserError
-from diffusion_jax.ode_samplers import DDIMSampler, DPMSolver2M
 from diffusion_jax.plots.training import save_image_grid
-from diffusion_jax.respacing import Clock, with_calls
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.sampling import AncestralSampler, Sampler, sample
+from diffusion_jax.sampling.ode import DDIMSampler, DPMSolver2M
+from diffusion_jax.sampling.respacing import Clock, with_calls
 from diffusion_jax.training import run
 from experiments.command import reports_errors
 

@@ -3,7 +3,7 @@
 On Gaussian mixtures with their exact score. The error is the Wasserstein-1 distance between the
 laws of |m.x|/|m|, sampled and exact, without Monte-Carlo noise: by quadrature for the ancestral
 sampler, by quantiles for those without noise. Calls are steps of the linear schedule of 1000,
-spread evenly over a clock (see diffusion_jax.respacing).
+spread evenly over a clock (see diffusion_jax.sampling.respacing).
 
 Prints the table, and the calls that each needs for the error of the ancestral sampler on the linear
 schedule of 250 steps. "matched" starts with the variance of x_t along m and across, not with 1.
@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.ode_samplers import DDIMSampler, DPMSolver2M
 from diffusion_jax.plots.schedules import ErrorCurves, save_error_curves
 from diffusion_jax.regimes.flow_error import flow_error
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.sampler_error import sampler_error, steps_needed
-from diffusion_jax.respacing import Clock, clock, respaced, spread_steps
 from diffusion_jax.runtime import backend
+from diffusion_jax.sampling.ode import DDIMSampler, DPMSolver2M
+from diffusion_jax.sampling.respacing import Clock, clock, respaced, spread_steps
 from diffusion_jax.schedule import NoiseSchedule, linear_schedule
 from experiments.command import reports_errors
 

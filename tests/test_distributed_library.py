@@ -6,9 +6,9 @@ import numpy as np
 from processes import finish, start
 
 from diffusion_jax.denoisers import EmpiricalDenoiser
-from diffusion_jax.likelihood import image_bits
 from diffusion_jax.regimes import cloning, lipschitz, posterior
 from diffusion_jax.sampling import AncestralSampler, sample
+from diffusion_jax.sampling.likelihood import image_bits
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training.evaluation import denoising_losses, time_bands
 

@@ -10,14 +10,14 @@ from jax import Array
 from scipy.stats import norm
 
 from diffusion_jax.denoisers import GaussianMixtureDenoiser, TrainedDenoiser
-from diffusion_jax.likelihood import (
+from diffusion_jax.nn.unet import UNet
+from diffusion_jax.sampling.likelihood import (
     basis_probes,
     bits_per_dimension,
     dequantize,
     log_likelihood,
     rademacher_probes,
 )
-from diffusion_jax.nn.unet import UNet
 from diffusion_jax.schedule import NoiseSchedule, from_time, linear_schedule
 
 

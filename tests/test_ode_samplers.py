@@ -7,11 +7,11 @@ from scipy.stats import wasserstein_distance
 
 from diffusion_jax.denoisers import GaussianMixtureDenoiser
 from diffusion_jax.errors import UserError
-from diffusion_jax.ode_samplers import DDIMSampler, DPMSolver2M
 from diffusion_jax.regimes.flow_error import flow_error
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
-from diffusion_jax.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.sampling import AncestralSampler, sample, sampling_loop
+from diffusion_jax.sampling.ode import DDIMSampler, DPMSolver2M
+from diffusion_jax.sampling.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.schedule import from_time, linear_schedule
 
 CENTRE, SIGMA = 2.0, 0.5

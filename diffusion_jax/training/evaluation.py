@@ -16,9 +16,9 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.process import diffuse
 from diffusion_jax.regimes.neighbours import nearest
-from diffusion_jax.respacing import with_calls
 from diffusion_jax.runtime.devices import fetch, replicate, shard
 from diffusion_jax.sampling import AncestralSampler, sample
+from diffusion_jax.sampling.respacing import with_calls
 from diffusion_jax.schedule import NoiseSchedule
 
 # Ornstein-Uhlenbeck times between the bands. They are fixed, so that runs on other schedules and

@@ -6,7 +6,6 @@ from typing import Any, Protocol, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -48,31 +47,6 @@ class Sampler(Protocol):
     def output(self, state: Any) -> Array:
         """The x of a state."""
         return cast(Array, state)
-
-
-@struct.dataclass
-class AncestralSampler(Sampler):
-    """Ancestral sampling with variance beta (Ho et al. 2020, alg. 2).
-
-    x <- (x - beta_s/sqrt(1 - alpha_bar_s) eps(x, s))/sqrt(1 - beta_s) + sqrt(beta_s) z
-
-    Attributes:
-      schedule: noise schedule of L steps.
-      faithful: turn the noise z off at both steps 1 and 0, as the code of Biroli et al. (2024)
-        does; by default it is off at step 0 alone.
-    """
-
-    schedule: NoiseSchedule
-    faithful: bool = struct.field(pytree_node=False, default=False)
-
-    def step(self, denoiser: Denoiser, x: Array, step: Array, noise: Array) -> Array:
-        """See `Sampler`."""
-        beta = self.schedule.beta[step].astype(x.dtype)
-        sigma = jnp.sqrt(self.schedule.noise_variance[step]).astype(x.dtype)
-        eps = denoiser(x, jnp.full(x.shape[0], step))
-        mean = (x - beta / sigma * eps) / jnp.sqrt(1 - beta)
-        last_noisy = 2 if self.faithful else 1
-        return mean + jnp.where(step >= last_noisy, jnp.sqrt(beta), jnp.zeros_like(beta)) * noise
 
 
 def normal(keys: Array, step: Array, shape: tuple[int, ...]) -> Array:

@@ -21,7 +21,7 @@ from flax import struct
 from jax import Array
 
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.sampling import Sampler
+from diffusion_jax.sampling.loop import Sampler
 from diffusion_jax.schedule import NoiseSchedule
 
 
