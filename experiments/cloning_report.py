@@ -22,7 +22,7 @@ from diffusion_jax.regimes.cloning import Cloning
 from diffusion_jax.regimes.commitment import Commitment, Outcomes, fraction
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.transitions import Regimes
-from experiments.published import speciation_curve
+from experiments.paper.published import speciation_curve
 
 # Columns of the picture of forks, and samples shown beside their nearest training images.
 MOST_COLUMNS = 10

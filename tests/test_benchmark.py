@@ -12,7 +12,7 @@ import pytest
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots.benchmark import save_ratios
-from experiments import benchmark, benchmark_tables, programs, timing
+from experiments.tools import benchmark, programs, tables, timing
 
 # Wider than the 8 groups of a norm: else biases before it have no gradient to compare.
 TINY = {"base_channels": 16, "multiples": (1,), "attention_levels": (), "num_res_blocks": 1}
@@ -70,9 +70,7 @@ def test_bounds_are_upper_and_nan_breaks_them():
 
 
 def test_a_markdown_table_has_equally_long_lines():
-    lines = benchmark_tables.markdown(
-        ["a", "longer"], [["wide cell", "1"], ["x", "2"]]
-    ).splitlines()
+    lines = tables.markdown(["a", "longer"], [["wide cell", "1"], ["x", "2"]]).splitlines()
     assert lines[0] == "| a         | longer |"
     assert lines[1] == "| --------- | ------ |"
     assert len({len(line) for line in lines}) == 1
@@ -111,8 +109,8 @@ def test_everything_is_measured_and_written(measured, tmp_path):
     assert report["data_pipeline"]["share_alone"] > 0
     assert set(report["agreement"]) == {"32 px", "forward_32"}
     assert set(measured.values()) == {*ROWS, "data_pipeline"}
-    tables = benchmark_tables.tables(report, benchmark.BOUNDS)
-    assert "| train step, 32 px " in tables
+    shown = tables.tables(report, benchmark.BOUNDS)
+    assert "| train step, 32 px " in shown
     save_ratios(tmp_path / "benchmark.png", report["ratios"], benchmark.BOUNDS, "tiny")
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
 
@@ -150,7 +148,7 @@ def test_without_torch_jax_is_measured_alone(monkeypatch, capsys):
     assert alone.report["ratios"] == {}
     assert tuple(alone.report["seconds"]) == ROWS
     assert set(alone.values()) == {"data_pipeline"}
-    assert "| train step, 32 px " in benchmark_tables.tables(alone.report, benchmark.BOUNDS)
+    assert "| train step, 32 px " in tables.tables(alone.report, benchmark.BOUNDS)
 
 
 def test_a_fresh_process_that_fails_leaves_the_rest(monkeypatch, capsys):

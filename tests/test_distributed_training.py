@@ -10,7 +10,7 @@ from two_convolutions import build
 
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.training.telemetry import read_metrics
-from experiments.torture import Run
+from experiments.tools.torture import Run
 
 
 def command(run, steps):

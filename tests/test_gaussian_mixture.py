@@ -19,7 +19,7 @@ from diffusion_jax.regimes.cloning import Cloning
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.mixture_cloning import FOUR_SIGMA, backward_step, clone
 from diffusion_jax.schedule import linear_schedule
-from experiments import gaussian_mixture as experiment
+from experiments.paper import gaussian_mixture as experiment
 
 TIMES = np.linspace(0, 20, 201)
 

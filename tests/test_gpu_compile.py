@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from diffusion_jax.compiled import model_flops
 from diffusion_jax.config import ModelConfig, TrainingConfig
 from diffusion_jax.runtime.devices import AXIS
-from experiments.gpu_report import (
+from experiments.tools.gpu_report import (
     Options,
     broken_bounds,
     cudnn_answers,
@@ -18,6 +17,7 @@ from experiments.gpu_report import (
     lower_step,
     report_row,
 )
+from experiments.tools.hlo import model_flops
 
 pytest.importorskip("jax_plugins.xla_cuda12", reason="the extra gpu-report is not installed")
 

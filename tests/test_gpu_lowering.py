@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from diffusion_jax import compiled
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.unet import UNet, num_parameters
 from diffusion_jax.runtime.devices import AXIS
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training.step import init_state, make_optimizer, make_parallel_train_step
-from experiments.gpu_report import (
+from experiments.tools import hlo
+from experiments.tools.gpu_report import (
     Options,
     broken_bounds,
     check,
@@ -48,7 +48,7 @@ def lower(function, *arguments, platform="cuda"):
 
 
 def read(lowered):
-    return compiled.instructions(lowered.as_text(dialect="hlo", debug_info=True))
+    return hlo.instructions(lowered.as_text(dialect="hlo", debug_info=True))
 
 
 def array(*shape, dtype=jnp.float32):
@@ -103,31 +103,31 @@ def test_it_is_the_pmapped_step(lowered, monkeypatch):
 
 
 def test_every_convolution_is_nhwc(program):
-    assert sum(compiled.convolutions(program).values()) > 3 * 10
-    assert compiled.other_layouts(program) == {}
+    assert sum(hlo.convolutions(program).values()) > 3 * 10
+    assert hlo.other_layouts(program) == {}
 
 
 def test_only_the_fused_attention_names_its_heads_otherwise(program, kernels):
     """Its results' axes, one forward and three backward, which is a choice of layout, no move."""
-    found = compiled.transposes(program, kernels)
+    found = hlo.transposes(program, kernels)
     assert sum(found.values()) == 4 * ATTENTIONS
     assert all("dot_product_attention" in origin for _, origin in found)
 
 
 def test_attention_is_fused_forward_and_backward(program):
-    assert compiled.fused_attentions(program) == {"forward": ATTENTIONS, "backward": ATTENTIONS}
+    assert hlo.fused_attentions(program) == {"forward": ATTENTIONS, "backward": ATTENTIONS}
 
 
 def test_sums_are_in_float32_under_bfloat16(program):
     """Statistics of norms, loss, norm of the gradients, and the gradients of every bias."""
-    assert compiled.narrow_sums(program) == {}
-    assert compiled.products(program).keys() == {"bf16"}
+    assert hlo.narrow_sums(program) == {}
+    assert hlo.products(program).keys() == {"bf16"}
 
 
 def test_the_state_is_donated_and_the_host_left_alone(lowered, program):
     arrays = len(jax.tree.leaves(lowered.in_avals)) - 1  # the images are not
-    assert compiled.donated(lowered.as_text(dialect="hlo")) == arrays
-    assert compiled.host_calls(program) == {}
+    assert hlo.donated(lowered.as_text(dialect="hlo")) == arrays
+    assert hlo.host_calls(program) == {}
 
 
 def test_the_gradients_and_the_loss_are_what_is_reduced(program):
@@ -135,7 +135,7 @@ def test_the_gradients_and_the_loss_are_what_is_reduced(program):
     with cudnn_answers(CUDNN):
         parameters = jax.eval_shape(MODEL.init, jax.random.key(0), image, step)
     size = 4 * (1 + num_parameters(parameters))
-    found = compiled.collectives(program)
+    found = hlo.collectives(program)
     assert found.keys() == {"all-reduce"}
     assert found["all-reduce"][1] == size
 
@@ -156,12 +156,12 @@ def test_a_program_that_breaks_every_rule():
     arguments = array(2, 8, 16, 16, dtype=b16), array(8, 8, 3, 3, dtype=b16), array(8, dtype=b16)
     lowered = lower(both, *arguments, platform="cpu")  # JAX lowers a call back for what is there
     program = read(lowered)
-    assert compiled.other_layouts(program)
-    assert sum(compiled.host_calls(program).values()) == 1
-    assert [sum for sum, _ in compiled.narrow_sums(program)] == ["bf16[2,16,16,8] -> bf16[8]"]
-    assert sum(compiled.transposes(program, [(8, 8, 3, 3)]).values()) >= 2
-    assert compiled.donated(lowered.as_text(dialect="hlo")) == 0
-    assert compiled.fused_attentions(program) == {"forward": 0, "backward": 0}
+    assert hlo.other_layouts(program)
+    assert sum(hlo.host_calls(program).values()) == 1
+    assert [sum for sum, _ in hlo.narrow_sums(program)] == ["bf16[2,16,16,8] -> bf16[8]"]
+    assert sum(hlo.transposes(program, [(8, 8, 3, 3)]).values()) >= 2
+    assert hlo.donated(lowered.as_text(dialect="hlo")) == 0
+    assert hlo.fused_attentions(program) == {"forward": 0, "backward": 0}
 
 
 @pytest.mark.parametrize(
@@ -188,18 +188,18 @@ def test_flops_of_a_convolution_and_its_gradients(stride, padding, dilation):
     ):
         arguments = (x, kernel) if function is convolve else (x, kernel, pull)
         lowered = lower(function, *arguments)
-        assert compiled.model_flops(lowered) == lowered.cost_analysis()["flops"]
+        assert hlo.model_flops(lowered) == lowered.cost_analysis()["flops"]
     if padding == "VALID":  # in closed form: 8 x 6 places, 9 taps, all of them real
-        assert compiled.model_flops(lower(convolve, x, kernel)) == 2 * 3 * 8 * 6 * 9 * 5 * 7
+        assert hlo.model_flops(lower(convolve, x, kernel)) == 2 * 3 * 8 * 6 * 9 * 5 * 7
 
 
 def test_flops_of_products_count_every_call():
     """A function that is called twice, as XLA writes it once, and a product over a batch."""
     square = jax.jit(lambda a: a @ a)
     lowered = lower(lambda a: square(square(a)), array(6, 6))
-    assert compiled.model_flops(lowered) == 2 * 2 * 6**3
+    assert hlo.model_flops(lowered) == 2 * 2 * 6**3
     lowered = lower(lambda a, b: jnp.einsum("bij,bkj->bik", a, b), array(5, 2, 3), array(5, 4, 3))
-    assert compiled.model_flops(lowered) == 2 * 5 * 2 * 3 * 4
+    assert hlo.model_flops(lowered) == 2 * 5 * 2 * 3 * 4
 
 
 def test_flops_of_fused_attention_are_those_of_its_products():
@@ -217,8 +217,8 @@ def test_flops_of_fused_attention_are_those_of_its_products():
     with cudnn_answers(CUDNN), jax.numpy_dtype_promotion("standard"):
         for implementation in ("cudnn", "xla"):
             function = attend(implementation)
-            assert compiled.model_flops(lower(function, q, q, q)) == 2 * one
-            assert compiled.model_flops(lower(jax.grad(function, (0, 1, 2)), q, q, q)) == 6 * one
+            assert hlo.model_flops(lower(function, q, q, q)) == 2 * one
+            assert hlo.model_flops(lower(jax.grad(function, (0, 1, 2)), q, q, q)) == 6 * one
 
 
 def test_what_cannot_be_compiled_is_said_in_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""A short form of `python -m experiments.torture`, whose long form docs/robustness.md tells of."""
+"""A short form of `experiments.tools.torture`, whose long form docs/robustness.md tells of."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from two_convolutions import build
 
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.training.checkpoint import DamagedCheckpoint
-from experiments.torture import Lost, Torture
+from experiments.tools.torture import Lost, Torture
 
 
 def test_nothing_is_lost(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from diffusion_jax.regimes.posterior import Draws, draw_from, training_set
 TIMES = np.geomspace(1e-3, 10, 96)
 # (phi - floor)/(1 - floor) at phi = 0.7752, the value for two Gaussians at s = 1.
 SPECIATION_LEVEL = 0.5504
-# f^e/alpha at the collapse of Gaussian mixtures: see experiments.collapse_definitions.
+# f^e/alpha at the collapse of Gaussian mixtures: see experiments.paper.collapse_definitions.
 ENTROPY_LEVEL = 0.12
 _FIRST_ROUND = 1024
 

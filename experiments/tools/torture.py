@@ -1,6 +1,6 @@
 """Kills, stops and starves a small training again and again: nothing may be lost.
 
-    python -m experiments.torture [--kills 50] [--seed 0] [--out runs/torture]
+    python -m experiments.tools.torture [--kills 50] [--seed 0] [--out runs/torture]
 
 One run is left alone. Others are killed at random moments, while images are prepared, while a
 checkpoint is written or while samples are drawn, stopped by SIGTERM, refused the disk, and their

@@ -1,4 +1,4 @@
-"""What `experiments.benchmark` times on JAX's side, and the start of a fresh process of either."""
+"""What `benchmark` times on JAX's side, and the start of a fresh process of either."""
 
 import json
 import os
@@ -211,13 +211,17 @@ def report_torch(batch: int, size: int) -> None:
     """The same for the reference, as it is by default."""
     import torch
 
-    from torch_ref import speed
+    from experiments.tools import torch_speed
     from torch_ref.unet import UNet as TorchUNet
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     images = torch.from_numpy(pixels(batch, size)).permute(0, 3, 1, 2)
     mean = torch.from_numpy(MEAN)
-    _report(lambda: speed.train_step(speed.Setting(), TorchUNet(), images, mean, 1.0, 0.9999))
+    _report(
+        lambda: torch_speed.train_step(
+            torch_speed.Setting(), TorchUNet(), images, mean, 1.0, 0.9999
+        )
+    )
 
 
 def fresh_start(function: str, batch: int, size: int, cache: Path | None = None) -> dict[str, Any]:
@@ -236,7 +240,7 @@ def fresh_start(function: str, batch: int, size: int, cache: Path | None = None)
     Raises:
       RuntimeError: the process failed; its last line says why.
     """
-    program = f"from experiments.programs import {function}; {function}({batch}, {size})"
+    program = f"from experiments.tools.programs import {function}; {function}({batch}, {size})"
     environment = dict(os.environ)
     if cache is not None:
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)

@@ -1,6 +1,6 @@
-"""The reference as fast as PyTorch runs it: what `experiments.benchmark` times against.
+"""The reference as fast as PyTorch runs it: what `experiments.tools.benchmark` times against.
 
-Same model, loss, optimizer and sampler as elsewhere in `torch_ref`, with what a careful user turns
+Same model, loss, optimizer and sampler as in `torch_ref`, with what a careful user turns
 on: no gradients where none are needed, Adam and the moving average in their quickest forms, no wait
 for the device between steps.
 """

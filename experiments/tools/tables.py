@@ -1,4 +1,4 @@
-"""The tables that `experiments.benchmark` prints."""
+"""The tables that `experiments.tools.benchmark` prints."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def tables(report: Mapping[str, Any], bounds: Mapping[str, float]) -> str:
     """The benchmark's report as two tables: the ratios, and everything else.
 
     Args:
-      report: see `experiments.benchmark.Benchmark`.
+      report: see `experiments.tools.benchmark.Benchmark`.
       bounds: for some rows, the largest ratio allowed.
     """
     cells = []

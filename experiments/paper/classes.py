@@ -1,4 +1,4 @@
-"""Speciation of any classes, by the Bayes criterion: python -m experiments.classes --out DIR.
+"""Speciation of any classes, by the Bayes criterion: python -m experiments.paper.classes --out DIR.
 
 Two mixtures of Gaussians that share their mean and differ in their covariances: exact speciation
 times against the 1/4 log d formula and against samples of the exact u. Then the ten MNIST digits:
@@ -206,7 +206,7 @@ def plain(value: Any) -> Any:
 @reports_errors
 def main() -> None:
     """Measures, prints and writes."""
-    options = tyro.cli(Options, prog="python -m experiments.classes")
+    options = tyro.cli(Options, prog="python -m experiments.paper.classes")
     if options.samples < 2 or not 0 <= options.seed < 2**32:
         raise UserError("samples must be at least 2, seed between 0 and 2^32 - 1")
     if options.draws < 20 * len(DIGITS):

@@ -1,4 +1,4 @@
-"""Times the analyses against the published way: python -m experiments.regimes_speed [--out DIR].
+"""Times the analyses against the published way: python -m experiments.tools.regimes_speed.
 
 In one process, with equal threads, each pair alternating after a warm-up, medians of several runs:
 the excess entropy of 1 000 MNIST digits to the same standard error, the cloning experiment on a
@@ -30,7 +30,7 @@ from diffusion_jax.regimes import mixture_cloning, posterior, spectrum
 from diffusion_jax.runtime import backend
 from diffusion_jax.schedule import from_beta
 from experiments.command import exit_if_broken, reports_errors
-from experiments.timing import alternate, warn_if_busy
+from experiments.tools.timing import alternate, warn_if_busy
 
 BOUNDS = {"entropy, loop": 1000.0, "cloning": 1000.0, "Lambda": 4.0}
 FORMS = ("loop", "batched", "curve")
@@ -225,7 +225,7 @@ def measure_eigenvalue(repeats: int) -> dict[str, Any]:
 @reports_errors
 def main() -> None:
     """Measures, prints, writes, and exits with status 1 where a factor is under its bound."""
-    options = tyro.cli(Options, prog="python -m experiments.regimes_speed")
+    options = tyro.cli(Options, prog="python -m experiments.tools.regimes_speed")
     backend.configure()
     jax.config.update("jax_platforms", "cpu")
     try:

@@ -1,4 +1,4 @@
-"""How many steps a schedule from the data saves: python -m experiments.adaptive_schedule.
+"""How many steps a schedule from the data saves: python -m experiments.paper.adaptive_schedule.
 
 On Gaussian mixtures with their exact score, the ancestral sampler runs with the linear, the cosine
 and the adaptive schedule. Its errors are computed by quadrature, without Monte-Carlo noise: the
@@ -156,7 +156,7 @@ def draw_steps(path: Path, mixture: GaussianMixture) -> None:
 @reports_errors
 def main() -> None:
     """Measures, prints, writes."""
-    options = tyro.cli(Options, prog="python -m experiments.adaptive_schedule")
+    options = tyro.cli(Options, prog="python -m experiments.paper.adaptive_schedule")
     backend.configure()
     if not options.dimensions or not options.sigmas:
         raise UserError("give at least one dimension and one sigma")

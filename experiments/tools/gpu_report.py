@@ -1,4 +1,4 @@
-"""Compiles the train step for a GPU that need not be there: python -m experiments.gpu_report.
+"""Compiles the train step for a GPU that need not be there: python -m experiments.tools.gpu_report.
 
 Reads from the compiled program what it needs of a GPU's memory at every batch size, and whether it
 is what it ought to be: library calls, layouts, precision of sums, collectives, donated memory. It
@@ -25,7 +25,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_jax import compiled
 from diffusion_jax.config import ModelConfig, TrainingConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.unet import UNet
@@ -34,8 +33,9 @@ from diffusion_jax.runtime.devices import AXIS
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training.step import TrainState, init_state, make_optimizer, make_train_step
 from experiments.command import exit_if_broken, reports_errors
+from experiments.tools import hlo
 
-PROGRAM = "python -m experiments.gpu_report"
+PROGRAM = "python -m experiments.tools.gpu_report"
 TARGETS = Path(__file__).parent / "gpu_targets"
 GIB = 2**30
 # What JAX takes of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
@@ -200,7 +200,7 @@ def lower_step(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh)
 def describe(lowered: Any, program: Any) -> dict[str, Any]:
     """What a compiled train step consists of, as JSON can hold it."""
     text = program.as_text()
-    instructions = compiled.instructions(text)
+    instructions = hlo.instructions(text)
     arguments = jax.tree.leaves(lowered.in_avals)
     kernels = {a.shape for a in arguments if jnp.issubdtype(a.dtype, jnp.floating)}
 
@@ -208,16 +208,16 @@ def describe(lowered: Any, program: Any) -> dict[str, Any]:
         return [[*name, number] for name, number in counts.items()]
 
     return {
-        "memory": compiled.memory(program),
-        "convolutions": compiled.convolutions(instructions),
-        "convolutions_not_nhwc": compiled.other_layouts(instructions),
-        "fused_attentions": compiled.fused_attentions(instructions),
-        "matrix_products": compiled.products(instructions),
-        "transposes": named(compiled.transposes(instructions, kernels)),
-        "narrow_sums": named(compiled.narrow_sums(instructions)),
-        "collectives": compiled.collectives(instructions),
-        "host_calls": compiled.host_calls(instructions),
-        "donated": compiled.donated(text),
+        "memory": hlo.memory(program),
+        "convolutions": hlo.convolutions(instructions),
+        "convolutions_not_nhwc": hlo.other_layouts(instructions),
+        "fused_attentions": hlo.fused_attentions(instructions),
+        "matrix_products": hlo.products(instructions),
+        "transposes": named(hlo.transposes(instructions, kernels)),
+        "narrow_sums": named(hlo.narrow_sums(instructions)),
+        "collectives": hlo.collectives(instructions),
+        "host_calls": hlo.host_calls(instructions),
+        "donated": hlo.donated(text),
         "state_arrays": len(arguments) - 1,
     }
 
@@ -278,7 +278,7 @@ def report_row(options: Options, target: Target, batch: int, devices: int) -> di
             plain_model = dataclasses.replace(model, remat=False)
             plain = lower_step(plain_model, once, options.image_size, mesh)
     found = describe(lowered, lowered.compile())
-    flops = devices * compiled.model_flops(plain)
+    flops = devices * hlo.model_flops(plain)
     return {"batch": batch, "devices": devices, "fused": fused, "model_flops": flops, **found}
 
 

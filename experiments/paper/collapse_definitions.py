@@ -1,4 +1,4 @@
-"""Which definition of t_C is nearest to the truth: python -m experiments.collapse_definitions.
+"""Which definition of t_C is best: python -m experiments.paper.collapse_definitions.
 
 On samples of Gaussian mixtures (centres +-1 in every coordinate, variance 1), whose collapse time
 is known in closed form, measures every candidate through the posterior engine and prints its bias.
@@ -47,7 +47,7 @@ class Options:
 @reports_errors
 def main() -> None:
     """Measures, prints and writes."""
-    options = tyro.cli(Options, prog="python -m experiments.collapse_definitions")
+    options = tyro.cli(Options, prog="python -m experiments.paper.collapse_definitions")
     if options.draws < 2 or not options.dimensions or min(options.points, default=0) < 8:
         raise UserError("at least 2 draws, one dimension and 8 points are needed")
     backend.configure()

@@ -1,4 +1,4 @@
-"""Times JAX against PyTorch: python -m experiments.benchmark [--quick] [--out PATH.json].
+"""Times JAX against PyTorch: python -m experiments.tools.benchmark [--quick] [--out PATH.json].
 
 The paper's model on images of 32 x 32 and 64 x 64: forward pass, whole train step, ancestral
 sampling, data pipeline, time to the first step and memory. JAX and the reference (`torch_ref`)
@@ -32,15 +32,14 @@ import jaxlib
 import numpy as np
 import tyro
 
-from diffusion_jax import compiled
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.unet import UNet
 from diffusion_jax.plots.benchmark import save_ratios
 from diffusion_jax.runtime import backend
-from experiments import programs, timing
-from experiments.benchmark_tables import tables
 from experiments.command import exit_if_broken, reports_errors
+from experiments.tools import hlo, programs, timing
+from experiments.tools.tables import tables
 
 SIZES = (32, 64)
 # Largest ratio to the reference; what is not in `ratios` is explained where it is measured.
@@ -211,11 +210,12 @@ class Benchmark:
             self.params = programs.fresh_params(self.model)()
 
     def _reference(self, threads: int, model: dict[str, Any]) -> Any:
-        """The module `torch_ref.speed`, or None where there is no torch for this device."""
+        """The module `torch_speed`, or None where there is no torch for this device."""
         try:
             import torch
 
-            from torch_ref import bridge, speed
+            from experiments.tools import torch_speed
+            from torch_ref import bridge
             from torch_ref.unet import UNet as TorchUNet
         except ModuleNotFoundError as missing:
             said(
@@ -238,7 +238,7 @@ class Benchmark:
         self.torch_model = TorchUNet(**model)
         self.model, self.params = bridge.from_torch(self.torch_model.state_dict())
         self.report["torch"] = torch.__version__
-        return speed
+        return torch_speed
 
     def say(self, what: str) -> None:
         """Prints what comes next, and when."""
@@ -451,7 +451,7 @@ class Benchmark:
         """Images a second, and the share of the GPU's peak that the model's FLOPs take."""
         seconds = self.report["seconds"][f"train_{suffix}"]["JAX"]
         found = {"images_per_second": self.batch / seconds}
-        kind, flops = jax.devices()[0].device_kind, compiled.model_flops(update.lowered)
+        kind, flops = jax.devices()[0].device_kind, hlo.model_flops(update.lowered)
         known = (peak for name, peak in PEAK_TFLOPS.items() if name in kind)
         peak = self.peak_tflops or next(known, None)
         if peak is None:
@@ -518,7 +518,7 @@ def tensors(*arrays: np.ndarray) -> list[Any]:
 @reports_errors
 def main() -> None:
     """Measures, prints, writes, and exits with status 1 where a bound is broken."""
-    options = tyro.cli(Options, prog="python -m experiments.benchmark")
+    options = tyro.cli(Options, prog="python -m experiments.tools.benchmark")
     if options.batch is not None and options.batch < 1:
         raise UserError(f"batch = {options.batch} must be at least 1")
     backend.configure()

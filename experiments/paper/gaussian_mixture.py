@@ -1,4 +1,4 @@
-"""Speciation and collapse of a Gaussian mixture: python -m experiments.gaussian_mixture --out DIR.
+"""A Gaussian mixture's speciation and collapse: python -m experiments.paper.gaussian_mixture.
 
 Redoes figures 2 and 3 of Biroli et al. (2024): clones under the exact score in d = 256 to 16384
 dimensions, and the excess entropy of n = 20 000 points in d = 256 to 4096, against the closed forms
@@ -224,7 +224,7 @@ def _report(speciations: dict[str, Any], collapses: dict[str, Any]) -> list[str]
 @reports_errors
 def main() -> None:
     """Measures, prints, writes, and exits with status 1 where a bound is broken."""
-    options = tyro.cli(Options, prog="python -m experiments.gaussian_mixture")
+    options = tyro.cli(Options, prog="python -m experiments.paper.gaussian_mixture")
     if options.pairs < 2 or options.draws < 2 or not 0 <= options.seed < 2**32:
         raise UserError("pairs and draws must be at least 2, seed between 0 and 2^32 - 1")
     backend.configure()

@@ -1,4 +1,4 @@
-"""Error against denoiser calls, all samplers: python -m experiments.sampler_comparison.
+"""Error against denoiser calls, all samplers: python -m experiments.paper.sampler_comparison.
 
 On Gaussian mixtures with their exact score. The error is the Wasserstein-1 distance between the
 laws of |m.x|/|m|, sampled and exact, without Monte-Carlo noise: by quadrature for the ancestral
@@ -103,7 +103,7 @@ def show(console: Console, mixture: GaussianMixture, result: dict[str, Any]) -> 
 @reports_errors
 def main() -> None:
     """Measures, prints, writes."""
-    options = tyro.cli(Options, prog="python -m experiments.sampler_comparison")
+    options = tyro.cli(Options, prog="python -m experiments.paper.sampler_comparison")
     backend.configure()
     if not options.dimensions or not options.sigmas:
         raise UserError("give at least one dimension and one sigma")
