@@ -5,14 +5,9 @@ import pytest
 from compiling import quick_jit
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nn import unet
-from diffusion_jax.nn.unet import (
-    UNet,
-    channel_dropout,
-    kept_channels,
-    num_parameters,
-    sinusoidal_table,
-)
+from diffusion_jax.nn.dropout import channel_dropout, kept_channels
+from diffusion_jax.nn.layers import Conv
+from diffusion_jax.nn.unet import SelfAttention, UNet, num_parameters, sinusoidal_table
 
 SMALL = UNet(base_channels=16, multiples=(1, 2), attention_levels=(2,), num_res_blocks=1)
 
@@ -113,7 +108,7 @@ def test_time_table_is_the_sinusoid():
 
 def test_attention_is_softmax_of_scaled_products(monkeypatch):
     monkeypatch.setattr(unet, "group_norm", lambda *_: lambda h: h)
-    layer = unet.SelfAttention()
+    layer = SelfAttention()
     h = jax.random.normal(jax.random.key(5), (2, 3, 4, 16))
     params = quick_jit(layer.init)(jax.random.key(6), h)["params"]
     got = np.asarray(apply(layer, params, h))
@@ -130,7 +125,7 @@ def test_attention_is_softmax_of_scaled_products(monkeypatch):
 
 def test_downsampling_is_padded_on_every_side():
     """A stride-2 convolution whose kernel is its centre picks the even pixels: padding 1, not 0."""
-    layer = unet.Conv(1, stride=2)
+    layer = Conv(1, stride=2)
     kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
     x = jnp.arange(64.0).reshape(1, 8, 8, 1)
     out = layer.apply({"params": {"kernel": kernel, "bias": jnp.zeros(1)}}, x)

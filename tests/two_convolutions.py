@@ -3,7 +3,7 @@
 import flax.linen as nn
 
 from diffusion_jax.config import ModelConfig
-from diffusion_jax.nn.unet import channel_dropout, kept_channels
+from diffusion_jax.nn.dropout import channel_dropout, kept_channels
 from experiments import train_lsun
 
 

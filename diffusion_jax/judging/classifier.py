@@ -22,7 +22,7 @@ from jax import Array
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.normalization import GroupNorm
-from diffusion_jax.nn.unet import Conv, Dense
+from diffusion_jax.nn.layers import Conv, Dense
 
 FORMAT = 1
 LEAST_ACCURACY = 0.98

@@ -11,28 +11,11 @@ from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.attention import attention
-from diffusion_jax.nn.linear import linear
-from diffusion_jax.nn.normalization import GroupNorm
-from diffusion_jax.nn.upsampling import upsample_conv
-from diffusion_jax.nn.winograd import DIMENSIONS, conv3x3
+from diffusion_jax.nn.dropout import channel_dropout, kept_channels
+from diffusion_jax.nn.layers import GROUPS, Conv, Dense, add, group_norm, param_dtype
 
-GROUPS = 8
 HEADS = 4
 TIME_STEPS = 1000
-
-# PyTorch's default for convolutions and linear layers, weight and bias alike: U(-1/sqrt(fan_in),
-# 1/sqrt(fan_in)). Flax's default is a truncated normal with zero biases.
-torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the default of PyTorch's biases."""
-
-    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-        bound = fan_in**-0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 def sinusoidal_table(channels: int) -> np.ndarray:
@@ -47,125 +30,6 @@ def sinusoidal_table(channels: int) -> np.ndarray:
     frequency = np.exp(exponent.astype(np.float64)).astype(np.float32)
     angle = (np.arange(TIME_STEPS, dtype=np.float32)[:, None] * frequency).astype(np.float64)
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-
-
-def _param_dtype(dtype: DTypeLike) -> DTypeLike:
-    """Parameters are float32 whatever the compute type, but for float64."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
-
-
-@jax.custom_vjp
-def _add(h: Array, offset: Array) -> Array:
-    """Sum in h's type, the offset broadcast; its gradient is summed in the offset's own type.
-
-    Adding in the wider type would do the same, but leave a wide copy of the gradient in memory.
-    """
-    return h + offset.astype(h.dtype)
-
-
-def _add_forward(h: Array, offset: Array) -> tuple[Array, Array]:
-    return _add(h, offset), offset
-
-
-def _add_backward(offset: Array, gradient: Array) -> tuple[Array, Array]:
-    axes = tuple(axis for axis, size in enumerate(offset.shape) if size == 1)
-    return gradient, jnp.sum(gradient.astype(offset.dtype), axes, keepdims=True)
-
-
-_add.defvjp(_add_forward, _add_backward)
-
-
-class Conv(nn.Module):
-    """A square convolution, padded by kernel//2 on every side as PyTorch does.
-
-    Attributes:
-      features: channels of the result.
-      kernel: pixels a side.
-      stride: 2 halves height and width. (SAME padding would be asymmetric there.)
-      upsample: double height and width first, by the nearest neighbour; 3x3, stride 1 only.
-      dtype: compute type.
-    """
-
-    features: int
-    kernel: int = 3
-    stride: int = 1
-    upsample: bool = False
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, h: Array) -> Array:
-        """(batch, height, width, any) to (batch, new height, new width, features)."""
-        shape = (self.kernel, self.kernel, h.shape[-1], self.features)
-        dtype = _param_dtype(self.dtype)
-        kernel = self.param("kernel", torch_kernel_init, shape, dtype)
-        bias_init = torch_bias_init(h.shape[-1] * self.kernel**2)
-        bias = self.param("bias", bias_init, (self.features,), dtype)
-        h, kernel = h.astype(self.dtype), kernel.astype(self.dtype)
-        if self.upsample:
-            h = upsample_conv(h, kernel)
-        elif (self.kernel, self.stride) == (3, 1):
-            h = conv3x3(h, kernel)
-        else:
-            strides, padding = (self.stride,) * 2, [(self.kernel // 2,) * 2] * 2
-            h = jax.lax.conv_general_dilated(
-                h, kernel, strides, padding, dimension_numbers=DIMENSIONS
-            )
-        return _add(h, bias[None, None, None])
-
-
-class Dense(nn.Module):
-    """A linear layer, by default with PyTorch's initial distribution.
-
-    Attributes:
-      features: length of the result.
-      dtype: compute type.
-      kernel_init: distribution of the initial kernel (any, features).
-      bias_init: distribution of the initial bias; by default `torch_bias_init`.
-    """
-
-    features: int
-    dtype: DTypeLike = jnp.float32
-    kernel_init: nn.initializers.Initializer = torch_kernel_init
-    bias_init: nn.initializers.Initializer | None = None
-
-    @nn.compact
-    def __call__(self, h: Array) -> Array:
-        """(..., any) to (..., features)."""
-        fan_in, dtype = h.shape[-1], _param_dtype(self.dtype)
-        kernel = self.param("kernel", self.kernel_init, (fan_in, self.features), dtype)
-        bias_init = self.bias_init or torch_bias_init(fan_in)
-        bias = self.param("bias", bias_init, (self.features,), dtype)
-        return linear(h.astype(self.dtype), kernel.astype(self.dtype), bias)
-
-
-def group_norm(dtype: DTypeLike, name: str, silu: bool = False) -> GroupNorm:
-    """GroupNorm with its statistics at least in float32, followed by SiLU where asked."""
-    return GroupNorm(GROUPS, param_dtype=_param_dtype(dtype), silu=silu, name=name)
-
-
-def kept_channels(keys: Array, rate: float, blocks: int, channels: int) -> Array:
-    """The channels that dropout leaves, (blocks, batch, channels), of all blocks in one draw.
-
-    Args:
-      keys: one PRNG key an example (batch,), so that an example's mask does not depend on the
-        device that computes it.
-      rate: probability of dropping, in [0, 1).
-      blocks: how many masks an example has.
-      channels: of the widest block.
-    """
-    draw = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, (blocks, channels)))
-    return jnp.swapaxes(draw(keys), 0, 1)
-
-
-def channel_dropout(h: Array, rate: float, keep: Array) -> Array:
-    """Drops whole channels and scales the rest by 1/(1 - rate).
-
-    Args:
-      h: features (batch, height, width, channels).
-      rate: probability of dropping, in [0, 1).
-      keep: the channels that stay (batch, channels).
-    """
-    return jnp.where(keep[:, None, None, :], h / (1 - rate), jnp.zeros_like(h))
 
 
 class Block(nn.Module):
@@ -223,7 +87,7 @@ class ResidualBlock(nn.Module):
         """(batch, height, width, any) and time (batch, 4C) to (batch, height, width, features)."""
         h = Block(self.features, dtype=self.dtype, name="block1")(x)
         shift = Dense(self.features, self.dtype, name="dense")(nn.silu(time))
-        h = _add(h, shift.astype(_param_dtype(self.dtype))[:, None, None, :])
+        h = add(h, shift.astype(param_dtype(self.dtype))[:, None, None, :])
         h = Block(self.features, self.dropout, self.dtype, name="block2")(h, keep)
         if x.shape[-1] != self.features:
             x = Conv(self.features, kernel=1, dtype=self.dtype, name="res_conv")(x)
