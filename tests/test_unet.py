@@ -107,7 +107,7 @@ def test_time_table_is_the_sinusoid():
 
 
 def test_attention_is_softmax_of_scaled_products(monkeypatch):
-    monkeypatch.setattr(unet, "group_norm", lambda *_: lambda h: h)
+    monkeypatch.setattr("diffusion_jax.nn.unet.group_norm", lambda *_: lambda h: h)
     layer = SelfAttention()
     h = jax.random.normal(jax.random.key(5), (2, 3, 4, 16))
     params = quick_jit(layer.init)(jax.random.key(6), h)["params"]

@@ -21,8 +21,8 @@ from flax import serialization
 from jax import Array
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nn.normalization import GroupNorm
 from diffusion_jax.nn.layers import Conv, Dense
+from diffusion_jax.nn.normalization import GroupNorm
 
 FORMAT = 1
 LEAST_ACCURACY = 0.98
