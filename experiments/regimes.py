@@ -28,13 +28,13 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots import page
 from diffusion_jax.plots import regimes as plots
+from diffusion_jax.presets import DATA_DEFAULTS
 from diffusion_jax.regimes.analysis import Analysis, analyse, to_json
 from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.regimes.transitions import SPECIATION_LEVEL, Regimes, check_accuracy
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
 from experiments.command import reports_errors
-from experiments.train_lsun import DATA_DEFAULTS
 
 MEANING = {
     "Lambda": "first channel",

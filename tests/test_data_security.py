@@ -21,7 +21,7 @@ from diffusion_jax.config import DataConfig
 from diffusion_jax.data import arrays, folder, idx, lsun
 from diffusion_jax.data.images import UNREADABLE, open_image
 from diffusion_jax.errors import UserError
-from experiments.train_lsun import PRESETS
+from diffusion_jax.presets import PRESETS
 
 
 def batches():

@@ -22,7 +22,7 @@ from diffusion_jax import data
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import idx, imagenet, lsun
 from diffusion_jax.errors import UserError
-from experiments.train_lsun import PRESETS
+from diffusion_jax.presets import PRESETS
 
 RNG = np.random.default_rng(3)
 

@@ -20,7 +20,8 @@ from diffusion_jax.data import folder, lsun, storage
 from diffusion_jax.data.batches import batch_indices, device_batches
 from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.errors import UserError
-from experiments.train_lsun import PRESETS, data_defaults, parse
+from diffusion_jax.presets import PRESETS, data_defaults
+from experiments.train_lsun import parse
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (18, 8, 10, 3), dtype=np.uint8)
 
