@@ -10,7 +10,7 @@ from collections.abc import Callable
 import absl.logging
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.runtime import distributed, preemption
+from diffusion_jax.runtime import backend, distributed, preemption
 
 
 def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
@@ -52,6 +52,13 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(1)
 
     return wrapped
+
+
+def start() -> None:
+    """What comes before the first JAX computation: XLA's settings, and the other processes."""
+    backend.configure()
+    backend.keep_freed_memory()
+    distributed.join()
 
 
 def exit_if_broken(broken: list[str]) -> None:

@@ -18,12 +18,11 @@ import tyro
 from diffusion_jax import data
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
-from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.sampling.likelihood import image_bits
 from diffusion_jax.sampling.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.training import run
-from experiments.command import reports_errors
+from experiments.command import reports_errors, start
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,7 @@ def main() -> None:
         raise UserError("num_images must be at least 2, probes and batch_size at least 1")
     if not 0 <= options.seed < 2**32:
         raise UserError("seed must lie between 0 and 2^32 - 1")
-    backend.configure()
-    backend.keep_freed_memory()
-    distributed.join()
+    start()
     model = run.load_model(options.run_dir)
     name = f"step_{model.step:08d}_seed_{options.seed}.json"
     out = options.out or options.run_dir / "likelihood" / name

@@ -12,13 +12,12 @@ import tyro
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots.training import save_image_grid
-from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.sampling import AncestralSampler, Sampler, sample
 from diffusion_jax.sampling.ode import DDIMSampler, DPMSolver2M
 from diffusion_jax.sampling.respacing import Clock, with_calls
 from diffusion_jax.training import run
-from experiments.command import reports_errors
+from experiments.command import reports_errors, start
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,7 @@ def main() -> None:
         raise UserError(
             "num_samples and batch_size must be at least 1, seed between 0 and 2^32 - 1"
         )
-    backend.configure()
-    backend.keep_freed_memory()
-    distributed.join()
+    start()
     model = run.load_model(options.run_dir)
     sampler, denoiser = choose(model, options)
     calls = sampler.schedule.num_steps

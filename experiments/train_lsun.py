@@ -25,9 +25,8 @@ import tyro
 
 from diffusion_jax.config import Config
 from diffusion_jax.presets import PRESETS, data_defaults
-from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.training import loop
-from experiments.command import reports_errors
+from experiments.command import reports_errors, start
 
 PROGRAM = "python -m experiments.train_lsun"
 
@@ -60,9 +59,7 @@ def parse(arguments: list[str]) -> Config:
 def main() -> None:
     """Parses the command line and trains."""
     config = parse(sys.argv[1:])
-    backend.configure()
-    backend.keep_freed_memory()
-    distributed.join()
+    start()
     loop.train(config)
 
 
