@@ -26,10 +26,9 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.judging import classifier
 from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.regimes import commitment
-from diffusion_jax.regimes.analysis import plain
 from diffusion_jax.runtime import distributed
 from diffusion_jax.runtime.devices import is_first_process
-from diffusion_jax.runtime.files import writing
+from diffusion_jax.runtime.files import plain, write_json, write_npy
 from diffusion_jax.training.run import TrainedModel
 
 NUM_FORKS = 20
@@ -92,7 +91,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    path, wanted = folder / "settings.json", json.loads(json.dumps(plain(settings)))
+    path, wanted = folder / "settings.json", plain(settings)
     if path.exists() and any(folder.glob("*.npz")):
         try:
             found = json.loads(path.read_text())
@@ -105,8 +104,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder} holds batches of another experiment ({lines}); give another --out, or "
                 f"remove that folder"
             )
-    with writing(path) as partial:
-        partial.write_text(json.dumps(wanted, indent=1) + "\n")
+    write_json(path, wanted)
 
 
 def training_images(model: TrainedModel) -> ImageSet:
@@ -195,7 +193,7 @@ def run_batches(
             outcomes, pairs = measure(first=first, last=last, progress=show)
             if is_first_process():
                 if i == 0:
-                    np.save(shown, pairs[:SHOWN])
+                    write_npy(shown, pairs[:SHOWN])
                 outcomes.save(path)
             done += 1
             if bar.disable:

@@ -1,6 +1,6 @@
 """The forward process in closed form and as a stochastic differential equation.
 
-Also the conversions between what a network may predict: the noise, the score, x_0 and v.
+Also the conversions between what a network may predict: the noise, the score and x_0.
 """
 
 import jax
@@ -66,22 +66,6 @@ def x_0_to_noise(schedule: NoiseSchedule, x_0: Array, x_t: Array, step: Array) -
     """Inverse of `noise_to_x_0`: (x_t - sqrt(alpha_bar_s) x_0) / sqrt(1 - alpha_bar_s)."""
     a, b = _amplitudes(schedule, step, x_t)
     return (x_t - a * x_0) / b
-
-
-def noise_to_v(schedule: NoiseSchedule, noise: Array, x_t: Array, step: Array) -> Array:
-    """Velocity v = sqrt(alpha_bar_s) noise - sqrt(1 - alpha_bar_s) x_0 (Salimans & Ho 2022).
-
-    With x_0 eliminated: v = (noise - sqrt(1 - alpha_bar_s) x_t) / sqrt(alpha_bar_s). Shapes as in
-    `diffuse`.
-    """
-    a, b = _amplitudes(schedule, step, x_t)
-    return (noise - b * x_t) / a
-
-
-def v_to_noise(schedule: NoiseSchedule, v: Array, x_t: Array, step: Array) -> Array:
-    """Inverse of `noise_to_v`: sqrt(alpha_bar_s) v + sqrt(1 - alpha_bar_s) x_t."""
-    a, b = _amplitudes(schedule, step, x_t)
-    return a * v + b * x_t
 
 
 @struct.dataclass

@@ -1,7 +1,7 @@
 """What `experiments.cloning` prints and writes: a table, result.json, figures and report.html."""
 
-import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,11 @@ from diffusion_jax.judging.classifier import TrainedClassifier
 from diffusion_jax.plots import cloning as plots
 from diffusion_jax.plots import page
 from diffusion_jax.regimes import spectrum
-from diffusion_jax.regimes.analysis import plain
 from diffusion_jax.regimes.cloning import Cloning
 from diffusion_jax.regimes.commitment import Commitment, Outcomes, fraction
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.transitions import Regimes
+from diffusion_jax.runtime.files import write_json
 from experiments.paper.published import speciation_curve
 
 # Columns of the picture of forks, and samples shown beside their nearest training images.
@@ -114,7 +114,7 @@ def to_json(findings: Findings, quality: dict[str, Any] | None) -> dict[str, Any
         for name, curve in exact.curves.items()
         if name in ("phi", "phi_C")
     }
-    result = {
+    return {
         "settings": findings.settings,
         "warnings": findings.warnings,
         "phi": None if found.phi is None else _counted(found.phi, exact.curves["phi"]),
@@ -156,7 +156,6 @@ def to_json(findings: Findings, quality: dict[str, Any] | None) -> dict[str, Any
             "share": findings.calls / findings.separate_calls,
         },
     }
-    return dict(plain(result))
 
 
 def _text(estimate: Estimate) -> str:
@@ -198,76 +197,75 @@ def table_of(findings: Findings, quality: dict[str, Any] | None) -> list[list[st
     return rows
 
 
-def _figures(out: Path, findings: Findings) -> list[page.Picture]:
-    found, exact, mean = findings.commitment, findings.exact, findings.images.mean
-    pictures = []
-
-    def add(name: str, caption: str) -> Path:
-        pictures.append(page.Picture(out / name, caption))
-        return out / name
-
-    if found.phi is not None:
-        published = None
-        if findings.published is not None:
-            times, phi, t_S = speciation_curve(findings.published)
-            scaled = times * findings.t_S.value / t_S
-            keep = scaled <= found.phi.times.max()
-            label = f"published, {findings.published}, time rescaled by t$_S$"
-            published = (scaled[keep], phi[keep], label)
-        plots.save_phi(
-            add(
-                "phi.png",
-                "Probability that two clones forked at time t end in the same class. Points: "
-                "trajectories, with Wilson's 95 % intervals; grey: the exact score of the training "
-                "set, from the posterior.",
-            ),
+def _figures(findings: Findings) -> Iterator[page.Picture]:
+    if findings.commitment.phi is not None:
+        yield _phi(findings)
+    found, exact = findings.commitment, findings.exact
+    yield page.Picture.of(
+        "collapse.png",
+        plots.draw_collapse(
             found,
-            exact.curves["phi"],
-            findings.t_S,
-            exact.floor,
+            exact.curves["phi_C"],
+            {
+                "exact t$_C$ (φ$_C$)": exact.times["t_C_phi"],
+                "exact t$_C$ (f$^e$)": exact.times["t_C_entropy"],
+            },
             findings.name,
-            published,
-        )
-    plots.save_collapse(
-        add(
-            "collapse.png",
-            "Above: probability that two clones end nearest to the same training image. Below: "
-            "when each trunk changed its nearest training image for the last time.",
         ),
-        found,
-        exact.curves["phi_C"],
-        {
-            "exact t$_C$ (φ$_C$)": exact.times["t_C_phi"],
-            "exact t$_C$ (f$^e$)": exact.times["t_C_entropy"],
-        },
-        findings.name,
+        "Above: probability that two clones end nearest to the same training image. Below: when "
+        "each trunk changed its nearest training image for the last time.",
     )
     if findings.points.shape[3] in (1, 3):
-        steps = len(found.phi_C.times)
-        columns = np.unique(np.linspace(0, steps - 1, min(steps, MOST_COLUMNS)).astype(int))
-        plots.save_forks(
-            add(
-                "forks.png",
-                "A row is one trunk, a column one branch time; the two clones stand side by side.",
-            ),
-            findings.shown[:, columns],
-            found.phi_C.times[columns],
-            mean,
-        )
-        outcomes = findings.outcomes
-        ratio = outcomes.neighbours.ratio[:NEIGHBOURS_SHOWN]
-        plots.save_neighbours(
-            add(
-                "neighbours.png",
-                "Samples (above) and their nearest training images (below); the number is the "
-                "distance to it over that to the second nearest. Under 1/3 counts as memorised.",
-            ),
-            outcomes.trunk[:NEIGHBOURS_SHOWN],
-            findings.points[outcomes.index[:NEIGHBOURS_SHOWN]],
-            ratio,
-            mean,
-        )
-    return pictures
+        yield _forks(findings)
+        yield _neighbours(findings)
+
+
+def _phi(findings: Findings) -> page.Picture:
+    found, exact = findings.commitment, findings.exact
+    assert found.phi is not None
+    published = None
+    if findings.published is not None:
+        times, phi, t_S = speciation_curve(findings.published)
+        scaled = times * findings.t_S.value / t_S
+        keep = scaled <= found.phi.times.max()
+        label = f"published, {findings.published}, time rescaled by t$_S$"
+        published = (scaled[keep], phi[keep], label)
+    figure = plots.draw_phi(
+        found, exact.curves["phi"], findings.t_S, exact.floor, findings.name, published
+    )
+    return page.Picture.of(
+        "phi.png",
+        figure,
+        "Probability that two clones forked at time t end in the same class. Points: trajectories, "
+        "with Wilson's 95 % intervals; grey: the exact score of the training set, from the "
+        "posterior.",
+    )
+
+
+def _forks(findings: Findings) -> page.Picture:
+    times = findings.commitment.phi_C.times
+    columns = np.unique(np.linspace(0, len(times) - 1, min(len(times), MOST_COLUMNS)).astype(int))
+    return page.Picture.of(
+        "forks.png",
+        plots.draw_forks(findings.shown[:, columns], times[columns], findings.images.mean),
+        "A row is one trunk, a column one branch time; the two clones stand side by side.",
+    )
+
+
+def _neighbours(findings: Findings) -> page.Picture:
+    outcomes, first = findings.outcomes, slice(NEIGHBOURS_SHOWN)
+    figure = plots.draw_neighbours(
+        outcomes.trunk[first],
+        findings.points[outcomes.index[first]],
+        outcomes.neighbours.ratio[first],
+        findings.images.mean,
+    )
+    return page.Picture.of(
+        "neighbours.png",
+        figure,
+        "Samples (above) and their nearest training images (below); the number is the distance to "
+        "it over that to the second nearest. Under 1/3 counts as memorised.",
+    )
 
 
 def write(out: Path, findings: Findings, console: Console) -> None:
@@ -282,7 +280,10 @@ def write(out: Path, findings: Findings, console: Console) -> None:
     for text in findings.warnings:
         console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
     result = to_json(findings, quality)
-    (out / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_json(out / "result.json", result)
+    pictures = list(_figures(findings))
+    for picture in pictures:
+        picture.save(out)
     share = findings.calls / findings.separate_calls
     judge = findings.judge
     texts = [
@@ -308,6 +309,6 @@ def write(out: Path, findings: Findings, console: Console) -> None:
             *(page.Paragraph(text) for text in texts),
             *(page.Paragraph(f"Warning: {text}.", warning=True) for text in findings.warnings),
             page.Table(header, rows),
-            *_figures(out, findings),
+            *pictures,
         ],
     )

@@ -3,7 +3,6 @@
 By the probability-flow ODE; see diffusion_jax.sampling.likelihood and docs/sampling.md.
 """
 
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from diffusion_jax import data
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.devices import is_first_process
+from diffusion_jax.runtime.files import write_json
 from diffusion_jax.sampling.likelihood import image_bits
 from diffusion_jax.sampling.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.training import run
@@ -115,7 +115,7 @@ def main() -> None:
         "seed": options.seed,
         "first_noise_deviation": float(jnp.sqrt(jnp.expm1(2 * schedule.time[steps[0]]))),
     }
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(out, result)
     print(
         f"{value:.3f} bits per dimension (standard error {error:.3f} over {len(bits)} images), "
         f"parameters of step {model.step}; wrote {out}"

@@ -7,7 +7,6 @@ does not make fast: hence the paper's model is compared on images of 64 x 64 in 
 in float64.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ from rich.table import Table
 
 from diffusion_jax.data import mnist
 from diffusion_jax.errors import UserError
-from diffusion_jax.plots.training import save_parity_curves
+from diffusion_jax.plots.style import save
+from diffusion_jax.plots.training import draw_parity_curves
 from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.files import write_json
 from experiments.command import exit_if_broken, reports_errors
 
 # Name, place in the Flax model and in the reference, side and channels of the input, at the paper's
@@ -132,9 +133,9 @@ def main() -> None:
             for dtype, (ours, theirs) in losses.items()
         },
     }
-    (options.out / "parity.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(options.out / "parity.json", report)
     training_bounds = {dtype: bounds["training"] for dtype, bounds in BOUNDS.items()}
-    save_parity_curves(options.out / "training.png", losses, training_bounds)
+    save(draw_parity_curves(losses, training_bounds), options.out / "training.png")
     print(f"Wrote {options.out / 'parity.json'} and {options.out / 'training.png'}")
     exit_if_broken(broken)
 

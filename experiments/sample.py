@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-import numpy as np
 import tyro
 
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots.training import save_image_grid
 from diffusion_jax.runtime.devices import is_first_process
+from diffusion_jax.runtime.files import write_npy
 from diffusion_jax.sampling import AncestralSampler, Sampler, sample
 from diffusion_jax.sampling.ode import DDIMSampler, DPMSolver2M
 from diffusion_jax.sampling.respacing import Clock, with_calls
@@ -88,7 +88,7 @@ def main() -> None:
     )
     if not is_first_process():
         return
-    np.save(out.with_suffix(".npy"), images + model.mean)
+    write_npy(out.with_suffix(".npy"), images + model.mean)
     save_image_grid(out.with_suffix(".png"), images, model.mean)
     print(f"Wrote {out.with_suffix('.png')} and {out.with_suffix('.npy')} (in [0, 1] units)")
 

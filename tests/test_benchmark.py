@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.plots.benchmark import save_ratios
+from diffusion_jax.plots.benchmark import draw_ratios
+from diffusion_jax.plots.style import save
 from experiments.tools import benchmark, programs, tables, timing
 
 # Wider than the 8 groups of a norm: else biases before it have no gradient to compare.
@@ -111,7 +112,7 @@ def test_everything_is_measured_and_written(measured, tmp_path):
     assert set(measured.values()) == {*ROWS, "data_pipeline"}
     shown = tables.tables(report, benchmark.BOUNDS)
     assert "| train step, 32 px " in shown
-    save_ratios(tmp_path / "benchmark.png", report["ratios"], benchmark.BOUNDS, "tiny")
+    save(draw_ratios(report["ratios"], benchmark.BOUNDS, "tiny"), tmp_path / "benchmark.png")
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
 
 

@@ -7,7 +7,7 @@ from two_convolutions import build
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.training import loop
-from diffusion_jax.training.telemetry import read_metrics
+from diffusion_jax.training.metrics import read_metrics
 from experiments.train_lsun import parse
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8)

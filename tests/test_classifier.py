@@ -206,7 +206,3 @@ def test_images_that_it_cannot_take_are_refused(trained):
         trained.predict(good.images)
     with pytest.raises(UserError, match=r"\(N, 16, 16, 1\)"):
         trained.features(np.zeros((2, 16, 16, 3)))
-    trained.check((16, 16, 1), ("horizontal", "vertical"))
-    for shape, names in [((16, 16, 3), trained.class_names), (trained.shape, ("a", "b"))]:
-        with pytest.raises(UserError, match="train another"):
-            trained.check(shape, names)

@@ -9,7 +9,7 @@ from processes import finish, start
 from two_convolutions import build
 
 from diffusion_jax.config import ModelConfig
-from diffusion_jax.training.telemetry import read_metrics
+from diffusion_jax.training.metrics import read_metrics
 from experiments.tools.torture import Run
 
 

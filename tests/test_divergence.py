@@ -12,8 +12,8 @@ from diffusion_jax.config import ModelConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.training import loop
 from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.metrics import read_metrics
 from diffusion_jax.training.step import init_state, make_optimizer
-from diffusion_jax.training.telemetry import read_metrics
 from experiments.train_lsun import parse
 
 OPTIONS = (

@@ -12,8 +12,8 @@ import pytest
 from diffusion_jax.config import from_dict
 from diffusion_jax.sampling import sample
 from diffusion_jax.training import loop
+from diffusion_jax.training.metrics import read_metrics
 from diffusion_jax.training.run import load_model
-from diffusion_jax.training.telemetry import read_metrics
 
 DATA = Path(__file__).parent / "data" / "run"
 

@@ -43,7 +43,6 @@ def test_conversions_recover_what_made_x_t():
     step = jnp.array([1, 10, 49])
     a = np.cumprod(1 - np.asarray(SCHEDULE.beta, np.float64))[np.asarray(step)][:, None, None, None]
     x_t = process.diffuse(SCHEDULE, x_0, step, noise)
-    v = (np.sqrt(a) * noise - np.sqrt(1 - a) * x_0).astype(np.float32)
     score = (-(x_t - np.sqrt(a) * x_0) / (1 - a)).astype(np.float32)
 
     # x_0 is 360 times smaller than x_t at the last step: its rounding error is as much larger.
@@ -53,10 +52,6 @@ def test_conversions_recover_what_made_x_t():
     np.testing.assert_allclose(process.x_0_to_noise(SCHEDULE, x_0, x_t, step), noise, atol=1e-4)
     np.testing.assert_allclose(process.noise_to_score(SCHEDULE, noise, step), score, rtol=2e-3)
     np.testing.assert_allclose(process.score_to_noise(SCHEDULE, score, step), noise, atol=1e-3)
-    got = process.noise_to_v(SCHEDULE, noise, x_t, step)
-    assert np.all(abs(got - v) < 1e-6 * scale)
-    got = process.v_to_noise(SCHEDULE, jnp.asarray(v), x_t, step)
-    np.testing.assert_allclose(got, noise, atol=1e-6)
 
 
 @pytest.mark.parametrize("sde", [process.VPSDE(), process.VPSDE(2.0, 2.0)])

@@ -21,8 +21,8 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
 from diffusion_jax.training import loop, run
 from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.metrics import read_metrics
 from diffusion_jax.training.step import init_state, make_optimizer
-from diffusion_jax.training.telemetry import read_metrics
 from experiments import train_lsun
 from experiments.train_lsun import parse
 

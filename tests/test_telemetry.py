@@ -9,7 +9,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.files import writing
-from diffusion_jax.training.telemetry import Telemetry, read_metrics
+from diffusion_jax.training.metrics import read_metrics
+from diffusion_jax.training.telemetry import Telemetry
 
 
 def log(run_dir, start, *steps, scale=1.0):

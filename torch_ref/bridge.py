@@ -23,6 +23,7 @@ from torch import Tensor
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.unet import UNet
+from diffusion_jax.runtime.files import write_bytes
 from torch_ref.unet import TIME_STEPS, sinusoidal_table
 
 StateDict = dict[str, Tensor]
@@ -313,11 +314,4 @@ def save(path: Path, state_dict: Mapping[str, Tensor]) -> None:
         buffer = io.BytesIO()
         torch.save(tensors, buffer)
         data = buffer.getvalue()
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; give another path") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, data)

@@ -96,9 +96,9 @@ def load(
                 name, label_name = _choose(path, found)
                 header = found[name]
                 if label_name:
-                    _check_labels(path, label_name, found[label_name], header.shape)
-                    size = found[label_name].num_bytes
-                    require_memory(f"loading the labels of {path}", size, memory_gib)
+                    each = found[label_name]
+                    _check_labels(path, label_name, each.shape, each.dtype, header.shape)
+                    require_memory(f"loading the labels of {path}", each.num_bytes, memory_gib)
                     labels, class_names = _labels(read(archive, label_name))
         else:
             with path.open("rb") as file:
@@ -133,6 +133,29 @@ def load(
         notes,
         state,
     )
+
+
+def image_set(images: np.ndarray, labels: np.ndarray | None = None) -> ImageSet:
+    """Images and labels that are in memory already, by the rules of `load`.
+
+    Args:
+      images: as an .npy file holds them, see `load`.
+      labels: one integer or string an image (n,).
+
+    Raises:
+      UserError: see `load`.
+    """
+    what, stored = "the array of images", np.asarray(images)
+    height, width, channels = _image_shape(what, stored.shape, stored.dtype)
+    found: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+    if labels is not None:
+        labels = np.asarray(labels)
+        _check_labels(what, "labels", labels.shape, labels.dtype, stored.shape)
+        found, class_names = _labels(labels)
+    result = np.dtype(np.float32 if stored.dtype.kind == "f" else np.uint8)
+    converted, notes = _convert(what, stored, range(len(stored)), result)
+    return ImageSet(converted.reshape(-1, height, width, channels), found, class_names, notes)
 
 
 @contextmanager
@@ -203,7 +226,7 @@ def _choose(path: Path, headers: dict[str, Header]) -> tuple[str, str | None]:
     return candidates[0], label_name
 
 
-def _image_shape(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
+def _image_shape(path: Path | str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int]:
     """Height, width and channels, after checking that type and shape are those of images."""
     if dtype.hasobject:
         raise UserError(
@@ -234,8 +257,13 @@ def _image_shape(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> tuple[i
     raise UserError(f"{path} has shape {shape}: {advice}")
 
 
-def _check_labels(path: Path, name: str, header: Header, images: tuple[int, ...]) -> None:
-    shape, _, dtype = header
+def _check_labels(
+    path: Path | str,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    images: tuple[int, ...],
+) -> None:
     if dtype.kind not in "iubUS":
         raise UserError(f"{name} of {path} are {dtype}: labels are integers or strings")
     if shape not in (images[:1], (*images[:1], 1)):
@@ -266,7 +294,9 @@ def _select(
     return np.concatenate(places)[order], new_labels[order], names
 
 
-def _refuse(path: Path, places: np.ndarray, values: np.ndarray, bad: np.ndarray, why: str) -> None:
+def _refuse(
+    path: Path | str, places: np.ndarray, values: np.ndarray, bad: np.ndarray, why: str
+) -> None:
     """Raises a UserError that names the first bad value and its place in the file."""
     if bad.any():
         first, *rest = np.argwhere(bad)[0].tolist()
@@ -274,7 +304,7 @@ def _refuse(path: Path, places: np.ndarray, values: np.ndarray, bad: np.ndarray,
         raise UserError(f"{path}: images{place} is {values[first, *rest]}, {why}")
 
 
-def _grey_notes(path: Path, largest: float) -> tuple[str, ...]:
+def _grey_notes(path: Path | str, largest: float) -> tuple[str, ...]:
     if not 0 < largest < 128:
         return ()
     return (
@@ -284,7 +314,7 @@ def _grey_notes(path: Path, largest: float) -> tuple[str, ...]:
 
 
 def _convert(
-    path: Path, stored: np.ndarray, chosen: np.ndarray | range, result: np.dtype
+    path: Path | str, stored: np.ndarray, chosen: np.ndarray | range, result: np.dtype
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The chosen images in their final type, checked, and notes on their values."""
     images = np.empty((len(chosen), *stored.shape[1:]), result)

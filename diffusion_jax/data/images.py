@@ -84,11 +84,6 @@ class ImageSet:
         pixels = self.images.size // self.images.shape[-1]
         return (total / ((255 if integer else 1) * pixels)).astype(np.float32)
 
-    def rows(self, all_channels: bool = True) -> np.ndarray:
-        """The images flattened, (n, d) in their own type; of the first channel alone if asked."""
-        chosen = self.images if all_channels else self.images[..., :1]
-        return chosen.reshape(len(chosen), -1)
-
 
 def require_images(held: str, available: int, first: int, count: int) -> None:
     """Refuses more images of a class than its source holds, those held out among them.

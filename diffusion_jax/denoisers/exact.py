@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from diffusion_jax.schedule import NoiseSchedule, broadcast_right
+from diffusion_jax.process import x_0_to_noise
+from diffusion_jax.schedule import NoiseSchedule
 
 
 @struct.dataclass
@@ -42,7 +43,4 @@ class EmpiricalDenoiser:
         weights = jnp.exp(self.posterior(x, step))
         points = self.points.reshape(len(self.points), -1)
         mean = jnp.matmul(weights, points, precision="highest").reshape(x.shape)
-        signal = jnp.sqrt(self.schedule.alpha_bar[step]).astype(x.dtype)
-        variance = self.schedule.noise_variance[step].astype(x.dtype)
-        signal, variance = broadcast_right(signal, x.ndim), broadcast_right(variance, x.ndim)
-        return (x - signal * mean) / jnp.sqrt(variance)
+        return x_0_to_noise(self.schedule, mean, x, step)

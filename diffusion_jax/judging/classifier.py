@@ -23,6 +23,7 @@ from jax import Array
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.layers import Conv, Dense
 from diffusion_jax.nn.normalization import GroupNorm
+from diffusion_jax.runtime.files import write_bytes, write_json
 
 FORMAT = 1
 LEAST_ACCURACY = 0.98
@@ -116,14 +117,6 @@ class TrainedClassifier:
         empty = np.zeros((0, _WIDTHS[-1]), np.float32)
         return np.concatenate([empty, *(features for features, _ in self._outputs(images))])
 
-    def check(self, shape: tuple[int, ...], class_names: tuple[str, ...]) -> None:
-        """Raises a UserError if it was trained on images of another shape or of other classes."""
-        if (self.shape, self.class_names) != (tuple(shape), tuple(class_names)):
-            raise UserError(
-                f"the classifier is for images of shape {self.shape} and the classes "
-                f"{self.class_names}, not {tuple(shape)} and {tuple(class_names)}: train another"
-            )
-
     def _outputs(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if images.shape[1:] != self.shape or not np.issubdtype(images.dtype, np.floating):
             raise UserError(
@@ -187,27 +180,21 @@ def save(folder: Path, classifier: TrainedClassifier) -> None:
         "held_out": classifier.held_out,
         "classes": classifier.class_names,
         "shape": classifier.shape,
-        "mean": classifier.mean.tolist(),
+        "mean": classifier.mean,
         "sha256": hashlib.sha256(parameters).hexdigest(),
-    }
-    files = {
-        "classifier.msgpack": parameters,
-        "classifier.json": (json.dumps(metadata, indent=2) + "\n").encode(),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            partial_path = folder / (name + ".partial")
-            partial_path.write_bytes(content)
-            partial_path.replace(folder / name)
     except OSError as error:
         raise UserError(
             f"cannot save the classifier to {folder}: {error}; give another folder"
         ) from error
+    write_bytes(folder / "classifier.msgpack", parameters)
+    write_json(folder / "classifier.json", metadata)
 
 
 def load(folder: Path) -> TrainedClassifier:
-    """Reads what `save` wrote; nothing is ever unpickled. See `TrainedClassifier.check` too.
+    """Reads what `save` wrote; nothing is ever unpickled.
 
     Raises:
       UserError: a file is missing, damaged, of another format, or the parameters are not those of

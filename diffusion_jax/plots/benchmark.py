@@ -1,19 +1,19 @@
 """The figure of the benchmark: ratios of times, with their intervals and bounds."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from diffusion_jax.plots import style
 
 
-def save_ratios(
-    path: Path, ratios: Mapping[str, Mapping[str, Any]], bounds: Mapping[str, float], title: str
-) -> None:
+def draw_ratios(
+    ratios: Mapping[str, Mapping[str, Any]], bounds: Mapping[str, float], title: str
+) -> Figure:
     """Draws each ratio of JAX's time to the reference's as a point with its interval.
 
     Args:
-      path: the PNG.
       ratios: for each row, `median` and `interval`.
       bounds: for some rows, the largest ratio allowed.
       title: what was measured on what.
@@ -46,4 +46,4 @@ def save_ratios(
                 axes.plot(edge, place, marker, color="C0", clip_on=False)
     axes.set(xlabel="JAX's time / PyTorch's time (below 1: JAX is faster)", title=title)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    style.save(figure, path)
+    return style.trimmed(figure)

@@ -1,10 +1,10 @@
 """Figures of the Bayes criterion: classes of one mean, and the classes of a data set."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from scipy.cluster.hierarchy import leaves_list
 
@@ -12,11 +12,10 @@ from diffusion_jax.plots import style
 from diffusion_jax.regimes.curves import Estimate
 
 
-def save_scaling(path: Path, scaling: dict[str, Any], curves: dict[str, Any]) -> None:
+def draw_scaling(scaling: dict[str, Any], curves: dict[str, Any]) -> Figure:
     """Draws t_rs of two classes of one mean against d, and D^2 and V of one d against time.
 
     Args:
-      path: the PNG.
       scaling: `d`, `exact` and `formula` (K,); `sampled_d` and `sampled`, its Estimates of the time
         at which phi = 0.7752.
       curves: `d`, `t_rs`, `t`, `D2` and `V` (T,); `sampled_t`, and `sampled_D2` and `sampled_V`,
@@ -66,14 +65,13 @@ def save_scaling(path: Path, scaling: dict[str, Any], curves: dict[str, Any]) ->
     right.set(xlabel="time $t$", ylabel="$D^2$ and $V$ (nats$^2$)", yscale="log")
     right.set_title(f"$d$ = {curves['d']}; points: exact samples", fontsize=10)
     right.legend(frameon=False, loc="lower left")
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
-def save_pairs(path: Path, times: np.ndarray, names: tuple[str, ...], collapse: float) -> None:
+def draw_pairs(times: np.ndarray, names: tuple[str, ...], collapse: float) -> Figure:
     """Draws the matrix of t_rs of all pairs; what lies below the collapse is in brackets.
 
     Args:
-      path: the PNG.
       times: t_rs of the class of the row against that of the column (C, C); NaN where there is
         none.
       names: of the classes.
@@ -92,7 +90,7 @@ def save_pairs(path: Path, times: np.ndarray, names: tuple[str, ...], collapse: 
     axes.set_yticks(ticks, names)
     axes.set(xlabel="against class", ylabel="class")
     figure.colorbar(picture, label="speciation time $t_{rs}$")
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
 def _draw_links(axes: Axes, tree: np.ndarray, order: list[int]) -> None:
@@ -116,18 +114,16 @@ def _draw_links(axes: Axes, tree: np.ndarray, order: list[int]) -> None:
         )
 
 
-def save_tree(
-    path: Path,
+def draw_tree(
     tree: np.ndarray,
     names: tuple[str, ...],
     sets: list[tuple[list[int], list[int]]],
     times: list[tuple[Estimate, Estimate]],
     collapse: float,
-) -> None:
+) -> Figure:
     """Draws the tree of class mergers, and the times of the sets that each split parts.
 
     Args:
-      path: the PNG.
       tree: scipy's linkage matrix (C - 1, 4).
       names: of the classes.
       sets: for each row of the tree, the two sets of classes that merge there.
@@ -155,4 +151,4 @@ def save_tree(
     right.set(xlabel="$t_{rs}$ of each set, 95 % intervals", ylim=(len(tree) + 0.6, 0.2))
     right.tick_params(axis="y", labelsize=8)
     right.legend(frameon=False, fontsize=8, loc="lower right")
-    style.save(figure, path)
+    return style.trimmed(figure)

@@ -1,9 +1,8 @@
 """Figures of forked trajectories: phi and phi_C, t_C_hat, the clones and the nearest neighbours."""
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from diffusion_jax.plots import style
 from diffusion_jax.regimes.cloning import Cloning
@@ -36,19 +35,17 @@ def _line(axes: Axes, limit: float, estimate: Estimate, color: str, label: str, 
         axes.axvline(estimate.value, color=color, linestyle=dash, linewidth=1, label=text)
 
 
-def save_phi(
-    path: Path,
+def draw_phi(
     commitment: Commitment,
     exact: Curve,
     t_S: Estimate,
     floor: float,
     name: str,
     published: tuple[np.ndarray, np.ndarray, str] | None = None,
-) -> None:
+) -> Figure:
     """Draws phi(t) of forked trajectories over that of the exact score.
 
     Args:
-      path: the PNG.
       commitment: of the trajectories, with classes.
       exact: phi of the exact score.
       t_S: 1/2 log Lambda.
@@ -75,20 +72,18 @@ def save_phi(
         xlim=(0, 1.02 * limit),
     )
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
-def save_collapse(
-    path: Path,
+def draw_collapse(
     commitment: Commitment,
     exact: Curve,
     t_C: dict[str, Estimate],
     name: str,
-) -> None:
+) -> Figure:
     """Draws phi_C(t) over that of the exact score, and below it the histogram of t_C_hat.
 
     Args:
-      path: the PNG.
       commitment: of the trajectories.
       exact: phi_C of the exact score.
       t_C: times of the exact score by their labels.
@@ -125,7 +120,7 @@ def save_collapse(
         fontsize=8,
         frameon=False,
     )
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
 def _show(axes: Axes, image: np.ndarray, mean: np.ndarray) -> None:
@@ -134,11 +129,10 @@ def _show(axes: Axes, image: np.ndarray, mean: np.ndarray) -> None:
     axes.set_axis_off()
 
 
-def save_forks(path: Path, pairs: np.ndarray, times: np.ndarray, mean: np.ndarray) -> None:
+def draw_forks(pairs: np.ndarray, times: np.ndarray, mean: np.ndarray) -> Figure:
     """Draws forks: a column a branch time, a row a trunk, the two clones side by side.
 
     Args:
-      path: the PNG.
       pairs: the two ends of each fork (rows, columns, 2, height, width, channels), mean removed.
       times: Ornstein-Uhlenbeck times of the columns, descending.
       mean: per-channel mean (channels,).
@@ -152,20 +146,18 @@ def save_forks(path: Path, pairs: np.ndarray, times: np.ndarray, mean: np.ndarra
         for i in range(rows):
             _show(grid[i, j], side_by_side[i, j], mean)
         grid[0, j].set_title(f"t = {t:.2f}", fontsize=8)
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
-def save_neighbours(
-    path: Path,
+def draw_neighbours(
     samples: np.ndarray,
     points: np.ndarray,
     ratio: np.ndarray,
     mean: np.ndarray,
-) -> None:
+) -> Figure:
     """Draws samples above their nearest training images, and how near these are.
 
     Args:
-      path: the PNG.
       samples: (columns, height, width, channels), mean removed.
       points: the nearest training image of each, the same shape.
       ratio: distance to the nearest over that to the second nearest (columns,).
@@ -178,4 +170,4 @@ def save_neighbours(
         _show(grid[0, j], samples[j], mean)
         _show(grid[1, j], points[j], mean)
         grid[0, j].set_title(f"{ratio[j]:.2f}", fontsize=8)
-    style.save(figure, path)
+    return style.trimmed(figure)

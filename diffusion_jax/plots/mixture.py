@@ -1,10 +1,10 @@
 """Figures of the Gaussian mixture: speciation and collapse, theory against measurement."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from diffusion_jax.plots import style
@@ -24,11 +24,10 @@ def _dimension_legend(axes: Axes, dimensions: list[str], **place: Any) -> None:
     axes.add_artist(axes.legend(handles=handles, frameon=False, **place))
 
 
-def save_speciation(path: Path, results: dict[str, Any]) -> None:
+def draw_speciation(results: dict[str, Any]) -> Figure:
     """Draws phi(t) of the clones, against time and against time less the speciation time.
 
     Args:
-      path: the PNG.
       results: for each dimension (as text), `theory` with `t` and `phi`; `ours` with `t`, `phi` and
         `interval` (T, 2); `published` with `t` and `phi`, or None; and `t_S`.
     """
@@ -59,14 +58,13 @@ def save_speciation(path: Path, results: dict[str, Any]) -> None:
         loc="upper right",
         bbox_to_anchor=(1, 1.02),
     )
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
-def save_collapse(path: Path, results: dict[str, Any]) -> None:
+def draw_collapse(results: dict[str, Any]) -> Figure:
     """Draws f^e/alpha(t) with the laws, and below how far each law is from the measurement.
 
     Args:
-      path: the PNG.
       results: for each dimension (as text), lists `t`, `f`, `stderr`, `finite_size`, `one_class`
         and `phi_C_finite_size`; `laws` with lists `t`, `finite_size`, `exact` and `one_class`; and
         `published` with `t` and `f`, or None. All f's are over alpha.
@@ -112,4 +110,4 @@ def save_collapse(path: Path, results: dict[str, Any]) -> None:
         frameon=False,
         loc="lower right",
     )
-    style.save(figure, path)
+    return style.trimmed(figure)

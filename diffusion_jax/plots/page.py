@@ -5,6 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Self
+
+from matplotlib.figure import Figure
+
+from diffusion_jax.plots import style
+from diffusion_jax.runtime.files import write_bytes
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem;
@@ -36,14 +42,24 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, which the page will contain, and its caption."""
+    """A figure: its file's name, its PNG, which the page will contain, and its caption."""
 
-    path: Path
+    name: str
+    png: bytes
     caption: str
+
+    @classmethod
+    def of(cls, name: str, figure: Figure, caption: str) -> Self:
+        """A figure, drawn."""
+        return cls(name, style.png(figure), caption)
+
+    def save(self, folder: Path) -> None:
+        """Writes the PNG under its name."""
+        write_bytes(folder / self.name, self.png)
 
     def html(self) -> str:
         """The figure as HTML."""
-        data = base64.b64encode(self.path.read_bytes()).decode()
+        data = base64.b64encode(self.png).decode()
         caption = escape(self.caption)
         return (
             f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
@@ -64,18 +80,24 @@ class Paragraph:
         return f"<p{mark}>{escape(self.text)}</p>"
 
 
-def save(path: Path, title: str, parts: Iterable[Table | Picture | Paragraph]) -> None:
+Part = Table | Picture | Paragraph
+
+
+def save(path: Path, title: str, parts: Iterable[Part]) -> None:
     """Writes a page that needs no other file.
 
     Args:
       path: the HTML file.
       title: heading of the page.
       parts: what it shows, in order.
+
+    Raises:
+      UserError: it cannot be written.
     """
     body = "\n".join(part.html() for part in parts)
-    path.write_text(
+    text = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n",
-        encoding="utf-8",
+        f"<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
     )
+    write_bytes(path, text.encode())

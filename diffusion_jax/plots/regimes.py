@@ -1,9 +1,8 @@
 """Figures of a data set's regimes: its spectrum, speciation, collapse, and noisy samples."""
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from diffusion_jax.plots import style
@@ -86,19 +85,44 @@ def _log_time(axes: Axes, limits: tuple[float, float]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def save_spectrum(
-    path: Path,
+def draw_regimes(curves: dict[str, Curve], times: dict[str, Estimate]) -> Figure:
+    """Draws phi where it is known, phi_C and f^e/alpha, with t_S, t_C and the shaded regimes.
+
+    Args:
+      curves: `Regimes.curves`.
+      times: the named times, "t_C_phi", "t_C_entropy" and, where known, "t_S_phi" used.
+    """
+    figure, axes = style.new(width=7)
+    limits = window(curves)
+    t_S = times.get("t_S_phi")
+    _shade(axes, limits, times["t_C_phi"].value, t_S.value if t_S else None)
+    for name, color, label in (
+        ("phi", "C0", "φ: same class"),
+        ("phi_C", "C1", "φ$_C$: same training image"),
+        ("excess_entropy", "C2", "$f^e/\\alpha$: entropy of the posterior"),
+    ):
+        if name in curves:
+            _band(axes, curves[name], color, label)
+    _line(axes, limits, t_S, "C0", "t$_S$ (φ)", ":")
+    _line(axes, limits, times["t_C_phi"], "C1", "t$_C$ (φ$_C$ = ½)", "-.")
+    _line(axes, limits, times["t_C_entropy"], "C2", "$t_C$ ($f^e = 0.12 \\alpha$)", "--")
+    axes.set(ylim=(-0.03, 1.05))
+    _log_time(axes, limits)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return style.trimmed(figure)
+
+
+def draw_spectrum(
     eigenvalues: np.ndarray,
     modes: np.ndarray,
     shape: tuple[int, ...] | None,
     t_S: Estimate,
-) -> None:
+) -> Figure:
     """Draws the eigenvalues, each mode's own time, and the first modes as images.
 
     Of a colour mode, the mean over the channels is shown.
 
     Args:
-      path: the PNG.
       eigenvalues: decreasing (k,).
       modes: unit modes (m, d), the first few.
       shape: (height, width) or (height, width, channels) of a mode; None if it is no image.
@@ -133,21 +157,19 @@ def save_spectrum(
             axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
             axes.set_title(f"mode {i + 1}", fontsize=8)
             axes.set_axis_off()
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
-def save_speciation(
-    path: Path,
+def draw_speciation(
     curves: dict[str, Curve],
     per_class: dict[str, Curve],
     times: dict[str, Estimate],
     floor: float,
     level: float,
-) -> None:
+) -> Figure:
     """Draws phi(t), overall and of each class, with t_S and the shaded regimes.
 
     Args:
-      path: the PNG.
       curves: `Regimes.curves`, with "phi" among them.
       per_class: phi of each class, by its name.
       times: the named times, "t_S_spectrum", "t_S_phi", "t_C_phi" used.
@@ -174,16 +196,13 @@ def save_speciation(
     axes.set(ylabel="probability of the same class, φ")
     _log_time(axes, limits)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
-def save_collapse(
-    path: Path, curves: dict[str, Curve], times: dict[str, Estimate], num_points: int
-) -> None:
+def draw_collapse(curves: dict[str, Curve], times: dict[str, Estimate], num_points: int) -> Figure:
     """Draws f^e(t)/alpha and phi_C(t) with t_C, and the effective number of training points.
 
     Args:
-      path: the PNG.
       curves: `Regimes.curves`.
       times: the named times, "t_C_entropy", "t_C_phi" and, where known, "t_S_phi" used.
       num_points: number n of training points.
@@ -209,14 +228,13 @@ def save_collapse(
     bottom.axhline(num_points, color="0.5", linewidth=0.6, linestyle=":")
     bottom.set(yscale="log", ylabel="effective number of training points")
     _log_time(bottom, limits)
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
-def save_lipschitz(path: Path, curve: LipschitzCurve) -> None:
+def draw_lipschitz(curve: LipschitzCurve) -> Figure:
     """Draws the empirical score's Lipschitz constants at x_t, their bound, and 1/Delta_t.
 
     Args:
-      path: the PNG.
       curve: from `lipschitz.lipschitz_curve`.
     """
     figure, axes = style.new()
@@ -228,18 +246,17 @@ def save_lipschitz(path: Path, curve: LipschitzCurve) -> None:
     axes.set(yscale="log", ylabel="Lipschitz constant of the empirical score")
     _log_time(axes, (curve.times[0], curve.times[-1]))
     axes.legend(frameon=False)
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
-def save_noisy_samples(
-    path: Path, images: np.ndarray, mean: np.ndarray, times: dict[str, float], seed: int = 0
-) -> None:
+def draw_noisy_samples(
+    images: np.ndarray, mean: np.ndarray, times: dict[str, float], seed: int = 0
+) -> Figure:
     """Draws x_t = e^-t a + sqrt(Delta_t) z of a few images, one column a time.
 
     The range of grey levels or colours is each picture's own, but for the images themselves.
 
     Args:
-      path: the PNG.
       images: (rows, height, width, channels), 1 or 3 channels, in [0, 1] less `mean`.
       mean: per-channel mean (channels,).
       times: the times by the name that heads their column; 0 shows the images themselves.
@@ -257,4 +274,4 @@ def save_noisy_samples(
             grid[i, j].imshow(np.squeeze(pixels), cmap="gray", vmin=0, vmax=1)
             grid[i, j].set_axis_off()
         grid[0, j].set_title(f"{name}\nt = {t:.2f}" if t else f"{name}\n", fontsize=8)
-    style.save(figure, path)
+    return style.trimmed(figure)

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from diffusion_jax.plots import style
 
@@ -26,13 +26,12 @@ class ErrorCurves:
     errors: Mapping[str, np.ndarray]
 
 
-def save_error_curves(
-    path: Path, panels: Sequence[Sequence[ErrorCurves]], styles: Mapping[str, Mapping[str, object]]
-) -> None:
+def draw_error_curves(
+    panels: Sequence[Sequence[ErrorCurves]], styles: Mapping[str, Mapping[str, object]]
+) -> Figure:
     """Draws errors against the number of steps, one panel an error and data set.
 
     Args:
-      path: the PNG.
       panels: rows of panels, all of the same error.
       styles: for each schedule, what matplotlib is to draw it with.
     """
@@ -53,20 +52,18 @@ def save_error_curves(
     figure.supylabel(panels[0][0].label, fontsize="medium")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
-def save_step_densities(
-    path: Path,
+def draw_step_densities(
     times: np.ndarray,
     densities: Mapping[str, np.ndarray],
     schedules: Mapping[str, np.ndarray],
     marks: Mapping[str, float],
-) -> None:
+) -> Figure:
     """Draws a density of steps with what it is made of, and where the steps of schedules lie.
 
     Args:
-      path: the PNG.
       times: Ornstein-Uhlenbeck times (T,).
       densities: densities along log t, per e-fold of t, (T,), by name.
       schedules: times of the steps of each schedule, by name.
@@ -88,4 +85,4 @@ def save_step_densities(
         bottom.plot(steps, np.full(len(steps), -row), "|", markersize=14, color=f"C{row}")
     bottom.set(xscale="log", xlabel="Ornstein-Uhlenbeck time t", ylim=(0.6 - len(schedules), 0.6))
     bottom.set_yticks([-row for row in range(len(schedules))], list(schedules))
-    style.save(figure, path)
+    return style.trimmed(figure)

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.figure import Figure
 from PIL import Image
 
 from diffusion_jax.plots import style
 from diffusion_jax.runtime.files import writing
-from diffusion_jax.training.evaluation import FRACTION, HELD_OUT, TRAINING
-from diffusion_jax.training.telemetry import read_metrics
 
 
 def save_image_grid(path: Path, images: np.ndarray, mean: np.ndarray) -> None:
@@ -37,16 +36,13 @@ def save_image_grid(path: Path, images: np.ndarray, mean: np.ndarray) -> None:
         Image.fromarray(canvas[..., 0] if channels == 1 else canvas).save(partial, "PNG")
 
 
-def save_loss_curve(path: Path, metrics: Path) -> None:
+def draw_loss_curve(step: np.ndarray, loss: np.ndarray) -> Figure:
     """Draws the loss of a run against the number of updates, with its running median.
 
     Args:
-      path: the PNG.
-      metrics: the run's metrics.jsonl.
+      step: numbers of the updates (n,).
+      loss: their losses (n,).
     """
-    records = [record for record in read_metrics(metrics) if "loss" in record]
-    step = np.array([record["step"] for record in records])
-    loss = np.array([record["loss"] for record in records])
     window = max(1, len(loss) // 20)
     median = [np.median(loss[max(0, i - window) : i + window + 1]) for i in range(len(loss))]
     figure, axes = style.new()
@@ -54,55 +50,55 @@ def save_loss_curve(path: Path, metrics: Path) -> None:
     axes.plot(step, median, color="C0", label="running median")
     axes.set(xlabel="update", ylabel="loss (mean squared error of the noise)", yscale="log")
     axes.legend(frameon=False)
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
-def save_memorisation(path: Path, metrics: Path) -> None:
-    """Draws the evaluations of a run against the number of updates; nothing where there are none.
+def draw_memorisation(
+    step: np.ndarray,
+    fraction: np.ndarray,
+    ratio: np.ndarray,
+    training: dict[str, np.ndarray],
+    held_out: dict[str, np.ndarray],
+) -> Figure:
+    """Draws the evaluations of a run against the number of updates.
 
     Args:
-      path: the PNG.
-      metrics: the run's metrics.jsonl, with what `monitor.evaluate` measures.
+      step: updates done before each evaluation (n,).
+      fraction: memorised fraction of the samples (n,).
+      ratio: median of the nearest distance over the second nearest (n,).
+      training: losses on training images (n,) by their bands, named as `evaluation.Band` names
+        them; NaN where there is none.
+      held_out: losses on held-out images, likewise.
     """
-    records = [record for record in read_metrics(metrics) if FRACTION in record]
-    if not records:
-        return
-    step = np.array([record["step"] for record in records])
     figure, (top, bottom) = style.new(2, 1, width=7, height=7)
-    bands = [name.partition("/")[2] for name in records[-1] if name.startswith(f"{TRAINING}/")]
-    colors = colormaps["viridis"](np.linspace(0, 0.9, len(bands)))
-    for band, color in zip(bands, colors, strict=True):
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(training)))
+    for band, color in zip(training, colors, strict=True):
         _, lower, upper = band.split("_")
         label = f"above {lower}" if upper == "inf" else f"{lower} to {upper}"
-        for name, line in ((HELD_OUT, "-"), (TRAINING, "--")):
-            loss = [record.get(f"{name}/{band}", np.nan) for record in records]
-            if not np.all(np.isnan(loss)):
-                top.plot(step, loss, line, marker=".", color=color, label=label)
+        for losses, line in ((held_out, "-"), (training, "--")):
+            if band in losses:
+                top.plot(step, losses[band], line, marker=".", color=color, label=label)
                 label = "_"
     top.set(ylabel="mean squared error of the noise", yscale="log")
     title = "solid: held out\ndashed: training\n\ntime t"
     beside = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1, 1)}
     top.legend(title=title, **beside)
-    for name, label, color in (
-        (FRACTION, "memorised fraction", "C3"),
-        ("neighbour_ratio", "nearest over second\nnearest, median", "C0"),
-    ):
-        values = [record[name] for record in records]
-        bottom.plot(step, values, marker=".", color=color, label=label)
+    bottom.plot(step, fraction, marker=".", color="C3", label="memorised fraction")
+    label = "nearest over second\nnearest, median"
+    bottom.plot(step, ratio, marker=".", color="C0", label=label)
     bottom.axhline(1 / 3, color="C0", linestyle=":", label="memorised below")
     bottom.set(xlabel="update", ylabel="of generated samples", ylim=(-0.03, 1.03))
     bottom.sharex(top)
     bottom.legend(**beside)
-    style.save(figure, path)
+    return style.trimmed(figure)
 
 
-def save_parity_curves(
-    path: Path, losses: dict[str, tuple[np.ndarray, np.ndarray]], bounds: dict[str, float]
-) -> None:
+def draw_parity_curves(
+    losses: dict[str, tuple[np.ndarray, np.ndarray]], bounds: dict[str, float]
+) -> Figure:
     """Draws the losses of two frameworks and their relative difference against the updates.
 
     Args:
-      path: the PNG.
       losses: for each float type, the losses in JAX and in PyTorch.
       bounds: for each float type, the largest relative difference allowed.
     """
@@ -121,4 +117,4 @@ def save_parity_curves(
         bottom.axhline(bounds[name], color=color, linestyle="--", linewidth=1)
     bottom.set(xlabel="update", ylabel="relative difference", yscale="log")
     bottom.legend(frameon=False, title="dashed: bound", loc=(0.75, 0.3))
-    style.save(figure, path)
+    return style.trimmed(figure)

@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from diffusion_jax.regimes import spectrum
+from diffusion_jax.regimes import spectrum, transitions
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve, lipschitz_curve
-from diffusion_jax.regimes.posterior import Draws
 from diffusion_jax.regimes.transitions import (
     Regimes,
     check_accuracy,
-    measure,
     summarize,
     summarize_class,
 )
+from diffusion_jax.runtime.files import plain
 
 NUM_MODES = 16
 LIPSCHITZ_TIMES = np.geomspace(1e-2, 5, 16)
@@ -107,7 +106,7 @@ def _warnings(
         yield f"curves of single classes are given for up to {MOST_CLASSES} classes"
 
 
-def analyse(
+def measure(
     images: np.ndarray,
     labels: np.ndarray | None,
     class_names: tuple[str, ...],
@@ -116,7 +115,7 @@ def analyse(
     accuracy: float,
     max_draws: int,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,
-) -> tuple[Analysis, Draws]:
+) -> Analysis:
     """Measures the regimes of a data set.
 
     Args:
@@ -128,9 +127,6 @@ def analyse(
       accuracy: largest standard error of phi, phi_C and f^e/alpha.
       max_draws: most draws.
       progress: see `transitions.measure`.
-
-    Returns:
-      The analysis, and the draws that it rests on.
 
     Raises:
       UserError: see `posterior.training_set`.
@@ -148,7 +144,7 @@ def analyse(
     norm = spectrum.SquaredNorm(rows.d, float(sum(squares)) / rows.n)
     del rows
 
-    draws = measure(images, labels, key, accuracy, max_draws, progress=progress)
+    draws = transitions.measure(images, labels, key, accuracy, max_draws, progress=progress)
     counts = np.bincount(labels) if labels is not None else np.array([len(images)])
     weights = counts / len(images)
     overall = summarize(draws, len(images), weights)
@@ -160,21 +156,9 @@ def analyse(
     num_draws = int(np.clip(_LIPSCHITZ_WORK / points.size, 4, 32))
     lipschitz = lipschitz_curve(points, LIPSCHITZ_TIMES, key, num_draws)
     warnings = tuple(_warnings(first, overall, len(weights), accuracy))
-    analysis = Analysis(
+    return Analysis(
         first, every, eigenvalues, norm, overall, per_class, lipschitz, len(images), warnings
     )
-    return analysis, draws
-
-
-def plain(value: Any) -> Any:
-    """Numbers that JSON knows: null for what is not finite."""
-    if isinstance(value, dict):
-        return {name: plain(each) for name, each in value.items()}
-    if isinstance(value, (np.ndarray, list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
 
 
 def _curve(curve: Curve) -> dict[str, Any]:

@@ -1,9 +1,15 @@
 """Files that are there as a whole or not at all."""
 
+import dataclasses
+import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from diffusion_jax.errors import UserError
 
@@ -42,3 +48,36 @@ def writing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink()
         raise unwritten(path, error) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file; see `writing`."""
+    with writing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_json(path: Path, value: Any, indent: int = 1) -> None:
+    """Replaces a file by what `plain` makes of a value; see `writing`."""
+    text = json.dumps(plain(value), indent=indent, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Replaces an .npy file; see `writing`."""
+    with writing(path) as partial, partial.open("wb") as file:
+        np.save(file, array)
+
+
+def plain(value: Any) -> Any:
+    """What JSON knows: lists, dictionaries and numbers, with null for what is not finite."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, (np.ndarray, list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value

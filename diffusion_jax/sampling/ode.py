@@ -21,15 +21,15 @@ from flax import struct
 from jax import Array
 
 from diffusion_jax.denoisers import Denoiser
+from diffusion_jax.process import noise_to_x_0
 from diffusion_jax.sampling.loop import Sampler
 from diffusion_jax.schedule import NoiseSchedule
 
 
 def _predict_data(schedule: NoiseSchedule, denoiser: Denoiser, x: Array, step: Array) -> Array:
     """D = (x - sqrt(1 - alpha_bar_s) eps(x, s))/sqrt(alpha_bar_s)."""
-    sigma = jnp.sqrt(schedule.noise_variance[step]).astype(x.dtype)
-    alpha = jnp.sqrt(schedule.alpha_bar[step]).astype(x.dtype)
-    return (x - sigma * denoiser(x, jnp.full(x.shape[0], step))) / alpha
+    steps = jnp.full(x.shape[0], step)
+    return noise_to_x_0(schedule, denoiser(x, steps), x, steps)
 
 
 def _exponential_step(schedule: NoiseSchedule, x: Array, data: Array, step: Array) -> Array:

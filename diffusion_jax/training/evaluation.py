@@ -20,13 +20,11 @@ from diffusion_jax.runtime.devices import fetch, replicate, shard
 from diffusion_jax.sampling import AncestralSampler, sample
 from diffusion_jax.sampling.respacing import with_calls
 from diffusion_jax.schedule import NoiseSchedule
+from diffusion_jax.training.metrics import FRACTION, HELD_OUT, RATIO, TRAINING
 
 # Ornstein-Uhlenbeck times between the bands. They are fixed, so that runs on other schedules and
 # data compare; collapse and speciation of images, at 0.3 to 1.5, fall into the middle ones.
 _EDGES = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0, np.inf)
-
-HELD_OUT, TRAINING = "held_out_loss", "training_loss"
-FRACTION = "memorised_fraction"
 
 
 class Band(NamedTuple):
@@ -133,7 +131,7 @@ def memorisation(samples: np.ndarray, points: np.ndarray) -> dict[str, float]:
     found = nearest(samples, points)
     return {
         FRACTION: float(found.memorised.mean()),
-        "neighbour_ratio": float(np.median(found.ratio)),
+        RATIO: float(np.median(found.ratio)),
     }
 
 

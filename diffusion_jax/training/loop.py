@@ -23,17 +23,27 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.unet import UNet, num_parameters
-from diffusion_jax.plots.training import save_image_grid, save_loss_curve, save_memorisation
+from diffusion_jax.plots.style import save
+from diffusion_jax.plots.training import draw_loss_curve, draw_memorisation, save_image_grid
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import is_first_process, replicate
 from diffusion_jax.runtime.distributed import from_first, require_same
-from diffusion_jax.runtime.files import writing
+from diffusion_jax.runtime.files import write_json
 from diffusion_jax.runtime.preemption import Stopped, StopRequest
 from diffusion_jax.sampling import AncestralSampler, sample
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.training import evaluation
 from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.metrics import (
+    FRACTION,
+    HELD_OUT,
+    RATIO,
+    TRAINING,
+    bands,
+    column,
+    read_metrics,
+)
 from diffusion_jax.training.run import as_today, check_same_data, claim, metadata_of, state_like
 from diffusion_jax.training.step import (
     Metrics,
@@ -43,7 +53,7 @@ from diffusion_jax.training.step import (
     make_optimizer,
     make_parallel_train_step,
 )
-from diffusion_jax.training.telemetry import Profile, Telemetry, read_metrics
+from diffusion_jax.training.telemetry import Profile, Telemetry
 
 # Dispatches that the host may be ahead of the metrics it reads: the device always has work queued.
 _AHEAD = 2
@@ -66,8 +76,7 @@ def _summarize(config: Config, images: ImageSet, parameters: int) -> dict[str, A
         "mean": images.mean.tolist(),
         "spectrum": spectrum,
     }
-    with writing(config.output.run_dir / "summary.json") as partial:
-        partial.write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(config.output.run_dir / "summary.json", summary, indent=2)
     shape = " x ".join(str(length) for length in images.images.shape[1:])
     print(f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
     print(f"Model: {parameters:,} parameters ({config.model.dtype})")
@@ -212,7 +221,7 @@ class _Outputs:
     def make_up(self, step: int, params: Any, recorder: "_Recorder") -> None:
         """Makes what was due after a step, but is not there."""
         records = read_metrics(self.config.output.run_dir / "metrics.jsonl")
-        evaluated = any(r["step"] == step and evaluation.FRACTION in r for r in records)
+        evaluated = any(r["step"] == step and FRACTION in r for r in records)
         # The files are those of process 0.
         missing = json.loads(
             from_first(lambda: json.dumps([not evaluated, not self._grid_path(step).exists()]))
@@ -258,15 +267,26 @@ class _Outputs:
             self.config.output.evaluate_calls,
             self.config.training.faithful,
         )
-        shown = f"memorised {metrics[evaluation.FRACTION]:.1%}, median neighbour ratio "
-        recorder.log_evaluation(step, metrics, f"{shown}{metrics['neighbour_ratio']:.3f}")
+        shown = f"memorised {metrics[FRACTION]:.1%}, median neighbour ratio "
+        recorder.log_evaluation(step, metrics, f"{shown}{metrics[RATIO]:.3f}")
 
     def draw_curves(self) -> None:
         """Draws what metrics.jsonl holds."""
         if is_first_process():
             folder = self.config.output.run_dir
-            save_loss_curve(folder / "loss.png", folder / "metrics.jsonl")
-            save_memorisation(folder / "memorisation.png", folder / "metrics.jsonl")
+            records = read_metrics(folder / "metrics.jsonl")
+            updates = [record for record in records if "loss" in record]
+            curve = draw_loss_curve(column(updates, "step"), column(updates, "loss"))
+            save(curve, folder / "loss.png")
+            if evaluations := [record for record in records if FRACTION in record]:
+                figure = draw_memorisation(
+                    column(evaluations, "step"),
+                    column(evaluations, FRACTION),
+                    column(evaluations, RATIO),
+                    bands(evaluations, TRAINING),
+                    bands(evaluations, HELD_OUT),
+                )
+                save(figure, folder / "memorisation.png")
 
 
 def _dispatches(config: Config, start: int) -> Iterator[int]:

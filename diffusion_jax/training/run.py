@@ -20,7 +20,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import gather, require_same
-from diffusion_jax.runtime.files import writing
+from diffusion_jax.runtime.files import write_bytes
 from diffusion_jax.sampling import AncestralSampler
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.step import TrainState, init_state, make_optimizer, state_of
@@ -109,8 +109,7 @@ def _claim(config: Config, text: str) -> None:
                     f"{folder} holds a run with another configuration ({'; '.join(changed)}); "
                     f"give the same values to resume it, or another --run-dir"
                 )
-        with writing(path) as partial:
-            partial.write_text(text)
+        write_bytes(path, text.encode())
     except OSError as error:
         raise UserError(
             f"cannot write to the run's folder {folder}: {error}; give another --run-dir"

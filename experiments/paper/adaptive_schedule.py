@@ -10,7 +10,6 @@ Prints how many steps each schedule needs for the linear one's error and writes 
 projection.png, phi_bias.png and steps.png. About 40 seconds on two CPU cores.
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,15 +17,18 @@ from typing import Any
 
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots import schedules as figures
+from diffusion_jax.plots.style import save
 from diffusion_jax.regimes import adaptive
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.sampler_error import sampler_error, steps_needed
 from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.files import write_json
 from diffusion_jax.schedule import NoiseSchedule, cosine_schedule, from_time, linear_schedule
 from experiments.command import reports_errors
 
@@ -131,14 +133,13 @@ def shown(steps: float) -> str:
     return f"<= {NUM_STEPS[0]}" if steps <= NUM_STEPS[0] else f"{steps:.0f}"
 
 
-def draw_steps(path: Path, mixture: GaussianMixture) -> None:
+def draw_steps(mixture: GaussianMixture) -> Figure:
     """The density of steps and its two parts, normalized as in the schedule, and 50 steps."""
     by_class = np.sqrt(adaptive.class_error(TIMES, mixture.phi(TIMES)))
     density = adaptive.mixture_density(TIMES, mixture)
     total = np.trapezoid(density, TIMES)
     scale = 50 * TIMES / total
-    figures.save_step_densities(
-        path,
+    return figures.draw_step_densities(
         TIMES,
         {
             "within the classes (spectrum, f)": scale * (density - by_class),
@@ -209,9 +210,9 @@ def main() -> None:
             )
     for kind in ("projection", "phi_bias"):
         grid = [panels[kind][i : i + columns] for i in range(0, len(panels[kind]), columns)]
-        figures.save_error_curves(options.out / f"{kind}.png", grid, STYLES)
-    draw_steps(options.out / "steps.png", mixture)
-    (options.out / "result.json").write_text(json.dumps(results, indent=1) + "\n")
+        save(figures.draw_error_curves(grid, STYLES), options.out / f"{kind}.png")
+    save(draw_steps(mixture), options.out / "steps.png")
+    write_json(options.out / "result.json", results)
     print(f"Wrote result.json, projection.png, phi_bias.png and steps.png to {options.out}")
 
 

@@ -6,10 +6,9 @@ t_rs of all pairs, from their exact empirical score, and the tree by which the b
 chooses among them. Writes scaling.png, pairs.png, tree.png and result.json.
 """
 
-import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rich.table import Table
 from diffusion_jax.data import mnist
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots import classes as plots
+from diffusion_jax.plots.style import save
 from diffusion_jax.regimes import curves, posterior, speciation
 from diffusion_jax.regimes.gaussian_classes import (
     Gaussian,
@@ -33,6 +33,7 @@ from diffusion_jax.regimes.gaussian_classes import (
     same_class_crossing,
 )
 from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.files import write_json
 from experiments.command import reports_errors
 
 DIMENSIONS = tuple(4**k for k in range(3, 11))
@@ -190,19 +191,6 @@ def print_digits(found: dict[str, Any]) -> None:
     )
 
 
-def plain(value: Any) -> Any:
-    """Values for JSON: arrays as lists, estimates as dictionaries, NaN as null."""
-    if isinstance(value, curves.Estimate):
-        return plain(asdict(value))
-    if isinstance(value, dict):
-        return {name: plain(item) for name, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 @reports_errors
 def main() -> None:
     """Measures, prints and writes."""
@@ -218,12 +206,11 @@ def main() -> None:
     print_scaling(scaling)
     found = digits(options)
     print_digits(found)
-    plots.save_scaling(options.out / "scaling.png", scaling, along_time)
+    save(plots.draw_scaling(scaling, along_time), options.out / "scaling.png")
     collapse = found["t_C_phi"].value
-    plots.save_pairs(options.out / "pairs.png", found["pairs"], DIGITS, collapse)
-    plots.save_tree(
-        options.out / "tree.png", found["tree"], DIGITS, found["sets"], found["t_rs"], collapse
-    )
+    save(plots.draw_pairs(found["pairs"], DIGITS, collapse), options.out / "pairs.png")
+    tree = plots.draw_tree(found["tree"], DIGITS, found["sets"], found["t_rs"], collapse)
+    save(tree, options.out / "tree.png")
     seconds = time.perf_counter() - start
     report = {
         "options": {"samples": options.samples, "draws": options.draws, "seed": options.seed},
@@ -232,7 +219,7 @@ def main() -> None:
         "digits": found,
         "seconds": seconds,
     }
-    (options.out / "result.json").write_text(json.dumps(plain(report), indent=1) + "\n")
+    write_json(options.out / "result.json", report)
     names = "result.json, scaling.png, pairs.png and tree.png"
     print(f"Wrote {names} to {options.out} in {seconds:.0f} s")
 

@@ -5,7 +5,6 @@ is known in closed form, measures every candidate through the posterior engine a
 Those that sit at the t_C of n/4 points are held against that too.
 """
 
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from rich.progress import track
 from rich.table import Table
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.regimes.analysis import plain
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.posterior import draw
 from diffusion_jax.regimes.transitions import collapse_times, summarize
 from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.files import write_json
 from experiments.command import reports_errors
 
 
@@ -79,8 +78,8 @@ def main() -> None:
         table.add_row(name, *(f"{100 * v:+.1f} %" for v in (min(values), max(values))))
     Console().print(table)
     options.out.mkdir(parents=True, exist_ok=True)
-    result = [{"d": d, "n": n, "bias": plain(bias)} for (d, n), bias in cases.items()]
-    (options.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = [{"d": d, "n": n, "bias": bias} for (d, n), bias in cases.items()]
+    write_json(options.out / "result.json", result)
     print(f"Wrote {options.out / 'result.json'}")
 
 

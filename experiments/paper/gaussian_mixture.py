@@ -21,12 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.plots.mixture import save_collapse, save_speciation
+from diffusion_jax.plots.mixture import draw_collapse, draw_speciation
+from diffusion_jax.plots.style import save
 from diffusion_jax.regimes import posterior
 from diffusion_jax.regimes.cloning import Cloning
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.mixture_cloning import FOUR_SIGMA, clone
 from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.files import write_json
 from experiments.command import exit_if_broken, reports_errors
 
 PUBLISHED = Path(__file__).with_name("published.json")
@@ -239,8 +241,8 @@ def main() -> None:
         print(f"Excess entropy, d = {d}", flush=True)
         collapses[str(d)] = collapse(published, options, d)
     broken = _report(speciations, collapses)
-    save_speciation(options.out / "speciation.png", speciations)
-    save_collapse(options.out / "collapse.png", collapses)
+    save(draw_speciation(speciations), options.out / "speciation.png")
+    save(draw_collapse(collapses), options.out / "collapse.png")
     seconds = time.perf_counter() - start
     report = {
         "options": {"pairs": options.pairs, "draws": options.draws, "seed": options.seed},
@@ -249,7 +251,7 @@ def main() -> None:
         "collapse": collapses,
         "seconds": seconds,
     }
-    (options.out / "result.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(options.out / "result.json", report)
     print(f"Wrote result.json, speciation.png and collapse.png to {options.out} in {seconds:.0f} s")
     exit_if_broken(broken)
 

@@ -10,7 +10,6 @@ schedule of 250 steps. "matched" starts with the variance of x_t along m and acr
 Writes DIR/result.json and errors.png.
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +22,13 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.plots.schedules import ErrorCurves, save_error_curves
+from diffusion_jax.plots.schedules import ErrorCurves, draw_error_curves
+from diffusion_jax.plots.style import save
 from diffusion_jax.regimes.flow_error import flow_error
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.sampler_error import sampler_error, steps_needed
 from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.files import write_json
 from diffusion_jax.sampling.ode import DDIMSampler, DPMSolver2M
 from diffusion_jax.sampling.respacing import Clock, clock, respaced, spread_steps
 from diffusion_jax.schedule import NoiseSchedule, linear_schedule
@@ -135,8 +136,8 @@ def main() -> None:
             drawn = {name: errors[name] for name in STYLES}
             row.append(ErrorCurves(title, label, np.array(CALLS), drawn))
         panels.append(row)
-    save_error_curves(options.out / "errors.png", panels, STYLES)
-    (options.out / "result.json").write_text(json.dumps(results, indent=1) + "\n")
+    save(draw_error_curves(panels, STYLES), options.out / "errors.png")
+    write_json(options.out / "result.json", results)
     print(f"Wrote result.json and errors.png to {options.out}")
 
 

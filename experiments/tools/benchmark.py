@@ -14,7 +14,6 @@ bound is broken. The full run also times `torch.compile` where there is a compil
 """
 
 import contextlib
-import json
 import os
 import platform
 import signal
@@ -35,8 +34,10 @@ import tyro
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.unet import UNet
-from diffusion_jax.plots.benchmark import save_ratios
+from diffusion_jax.plots.benchmark import draw_ratios
+from diffusion_jax.plots.style import save
 from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.files import write_json
 from experiments.command import exit_if_broken, reports_errors
 from experiments.tools import hlo, programs, timing
 from experiments.tools.tables import tables
@@ -574,13 +575,13 @@ def main() -> None:
         },
         "seconds_in_all": time.perf_counter() - started,
     }
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(options.out, report)
     print("\n" + tables(benchmark.report, BOUNDS) + "\n")
     written = [str(options.out)]
     if report["ratios"]:
         figure = options.out.with_suffix(".png")
         title = f"{devices[0].device_kind}, {threads} threads, batch {batch}"
-        save_ratios(figure, report["ratios"], BOUNDS, title)
+        save(draw_ratios(report["ratios"], BOUNDS, title), figure)
         written.append(str(figure))
     print(f"Wrote {' and '.join(written)} in {report['seconds_in_all']:.0f} s")
     exit_if_broken(broken_bounds(benchmark.values()))

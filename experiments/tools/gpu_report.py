@@ -30,6 +30,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.nn.unet import UNet
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import AXIS
+from diffusion_jax.runtime.files import write_json
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training.step import TrainState, init_state, make_optimizer, make_train_step
 from experiments.command import exit_if_broken, reports_errors
@@ -375,7 +376,7 @@ def main() -> None:
         "not_known": LIMITS,
         "broken_bounds": broken,
     }
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(options.out, report)
     console.print(table(options, target, rows))
     share = f"a GPU's memory counts for {100 * SHARE:.0f} %, what JAX takes of it by default"
     console.print(f"fits: {share} (XLA_PYTHON_CLIENT_MEM_FRACTION)")

@@ -7,7 +7,6 @@ is written anew in torch (`torch_ref.regimes`). Prints a table, writes DIR/speed
 with status 1 where a factor is under its bound. About 45 seconds on two CPU cores.
 """
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from diffusion_jax.denoisers import EmpiricalDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import mixture_cloning, posterior, spectrum
 from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.files import write_json
 from diffusion_jax.schedule import from_beta
 from experiments.command import exit_if_broken, reports_errors
 from experiments.tools.timing import alternate, warn_if_busy
@@ -308,7 +308,7 @@ def main() -> None:
         cell = "" if bound is None else f"{bound:g}" + ("" if holds else " BROKEN")
         table.add_row(name, f"{factor:.4g}", cell, notes.get(name, ""))
     console.print(table)
-    (options.out / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(options.out / "speed.json", report)
     print(f"Wrote {options.out / 'speed.json'}")
     exit_if_broken(broken)
 

@@ -32,11 +32,11 @@ import numpy as np
 
 from diffusion_jax.config import from_dict
 from diffusion_jax.errors import UserError
-from diffusion_jax.runtime.files import writing
+from diffusion_jax.runtime.files import write_json
 from diffusion_jax.runtime.preemption import EXIT_STATUS
 from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.metrics import read_metrics
 from diffusion_jax.training.step import init_state, make_optimizer
-from diffusion_jax.training.telemetry import read_metrics
 from experiments.command import reports_errors
 
 COMMAND = (
@@ -410,8 +410,7 @@ def main() -> None:
     except Lost as loss:
         lost = str(loss)
     summary = torture.summary() | {"lost": lost}
-    with writing(options.out / "summary.json") as partial:
-        partial.write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(options.out / "summary.json", summary)
     print(json.dumps(summary, indent=1))
     sys.exit(0 if lost == "nothing" else 1)
 

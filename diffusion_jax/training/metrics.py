@@ -1,0 +1,34 @@
+"""A run's metrics.jsonl: what its records are called, and reading them back."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Of an evaluation; the losses are followed by a slash and the band of time.
+FRACTION, RATIO = "memorised_fraction", "neighbour_ratio"
+TRAINING, HELD_OUT = "training_loss", "held_out_loss"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, but for those that a kill tore or a disk damaged."""
+    records = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+    return records
+
+
+def column(records: list[dict[str, Any]], name: str) -> np.ndarray:
+    """One entry of all records, NaN where a record has none (n,)."""
+    return np.array([record.get(name, np.nan) for record in records], np.float64)
+
+
+def bands(records: list[dict[str, Any]], name: str) -> dict[str, np.ndarray]:
+    """The losses of evaluations, TRAINING or HELD_OUT, by their band of time (n,)."""
+    found = dict.fromkeys(key for each in records for key in each if key.startswith(f"{name}/"))
+    return {key.removeprefix(f"{name}/"): column(records, key) for key in found}
