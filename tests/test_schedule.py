@@ -17,7 +17,7 @@ EPS = np.finfo(np.float32).eps
 
 @pytest.mark.parametrize("num_steps", [1000, 250, 50])
 def test_linear_schedule_is_the_original_to_float32_rounding(num_steps):
-    reference = np.load(Path(__file__).parent / "data" / "schedule.npz")
+    reference = np.load(Path(__file__).parent / "reference" / "schedule.npz")
     schedule = linear_schedule(num_steps)
     np.testing.assert_allclose(schedule.beta, reference[f"beta_{num_steps}"], rtol=4 * EPS)
     # The original multiplies L float32 factors, each rounded: a random walk of rounding errors.

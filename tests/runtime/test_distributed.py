@@ -14,7 +14,7 @@ from diffusion_jax.runtime import distributed
 PROGRAM = """
 import sys, time
 import jax, jax.numpy as jnp, numpy as np
-from diffusion_jax import distributed
+from diffusion_jax.runtime import distributed
 from diffusion_jax.runtime.devices import fetch, replicate, shard
 from diffusion_jax.errors import UserError
 from experiments.command import reports_errors
@@ -152,7 +152,7 @@ def test_alone_everything_is_trivial():
 
 def test_a_folder_that_is_not_shared_is_named(tmp_path):
     line = (
-        "from diffusion_jax import run; from diffusion_jax.config import *; from pathlib import "
+        "from diffusion_jax.training import run; from diffusion_jax.config import *; from pathlib import "
         f"Path; run._VISIBLE = 1; import os; os.chdir(Path('{tmp_path}') / str(index)); "
         "run.claim(Config(output=OutputConfig(run_dir=Path('run'))))"
     )

@@ -190,7 +190,7 @@ def test_training_with_clipping_in_float64():
 @pytest.fixture(scope="module")
 def small():
     """The original's own numbers; images to NHWC."""
-    with np.load(Path(__file__).parent / "data" / "unet_small.npz") as arrays:
+    with np.load(Path(__file__).parents[1] / "reference" / "unet_small.npz") as arrays:
         small = dict(arrays)
     for name in ("x0", "noise", "x_t", "output", "chain/x_init", "chain/final"):
         small[name] = np.moveaxis(small[name], 1, -1)

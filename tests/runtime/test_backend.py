@@ -13,7 +13,7 @@ from diffusion_jax.config import ModelConfig
 from diffusion_jax.runtime import backend
 
 PROGRAM = """
-from diffusion_jax import backend
+from diffusion_jax.runtime import backend
 backend.configure()
 import jax, jax.numpy as jnp
 events = []
@@ -141,7 +141,7 @@ def test_fused_attention_is_chosen_by_device_and_type(monkeypatch, platform, cap
 STEPS = """
 import ctypes, resource, statistics, sys, threading
 import jax, jax.numpy as jnp
-from diffusion_jax import backend
+from diffusion_jax.runtime import backend
 
 if sys.argv[1] == "True":
     backend.keep_freed_memory()

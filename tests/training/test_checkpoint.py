@@ -261,7 +261,7 @@ def test_an_older_step_is_not_dropped_in_silence(tmp_path):
 TWO_PROCESSES = """
 import sys
 from pathlib import Path
-from diffusion_jax import distributed
+from diffusion_jax.runtime import distributed
 distributed.join()
 import jax, jax.numpy as jnp
 from diffusion_jax.training.checkpoint import Checkpoints

@@ -41,19 +41,19 @@ def measure():
 PROGRAM = """
 import sys
 import numpy as np
-from diffusion_jax import distributed
+from diffusion_jax.runtime import distributed
 distributed.join()
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:3]
 from test_distributed_library import measure
 import jax
 found = measure()
-np.savez(f"{sys.argv[2]}/{jax.process_index()}.npz", **found)
+np.savez(f"{sys.argv[3]}/{jax.process_index()}.npz", **found)
 distributed.finish()
 """
 
 
 def test_two_processes_measure_what_one_does(tmp_path, request):
-    ends = finish(start(["-c", PROGRAM, request.path.parent, tmp_path], 2, devices=2))
+    ends = finish(start(["-c", PROGRAM, *request.path.parents[:2], tmp_path], 2, devices=2))
     assert [code for code, _, _ in ends] == [0, 0], ends
     expected = measure()
     for index in range(2):

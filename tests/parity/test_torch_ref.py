@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from torch_ref import process, training  # noqa: E402
 from torch_ref.unet import UNet, sinusoidal_table  # noqa: E402
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "reference"
 
 
 @pytest.fixture(scope="module")
