@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 
@@ -211,73 +211,3 @@ class Config:
             raise UserError(f"steps = {self.steps} must be at least 1")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed = {self.seed} must lie between 0 and 2^32 - 1")
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as JSON can hold it."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, tuple):
-            return list(value)
-        return str(value) if isinstance(value, Path) else value
-
-    return plain(dataclasses.asdict(config))
-
-
-def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
-    """Inverse of `to_dict`.
-
-    Raises:
-      UserError: an unknown field.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = set(values) - set(fields)
-    if unknown:
-        raise UserError(f"unknown field(s) of {cls.__name__}: {', '.join(sorted(unknown))}")
-
-    def parse(name: str, value: Any) -> Any:
-        kind = fields[name].type
-        if dataclasses.is_dataclass(kind):
-            return from_dict(value, kind)  # type: ignore[arg-type]
-        if value is not None and kind in (Path, Path | None):
-            return Path(value)
-        return tuple(value) if isinstance(value, list) else value
-
-    return cls(**{name: parse(name, value) for name, value in values.items()})
-
-
-# What may change between a run and its resumption: how long, where to, where from, how often, and
-# in how much memory.
-_FREE = (
-    "output",
-    "steps",
-    "data.data_dir",
-    "data.prepared_dir",
-    "data.held_out_per_class",
-    "data.memory_gib",
-    "model.remat",
-    "training.steps_per_dispatch",
-)
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines 'field: old -> new' for what must be equal for a run to go on, but is not.
-
-    Args:
-      old: `to_dict` of the run's own configuration.
-      new: `to_dict` of the configuration asked for.
-      prefix: path of the two within the whole, for the recursion.
-    """
-    lines = []
-    for name in sorted(set(old) | set(new)):
-        path = prefix + name
-        a, b = old.get(name), new.get(name)
-        if path in _FREE or a == b:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, path + ".")
-        else:
-            lines.append(f"{name}: {a} -> {b}")
-    return lines

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,47 +175,49 @@ def analyse(
       UserError: images or labels that cannot be used; the message says why.
     """
     chosen = images if isinstance(images, ImageSet) else image_set(images, labels)
-    return measure(chosen, name, accuracy, max_draws, seed)
+    return measure(chosen, name, warnings_of(chosen), accuracy, max_draws, seed)
+
+
+def warnings_of(images: ImageSet, memory_gib: float | None = None) -> list[str]:
+    """What is odd about a set of images, a sentence each.
+
+    Args:
+      images: the data set.
+      memory_gib: memory that measuring may take, in GiB; by default what is free.
+
+    Raises:
+      UserError: they have no regimes (see `checks.check`), or are too large for the memory.
+    """
+    warnings = check(images)
+    n, d = len(images.images), math.prod(images.images.shape[1:])
+    copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    require_memory(f"measuring {n} images of {d} values", (8 + 4 * copies) * n * d, memory_gib)
+    return warnings if images.labels is not None else [*warnings, _NO_LABELS]
 
 
 def measure(
     images: ImageSet,
     name: str,
+    warnings: Iterable[str],
     accuracy: float,
     max_draws: int,
     seed: int,
-    memory_gib: float | None = None,
-    warn: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,
 ) -> Study:
-    """What `analyse` does, of a set of images, and telling what it finds on the way.
+    """What `analyse` does once the images are checked.
 
     Args:
       images: the data set.
       name: of the data set.
+      warnings: see `warnings_of`.
       accuracy: see `analyse`.
       max_draws: see `analyse`.
       seed: see `analyse`.
-      memory_gib: memory that may be taken, in GiB; by default what is free.
-      warn: called with each warning as soon as it is known.
       progress: see `transitions.measure`.
 
     Raises:
-      UserError: see `checks.check`, `require_memory` and `regimes.analysis.measure`.
+      UserError: see `regimes.analysis.measure`.
     """
-    warnings: list[str] = []
-
-    def note(text: str) -> None:
-        warnings.append(text)
-        warn(text)
-
-    for text in check(images):
-        note(text)
-    n, d = len(images.images), math.prod(images.images.shape[1:])
-    copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-    require_memory(f"measuring {n} images of {d} values", (8 + 4 * copies) * n * d, memory_gib)
-    if images.labels is None:
-        note(_NO_LABELS)
     analysis = numbers.measure(
         images.images,
         images.labels,
@@ -226,8 +228,6 @@ def measure(
         max_draws,
         progress,
     )
-    for text in analysis.warnings:
-        note(text)
     settings = {
         "classes": images.class_names,
         "shape": images.images.shape[1:],
@@ -235,7 +235,7 @@ def measure(
         "max_draws": max_draws,
         "seed": seed,
     }
-    return Study(name, images, analysis, tuple(warnings), settings)
+    return Study(name, images, analysis, (*warnings, *analysis.warnings), settings)
 
 
 def describe(images: ImageSet) -> str:
@@ -352,7 +352,6 @@ def _noisy_samples(images: ImageSet, times: dict[str, Estimate]) -> page.Picture
         names = range(min(4, len(images.class_names)))
         each = 2 if len(names) < 4 else 1
         chosen = np.concatenate([np.flatnonzero(images.labels == c)[:each] for c in names])
-    scale = 255 if pixels.dtype == np.uint8 else 1
     named = {"image": 0.0, "": 5.0}
     for name, label in (
         ("t_C_entropy", "$t_C$ (f$^e$)"),
@@ -362,9 +361,8 @@ def _noisy_samples(images: ImageSet, times: dict[str, Estimate]) -> page.Picture
     ):
         if name in times and math.isfinite(times[name].value) and times[name].value > 0:
             named[label] = times[name].value
-    shown = pixels[chosen] / np.float32(scale) - images.mean
     return page.Picture.of(
         "samples.png",
-        plots.draw_noisy_samples(shown, images.mean, named),
+        plots.draw_noisy_samples(images.centred(chosen), images.mean, named),
         "Images with the noise of the named times, x_t.",
     )

@@ -33,7 +33,7 @@ from diffusion_jax.sampling import AncestralSampler
 from diffusion_jax.sampling.respacing import Clock, with_calls
 from diffusion_jax.training import run
 from experiments.cloning_report import Findings, write
-from experiments.command import reports_errors, start
+from experiments.command import program, reports_errors, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _measure(
     options: Options, model: run.TrainedModel, images: ImageSet, out: Path, console: Console
 ) -> Findings:
     """Forks the trunks, and measures the exact score beside them."""
-    points = images.images / np.float32(255) - images.mean
+    points = images.centred()
     sampler, denoiser = _backward_process(options, model, points)
     times = np.asarray(sampler.schedule.time, np.float64)
     steps, watch = forking.branch_steps(times, options.times), forking.watched_steps(len(times))
@@ -180,7 +180,7 @@ def _exact_score(
 def main() -> None:
     """Forks, measures, prints and writes."""
     started = time.monotonic()
-    options = tyro.cli(Options, prog="python -m experiments.cloning", description=__doc__)
+    options = tyro.cli(Options, prog=program("cloning"), description=__doc__)
     options.check()
     start()
     model = run.load_model(options.run_dir)

@@ -54,6 +54,12 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
     return wrapped
 
 
+def program(module: str) -> str:
+    """How the running command was called, for its help."""
+    called = sys.argv[0]
+    return called if called.startswith("diffusion-jax ") else f"python -m experiments.{module}"
+
+
 def start() -> None:
     """What comes before the first JAX computation: XLA's settings, and the other processes."""
     backend.configure()

@@ -27,9 +27,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
 from diffusion_jax.training import run
 from experiments import train_lsun
-from experiments.command import reports_errors
-
-PROGRAM = "python -m experiments.convert"
+from experiments.command import program, reports_errors
 
 
 def from_torch(checkpoint: Path, mean: list[float] | None, arguments: list[str]) -> None:
@@ -64,7 +62,7 @@ def from_torch(checkpoint: Path, mean: list[float] | None, arguments: list[str])
     again = [*arguments, *(word for name, value in fields.items() for word in _flag(name, value))]
     print(f"Wrote the run {config.output.run_dir}. To sample from it:")
     print(f"  python -m experiments.sample {config.output.run_dir}")
-    print(f"To train it further:\n  {train_lsun.PROGRAM} {shlex.join(again)}")
+    print(f"To train it further:\n  python -m experiments.train_lsun {shlex.join(again)}")
 
 
 def _flag(name: str, value: int | tuple[int, ...]) -> list[str]:
@@ -86,7 +84,9 @@ def to_torch(run_dir: Path, file: Path) -> None:
 def main() -> None:
     """Parses the command line and converts."""
     parser = argparse.ArgumentParser(
-        PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        program("convert"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     source = commands.add_parser("from-torch", help="a state dict becomes a run")
@@ -110,7 +110,8 @@ def main() -> None:
             to_torch(options.run_dir, options.file)
     except ModuleNotFoundError as missing:
         raise UserError(
-            f"converting needs {missing.name}; install the extra: EXTRAS=torch ./launch.sh ..."
+            f"converting needs {missing.name}, of the extra torch: pip install "
+            f"'diffusion-jax[torch]', or EXTRAS=torch ./launch.sh ... in a checkout"
         ) from missing
 
 

@@ -22,7 +22,7 @@ from diffusion_jax.runtime.files import write_json
 from diffusion_jax.sampling.likelihood import image_bits
 from diffusion_jax.sampling.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.training import run
-from experiments.command import reports_errors, start
+from experiments.command import program, reports_errors, start
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
         images = data.load(model.config.data)
     else:
         size = model.shape[0] if options.data.expanduser().is_dir() else None
-        images = data.load_files(options.data, size)
+        images = data.load_images(options.data, size)
     if images.images.shape[1:] != model.shape:
         raise UserError(
             f"the run's images are {model.shape}, those of {options.data or 'its data set'} "
@@ -74,7 +74,7 @@ def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
 @reports_errors
 def main() -> None:
     """Parses the command line, measures, prints and writes."""
-    options = tyro.cli(Options, prog="python -m experiments.likelihood")
+    options = tyro.cli(Options, prog=program("likelihood"))
     if min(options.num_images - 1, options.probes, options.batch_size) < 1:
         raise UserError("num_images must be at least 2, probes and batch_size at least 1")
     if not 0 <= options.seed < 2**32:

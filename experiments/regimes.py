@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from diffusion_jax.presets import DATA_DEFAULTS
 from diffusion_jax.regimes.transitions import check_accuracy
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
-from experiments.command import reports_errors
+from experiments.command import program, reports_errors
 
 
 @dataclass(frozen=True)
@@ -84,21 +85,27 @@ def load(options: Options) -> ImageSet:
         if getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is not for files of your own")
     path = Path(options.data)
-    return data.load_files(
+    return data.load_images(
         path, options.image_size, options.images_per_class, options.memory, options.classes or ()
     )
+
+
+def _warn(console: Console, warnings: Iterable[str]) -> None:
+    for text in warnings:
+        console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
 
 
 @reports_errors
 def main() -> None:
     """Loads, measures, prints and writes."""
     started = time.monotonic()
-    options = tyro.cli(Options, prog="python -m experiments.regimes", description=__doc__)
+    options = tyro.cli(Options, prog=program("regimes"), description=__doc__)
     options.check()
     backend.configure()
     distributed.join()
     images = load(options)
     distributed.require_same("data set", json.dumps([images.mean.tolist(), len(images.images)]))
+    warnings = study.warnings_of(images, options.memory)
     out = options.out or Path("runs/regimes") / (Path(options.data).stem or "data")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -106,23 +113,22 @@ def main() -> None:
         raise UserError(f"--out {out} cannot be made a folder: {error.strerror}") from error
     console = Console()
     console.print(study.describe(images))
+    _warn(console, warnings)
     with console.status("Measuring") as status:
         found = study.measure(
             images,
             Path(options.data).name,
+            warnings,
             options.accuracy,
             options.max_draws,
             options.seed,
-            options.memory,
-            lambda text: console.print(
-                f"warning: {text}", style="yellow", highlight=False, markup=False
-            ),
             lambda draws, error: status.update(
                 f"{draws} draws, largest standard error {error:.4f}"
             ),
         )
     if not is_first_process():
         return
+    _warn(console, found.analysis.warnings)
     console.print(found.table())
     console.print(found.norm, highlight=False)
     named = {

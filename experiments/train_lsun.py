@@ -26,14 +26,12 @@ import tyro
 from diffusion_jax.config import Config
 from diffusion_jax.presets import PRESETS, data_defaults
 from diffusion_jax.training import loop
-from experiments.command import reports_errors, start
-
-PROGRAM = "python -m experiments.train_lsun"
+from experiments.command import program, reports_errors, start
 
 
 def parse(arguments: list[str]) -> Config:
     """Reads the command line: the preset first, then what changes it."""
-    early = argparse.ArgumentParser(PROGRAM, add_help=False, allow_abbrev=False)
+    early = argparse.ArgumentParser(program("train_lsun"), add_help=False, allow_abbrev=False)
     early.add_argument("--preset", choices=PRESETS, default="lsun")
     early.add_argument("--data")
     known, rest = early.parse_known_args(arguments)
@@ -51,7 +49,7 @@ def parse(arguments: list[str]) -> Config:
         default=default,
         args=rest,
         description=__doc__,
-        prog=PROGRAM,
+        prog=program("train_lsun"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Data sets, one file a source; `load` picks by the configuration, `load_files` by the path."""
+"""Data sets, one file a source; `load` picks by the configuration, `load_images` by the path."""
 
 from pathlib import Path
 
@@ -34,18 +34,25 @@ def load(config: DataConfig) -> ImageSet:
     return _load(config, 0, config.images_per_class)
 
 
-def load_held_out(config: DataConfig) -> ImageSet | None:
-    """Loads the held_out_per_class images of each class that follow those trained on.
+def load_split(config: DataConfig) -> tuple[ImageSet, ImageSet | None]:
+    """Loads the training images, and the held_out_per_class of each class that follow them.
 
-    They are for evaluations alone: the mean to remove from them is that of `load`'s. None is among
-    `load`'s, though crops of one photograph overlap.
+    Those held out are for evaluations alone: the mean to remove from them is that of the training
+    images. None is among these, though crops of one photograph overlap.
 
     Returns:
-      The images, class after class; None where the configuration holds out none.
+      The training images, and those held out, class after class; None where the configuration
+      holds out none.
 
     Raises:
       UserError: a negative number, no images_per_class to follow, or as `load`.
     """
+    # First: it knows at once whether all are there.
+    held_out = _load_held_out(config)
+    return load(config), held_out
+
+
+def _load_held_out(config: DataConfig) -> ImageSet | None:
     if config.held_out_per_class < 0:
         raise UserError(f"held_out_per_class = {config.held_out_per_class} must not be negative")
     if config.held_out_per_class == 0:
@@ -126,7 +133,7 @@ def _load_own(config: DataConfig, selection: Selection, store: Store) -> ImageSe
     return images
 
 
-def load_files(
+def load_images(
     path: Path,
     image_size: int | None = None,
     images_per_class: int | None = None,

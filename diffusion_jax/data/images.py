@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -83,6 +83,15 @@ class ImageSet:
             total += summed.sum(axis=(0, 1), dtype=total.dtype)
         pixels = self.images.size // self.images.shape[-1]
         return (total / ((255 if integer else 1) * pixels)).astype(np.float32)
+
+    def centred(self, chosen: Any = slice(None)) -> np.ndarray:
+        """Images on the scale of [0, 1], less the mean of all, float32.
+
+        Args:
+          chosen: indices or a slice; all images by default.
+        """
+        images = self.images[chosen]
+        return images / np.float32(255 if images.dtype == np.uint8 else 1) - self.mean
 
 
 def require_images(held: str, available: int, first: int, count: int) -> None:

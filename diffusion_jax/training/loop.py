@@ -1,14 +1,10 @@
 """The training loop of a run: started, resumed, evaluated, sampled from and saved."""
 
-import json
-import math
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,33 +16,17 @@ from diffusion_jax.config import Config
 from diffusion_jax.data.batches import batch_shape, device_batches
 from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.errors import UserError
-from diffusion_jax.nn.unet import UNet, num_parameters
-from diffusion_jax.plots.style import save
-from diffusion_jax.plots.training import draw_loss_curve, draw_memorisation, save_image_grid
-from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
+from diffusion_jax.nn.unet import num_parameters
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import is_first_process, replicate
-from diffusion_jax.runtime.distributed import from_first, require_same
-from diffusion_jax.runtime.files import write_json
+from diffusion_jax.runtime.distributed import require_same
 from diffusion_jax.runtime.preemption import Stopped, StopRequest
-from diffusion_jax.sampling import AncestralSampler, sample
-from diffusion_jax.schedule import NoiseSchedule
-from diffusion_jax.training import evaluation
 from diffusion_jax.training.checkpoint import Checkpoints
-from diffusion_jax.training.metrics import (
-    FRACTION,
-    HELD_OUT,
-    RATIO,
-    TRAINING,
-    bands,
-    column,
-    read_metrics,
-)
+from diffusion_jax.training.outputs import Outputs, summarize
+from diffusion_jax.training.recorder import Recorder
 from diffusion_jax.training.run import as_today, check_same_data, claim, metadata_of, state_like
 from diffusion_jax.training.step import (
-    Metrics,
     TrainState,
     argument_shapes,
     init_state,
@@ -54,42 +34,6 @@ from diffusion_jax.training.step import (
     make_parallel_train_step,
 )
 from diffusion_jax.training.telemetry import Profile, Telemetry
-
-# Dispatches that the host may be ahead of the metrics it reads: the device always has work queued.
-_AHEAD = 2
-
-
-def _summarize(config: Config, images: ImageSet, parameters: int) -> dict[str, Any]:
-    """Says, and saves in summary.json, what is about to be trained on what."""
-    spectrum: dict[str, dict[str, float]] = {}
-    channels = images.images.shape[-1]
-    for name in ("first_channel", "all_channels")[: 1 if channels == 1 else 2]:
-        eigenvalue = largest_eigenvalue(images.images, all_channels=name == "all_channels")
-        spectrum[name] = {"Lambda": eigenvalue, "t_S": speciation_time(eigenvalue)}
-    summary = {
-        "devices": [device.device_kind for device in jax.devices()],
-        "parameters": parameters,
-        "data": config.data.data,
-        "images": len(images.images),
-        "shape": list(images.images.shape[1:]),
-        "classes": list(images.class_names),
-        "mean": images.mean.tolist(),
-        "spectrum": spectrum,
-    }
-    write_json(config.output.run_dir / "summary.json", summary, indent=2)
-    shape = " x ".join(str(length) for length in images.images.shape[1:])
-    print(f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
-    print(f"Model: {parameters:,} parameters ({config.model.dtype})")
-    if config.model.dtype == "bfloat16" and not backend.has_bfloat16():
-        print("Note: this device has no bfloat16 of its own, so it will not be faster than float32")
-    print(
-        f"Data: {len(images.images):,} images {shape}, {config.data.data} "
-        f"({', '.join(images.class_names)})"
-    )
-    for name, values in spectrum.items():
-        label = name.replace("_", " ")
-        print(f"Spectrum, {label}: Lambda = {values['Lambda']:.3f}, t_S = {values['t_S']:.3f}")
-    return summary
 
 
 def train(config: Config) -> None:
@@ -102,191 +46,147 @@ def train(config: Config) -> None:
       Stopped: a signal asked for it, and the run is saved.
     """
     config.check()
-    schedule, optimizer = config.schedule.build(), make_optimizer(config.training)
-    claim(config)
-    held_out = data.load_held_out(config.data)  # first: it knows at once whether all are there
-    images = data.load(config.data)
-    if len(images.images) < 2:
-        raise UserError(f"training needs at least two images, not {len(images.images)}")
-    shape = images.images.shape[1:]
-    model = config.model.build(shape[-1])
-    model.check(*shape)
-    train_step = make_parallel_train_step(
-        model, schedule, optimizer, jnp.asarray(images.mean), config.training
-    )
-
-    # Hundreds of random draws, each compiled for itself.
-    @partial(jax.jit, compiler_options=backend.RUN_ONCE)
-    def fresh() -> TrainState:
-        return init_state(model, optimizer, jax.random.key(config.seed), shape)
-
-    folder = config.output.run_dir
-    like = jax.eval_shape(fresh)
-    classes, digest = images.class_names, fingerprint(images)
-    metadata = metadata_of(config, shape, images.mean, classes, len(images.images), digest)
-    require_same("data set", digest)
-
-    def same_data(saved: dict[str, Any]) -> TrainState:
-        check_same_data(saved, metadata)
-        return state_like(like, saved)
-
-    if is_first_process():
-        _summarize(config, images, num_parameters(like.params))
-    outputs = _Outputs(config, model, schedule, images, held_out)
+    run = _Run.prepare(config)
     with ExitStack() as stack:
+        folder = config.output.run_dir
         checkpoints = stack.enter_context(
             Checkpoints(folder / "checkpoints", config.output.keep_checkpoints)
         )
-        newest = checkpoints.restore_newest(same_data)
+        newest = checkpoints.restore_newest(run.structure_of)
         start = 0 if newest is None else newest[0]
         dispatches = list(_dispatches(config, start))
-        if dispatches and jax.process_count() == 1:  # beside what comes before the first update
-            batch = batch_shape(shape, config.training.batch_size, dispatches[0])
-            thread = stack.enter_context(ThreadPoolExecutor(1))
-            compiling = thread.submit(train_step.lower(*argument_shapes(like, batch)).compile)
+        compiling = run.compile(dispatches, stack)
         if newest is not None:
-            state = as_today(newest[1], like)
+            state = as_today(newest[1], run.like)
             print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
         else:
-            state = replicate(fresh())
-        recorder = _Recorder(config, checkpoints)
+            state = replicate(run.fresh())
+        recorder = Recorder(config, checkpoints)
         if is_first_process():
             recorder.telemetry = stack.enter_context(
                 Telemetry(folder, start, config.steps, config.training.batch_size)
             )
         # What was due when a signal or a kill came between.
-        outputs.make_up(start, state.ema_params, recorder)
+        run.outputs.make_up(start, state.ema_params, recorder)
         if start >= config.steps:
-            outputs.draw_curves()
+            run.outputs.draw_curves()
             print(f"All {config.steps} steps are done; give a larger --steps to go on")
             return
-        outputs.show_training_images()
+        run.outputs.show_training_images()
         print(f"Writing to {folder}; the first step compiles the model, which takes a while")
-        batches = device_batches(
-            images.images, config.seed, start, config.training.batch_size, updates=dispatches
-        )
         traced = config.output.profile if is_first_process() else None
         profile = stack.enter_context(Profile(folder / "profile", traced))
         stop = stack.enter_context(StopRequest())
-        if jax.process_count() == 1:
+        if compiling is not None:
             compiling.result()
-        step = start
-        for updates, chosen in zip(dispatches, batches, strict=True):
-            with profile.updates(step, updates, state):
-                state, metrics = train_step(state, chosen)
-            recorder.add(step + 1, metrics)
-            step += updates
-            last, stopping = step == config.steps, stop.agreed()
-            if last or stopping or step % config.output.checkpoint_every == 0:
-                recorder.drain()
-                _check_finite(step, state)
-                _check_unchanged(images, checkpoints)
-                checkpoints.save(step, replicate(state), metadata)
-                recorder.pause(step)
-            if stopping and not last:
-                checkpoints.wait()
-                raise Stopped(
-                    f"stopped after step {step} of {config.steps}, which is saved; the same "
-                    f"command goes on"
-                )
-            outputs.make(step, state.ema_params, recorder)
+        _update(run, state, start, dispatches, checkpoints, recorder, profile, stop)
         checkpoints.wait()
-    outputs.draw_curves()
+    run.outputs.draw_curves()
     print(f"Done: {config.steps} steps. Samples, loss curve and checkpoints are in {folder}")
 
 
 @dataclass(frozen=True)
-class _Outputs:
-    """What a run shows of its model by the way: evaluations, grids of samples, curves.
+class _Run:
+    """What a training is made of, before it is known where it begins.
 
-    All processes compute them together; the first one writes.
+    Attributes:
+      config: the run's configuration.
+      images: the training images.
+      metadata: what is saved with every checkpoint.
+      like: shapes of the train state.
+      fresh: makes the train state of update 0.
+      step: the parallel train step.
+      outputs: what the run shows by the way.
     """
 
     config: Config
-    model: UNet
-    schedule: NoiseSchedule
     images: ImageSet
-    held_out: ImageSet | None
+    metadata: dict[str, Any]
+    like: TrainState
+    fresh: jax.stages.Wrapped
+    step: jax.stages.Wrapped
+    outputs: Outputs
 
-    def _due(self, step: int, every: int | None) -> bool:
-        return every is not None and step > 0 and (step == self.config.steps or step % every == 0)
+    @classmethod
+    def prepare(cls, config: Config) -> "_Run":
+        """Claims the run's folder, loads the data and makes the model."""
+        schedule, optimizer = config.schedule.build(), make_optimizer(config.training)
+        claim(config)
+        images, held_out = data.load_split(config.data)
+        if len(images.images) < 2:
+            raise UserError(f"training needs at least two images, not {len(images.images)}")
+        shape = images.images.shape[1:]
+        model = config.model.build(shape[-1])
+        model.check(*shape)
+        mean = jnp.asarray(images.mean)
+        step = make_parallel_train_step(model, schedule, optimizer, mean, config.training)
 
-    def make(self, step: int, params: Any, recorder: "_Recorder") -> None:
-        """Evaluates and draws samples where it is time to."""
-        if self._due(step, self.config.output.evaluate_every):
-            self._evaluate(step, params, recorder)
-        if self._due(step, self.config.output.sample_every):
-            self._draw_samples(step, params, recorder)
+        # Hundreds of random draws, each compiled for itself.
+        @partial(jax.jit, compiler_options=backend.RUN_ONCE)
+        def fresh() -> TrainState:
+            return init_state(model, optimizer, jax.random.key(config.seed), shape)
 
-    def make_up(self, step: int, params: Any, recorder: "_Recorder") -> None:
-        """Makes what was due after a step, but is not there."""
-        records = read_metrics(self.config.output.run_dir / "metrics.jsonl")
-        evaluated = any(r["step"] == step and FRACTION in r for r in records)
-        # The files are those of process 0.
-        missing = json.loads(
-            from_first(lambda: json.dumps([not evaluated, not self._grid_path(step).exists()]))
-        )
-        if missing[0] and self._due(step, self.config.output.evaluate_every):
-            self._evaluate(step, params, recorder)
-        if missing[1] and self._due(step, self.config.output.sample_every):
-            self._draw_samples(step, params, recorder)
-
-    def _grid_path(self, step: int) -> Path:
-        return self.config.output.run_dir / "samples" / f"step_{step:08d}.png"
-
-    def show_training_images(self) -> None:
-        """Draws some of the training images."""
+        like = jax.eval_shape(fresh)
+        classes, digest = images.class_names, fingerprint(images)
+        metadata = metadata_of(config, shape, images.mean, classes, len(images.images), digest)
+        require_same("data set", digest)
         if is_first_process():
-            order = np.random.default_rng(self.config.seed).permutation(len(self.images.images))
-            shown = self.images.images[order[: self.config.output.num_samples]]
-            path = self.config.output.run_dir / "samples" / "training_images.png"
-            save_image_grid(path, shown / 255 - self.images.mean, self.images.mean)
+            summarize(config, images, num_parameters(like.params))
+        outputs = Outputs(config, model, schedule, images, held_out)
+        return cls(config, images, metadata, like, fresh, step, outputs)
 
-    def _draw_samples(self, step: int, params: Any, recorder: "_Recorder") -> None:
-        recorder.drain()
-        # Its own key, so that drawing samples more or less often changes nothing in the training,
-        # which has the keys that folding with 0 and 1 gives too.
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 3)
-        sampler = AncestralSampler(self.schedule, self.config.training.faithful)
-        denoiser, shape = TrainedDenoiser(params, self.model), self.images.images.shape[1:]
-        images = sample(sampler, denoiser, key, self.config.output.num_samples, shape)
-        if is_first_process():
-            save_image_grid(self._grid_path(step), images, self.images.mean)
-        recorder.pause(step)
+    def structure_of(self, saved: dict[str, Any]) -> TrainState:
+        """What a checkpoint of this run is read into; see `Checkpoints.restore_newest`."""
+        check_same_data(saved, self.metadata)
+        return state_like(self.like, saved)
 
-    def _evaluate(self, step: int, params: Any, recorder: "_Recorder") -> None:
-        recorder.drain()
-        metrics = evaluation.evaluate(
-            TrainedDenoiser(params, self.model),
-            self.schedule,
-            self.images,
-            self.held_out,
-            # Its own key, for the reason that samples have one; the same at every evaluation.
-            jax.random.fold_in(jax.random.key(self.config.seed), 2),
-            self.config.output.evaluate_samples,
-            self.config.output.evaluate_calls,
-            self.config.training.faithful,
-        )
-        shown = f"memorised {metrics[FRACTION]:.1%}, median neighbour ratio "
-        recorder.log_evaluation(step, metrics, f"{shown}{metrics[RATIO]:.3f}")
+    def compile(self, dispatches: list[int], stack: ExitStack) -> Future[Any] | None:
+        """Compiles the step beside what comes before the first update.
 
-    def draw_curves(self) -> None:
-        """Draws what metrics.jsonl holds."""
-        if is_first_process():
-            folder = self.config.output.run_dir
-            records = read_metrics(folder / "metrics.jsonl")
-            updates = [record for record in records if "loss" in record]
-            curve = draw_loss_curve(column(updates, "step"), column(updates, "loss"))
-            save(curve, folder / "loss.png")
-            if evaluations := [record for record in records if FRACTION in record]:
-                figure = draw_memorisation(
-                    column(evaluations, "step"),
-                    column(evaluations, FRACTION),
-                    column(evaluations, RATIO),
-                    bands(evaluations, TRAINING),
-                    bands(evaluations, HELD_OUT),
-                )
-                save(figure, folder / "memorisation.png")
+        In several processes pmap lowers nothing but arrays, so the first update compiles it.
+        """
+        if not dispatches or jax.process_count() > 1:
+            return None
+        shape, size = self.images.images.shape[1:], self.config.training.batch_size
+        arguments = argument_shapes(self.like, batch_shape(shape, size, dispatches[0]))
+        thread = stack.enter_context(ThreadPoolExecutor(1))
+        return thread.submit(self.step.lower(*arguments).compile)
+
+
+def _update(
+    run: _Run,
+    state: TrainState,
+    start: int,
+    dispatches: Iterable[int],
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+    profile: Profile,
+    stop: StopRequest,
+) -> None:
+    """Makes the updates from `start` on, with what is due on the way."""
+    config, step = run.config, start
+    batches = device_batches(
+        run.images.images, config.seed, start, config.training.batch_size, updates=dispatches
+    )
+    for updates, chosen in zip(dispatches, batches, strict=True):
+        with profile.updates(step, updates, state):
+            state, metrics = run.step(state, chosen)
+        recorder.add(step + 1, metrics)
+        step += updates
+        last, stopping = step == config.steps, stop.agreed()
+        if last or stopping or step % config.output.checkpoint_every == 0:
+            recorder.drain()
+            _check_finite(step, state)
+            _check_unchanged(run.images, checkpoints)
+            checkpoints.save(step, replicate(state), run.metadata)
+            recorder.pause(step)
+        if stopping and not last:
+            checkpoints.wait()
+            raise Stopped(
+                f"stopped after step {step} of {config.steps}, which is saved; the same command "
+                f"goes on"
+            )
+        run.outputs.make(step, state.ema_params, recorder)
 
 
 def _dispatches(config: Config, start: int) -> Iterator[int]:
@@ -304,70 +204,6 @@ def _dispatches(config: Config, start: int) -> Iterator[int]:
         updates = together if together <= room else 1
         yield updates
         step += updates
-
-
-class _Recorder:
-    """Reads the metrics a little late, logs them, and stops the run where they are not finite.
-
-    A checkpoint is saved only after `drain`, so never after a loss that is not finite. `telemetry`
-    is where they are logged: nowhere, but in the first process.
-    """
-
-    def __init__(self, config: Config, checkpoints: Checkpoints) -> None:
-        self._config, self._checkpoints = config, checkpoints
-        self._pending: deque[tuple[int, Metrics]] = deque()
-        self.telemetry: Telemetry | None = None
-
-    def pause(self, step: int) -> None:
-        """See `Telemetry.pause`."""
-        if self.telemetry is not None:
-            self.telemetry.pause(step)
-
-    def log_evaluation(self, step: int, metrics: dict[str, float], shown: str) -> None:
-        """See `Telemetry.log_evaluation`."""
-        if self.telemetry is not None:
-            self.telemetry.log_evaluation(step, metrics, shown)
-        self.pause(step)
-
-    def add(self, first: int, metrics: Metrics) -> None:
-        """Takes the metrics of one dispatch, whose first update is given."""
-        for value in metrics.values():
-            value.copy_to_host_async()
-        self._pending.append((first, metrics))
-        if len(self._pending) > _AHEAD:
-            self._record()
-
-    def drain(self) -> None:
-        while self._pending:
-            self._record()
-
-    def _record(self) -> None:
-        first, metrics = self._pending.popleft()
-        rows = {name: np.atleast_1d(value).tolist() for name, value in metrics.items()}
-        for step, row in enumerate(zip(*rows.values(), strict=True), first):
-            self._record_update(step, dict(zip(rows, row, strict=True)))
-
-    def _record_update(self, step: int, values: dict[str, float]) -> None:
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            self._checkpoints.wait()
-            good = self._checkpoints.latest
-            where = self._checkpoints.folder
-            raise UserError(
-                f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at "
-                f"step {step}; "
-                + (
-                    f"the last good checkpoint is {where / str(good)}"
-                    if good
-                    else "nothing is saved"
-                )
-                + "; try, in another --run-dir, a lower "
-                "--learning-rate, a longer --warmup-steps or --dtype float32"
-            )
-        if self.telemetry is None:
-            return
-        self.telemetry.advance(step, values["loss"])
-        if step % self._config.output.log_every == 0 or step == self._config.steps:
-            self.telemetry.log(step, values)
 
 
 def _check_finite(step: int, state: TrainState) -> None:

@@ -5,7 +5,6 @@ loss.png, and memorisation.png and profile/ if asked for.
 """
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from diffusion_jax.config import Config, differences, from_dict, to_dict
+from diffusion_jax.config import Config
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import gather, require_same
-from diffusion_jax.runtime.files import write_bytes
 from diffusion_jax.sampling import AncestralSampler
+from diffusion_jax.training import saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.step import TrainState, init_state, make_optimizer, state_of
 
@@ -54,21 +53,6 @@ class TrainedModel:
     step: int
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """A run's config.json.
-
-    Raises:
-      UserError: it is damaged.
-    """
-    try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("it holds no JSON object")
-        return values
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}; restore it or give another folder") from error
-
-
 def _has_checkpoint(folder: Path) -> bool:
     return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
 
@@ -80,12 +64,12 @@ def claim(config: Config) -> None:
       UserError: it has another one, or another run trains in it now, or it cannot be written to, or
         is not the same folder for all processes; or these have different configurations.
     """
-    text = json.dumps(to_dict(config), indent=2) + "\n"
+    text = saved_config.text_of(config)
     require_same("configuration", text)
     if is_first_process():
-        _claim(config, text)
+        _claim(config)
     gather("")  # it is there now
-    path, deadline = config.output.run_dir / "config.json", time.monotonic() + _VISIBLE
+    path, deadline = config.output.run_dir / saved_config.NAME, time.monotonic() + _VISIBLE
     while not (path.is_file() and path.read_text() == text):
         if time.monotonic() > deadline:
             raise UserError(
@@ -95,25 +79,16 @@ def claim(config: Config) -> None:
         time.sleep(0.1)
 
 
-def _claim(config: Config, text: str) -> None:
+def _claim(config: Config) -> None:
     folder = config.output.run_dir
-    path = folder / "config.json"
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         lock.lock(folder)
-        # A start that failed before its first checkpoint binds nobody.
-        if path.exists() and _has_checkpoint(folder):
-            changed = differences(_read_config(path), to_dict(config))
-            if changed:
-                raise UserError(
-                    f"{folder} holds a run with another configuration ({'; '.join(changed)}); "
-                    f"give the same values to resume it, or another --run-dir"
-                )
-        write_bytes(path, text.encode())
     except OSError as error:
         raise UserError(
             f"cannot write to the run's folder {folder}: {error}; give another --run-dir"
         ) from error
+    saved_config.settle(config, binding=_has_checkpoint(folder))
 
 
 def metadata_of(
@@ -135,7 +110,7 @@ def metadata_of(
       digest: its fingerprint, where the images are at hand.
     """
     return {
-        "config": to_dict(config),
+        "config": saved_config.to_dict(config),
         "mean": np.asarray(mean, np.float32).tolist(),
         "shape": list(shape),
         "classes": list(classes),
@@ -235,25 +210,12 @@ def load_model(run_dir: Path) -> TrainedModel:
     Raises:
       UserError: no run there, nothing saved in it yet, or a model other than config.json's.
     """
-    path = run_dir / "config.json"
-    if not path.is_file():
-        raise UserError(f"{run_dir} is not the folder of a run: it has no config.json")
-    values = _read_config(path)
-    config = from_dict(values)
+    config = saved_config.read(run_dir)
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
 
     def like(saved: dict[str, Any]) -> TrainState:
-        changed = [
-            line
-            for name in ("model", "schedule")
-            for line in differences(saved["config"][name], values[name], name + ".")
-        ]
-        if changed:
-            raise UserError(
-                f"{path} describes another model than its checkpoint holds "
-                f"({'; '.join(changed)}); restore it"
-            )
+        saved_config.require_same_model(config, saved["config"])
         model, optimizer = config.model.build(saved["shape"][-1]), make_optimizer(config.training)
         today = jax.eval_shape(
             lambda: init_state(model, optimizer, jax.random.key(0), saved["shape"])

@@ -109,11 +109,7 @@ def init_state(
       optimizer: from `make_optimizer`.
       key: typed PRNG key of the run.
       shape: (height, width, channels) of an image.
-
-    Raises:
-      UserError: the model cannot take images of this shape.
     """
-    model.check(*shape)
     init_key, run_key = jax.random.split(key)
     image, step = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
     params = model.init(init_key, image, step)["params"]
@@ -160,15 +156,17 @@ def make_train_step(
       axis_name: axis over which gradients and loss are averaged, under pmap.
 
     Returns:
-      A function of (state, images, index): uint8 images (batch, height, width, channels) and the
-      examples' places in the global batch (batch,). It returns the next state and the metrics
+      A function of (state, images, index): images (batch, height, width, channels), uint8 grey
+      levels or floats that are taken as they are, and the examples' places in the global batch
+      (batch,). It returns the next state and the metrics
       `loss`, `grad_norm` (before clipping) and `learning_rate`, scalars of this update.
     """
 
     def loss_of(params: Any, step_key: Array, images: Array, index: Array) -> Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
         step_keys, noise_keys, dropout_keys = jax.vmap(partial(jax.random.split, num=3))(keys).T
-        x_0 = images.astype(mean.dtype) / 255 - jnp.broadcast_to(mean, images.shape)
+        scale = 255 if images.dtype == jnp.uint8 else 1
+        x_0 = images.astype(mean.dtype) / scale - jnp.broadcast_to(mean, images.shape)
         low = 1 if config.faithful else 0
         step = jax.vmap(lambda key: jax.random.randint(key, (), low, schedule.num_steps))(step_keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:], x_0.dtype))(noise_keys)

@@ -111,9 +111,9 @@ def test_held_out_images_follow_those_trained_on(folders):
     training = data.load(config)
     files = list((data_dir / "prepared").rglob("*.array_record*"))
     written = [path.stat().st_mtime_ns for path in files]
-    assert data.load_held_out(config) is None
+    assert data.load_split(config)[1] is None
     config = replace(config, held_out_per_class=2)
-    held_out = data.load_held_out(config)
+    held_out = data.load_split(config)[1]
     np.testing.assert_array_equal(held_out.images.reshape(2, 2, 64, 64, 3), everything[:, 4:])
     np.testing.assert_array_equal(held_out.labels, [0, 0, 1, 1])
     # The training images stay as they were prepared, and so does their mean.
@@ -124,10 +124,10 @@ def test_held_out_images_follow_those_trained_on(folders):
     np.testing.assert_array_equal(again.mean, training.mean)
     for category in CATEGORIES:
         shutil.rmtree(lsun.lmdb_folder(data_dir, category))
-    assert data.load_held_out(config).images.shape == (4, 64, 64, 3)
+    assert data.load_split(config)[1].images.shape == (4, 64, 64, 3)
     more = replace(config, images_per_class=4, held_out_per_class=1)
     with pytest.raises(UserError, match="LSUN's church_outdoor was not found"):
-        data.load_held_out(more)  # never prepared
+        data.load_split(more)  # never prepared
 
 
 def test_held_out_digits_follow_those_trained_on():
@@ -135,7 +135,7 @@ def test_held_out_digits_follow_those_trained_on():
         data="mnist", classes=("8", "1"), images_per_class=30, held_out_per_class=10, image_size=28
     )
     everything = mnist.load(("8", "1"), 40, 28)
-    training, held_out = data.load(config), data.load_held_out(config)
+    training, held_out = data.load_split(config)
     for images, ranks in ((training, slice(30)), (held_out, slice(30, 40))):
         expected = everything.images.reshape(2, 40, 28, 28, 1)[:, ranks].reshape(-1, 28, 28, 1)
         np.testing.assert_array_equal(images.images, expected)
@@ -158,7 +158,7 @@ def test_impossible_held_out_images(folders, trained, held_out, message):
         data_dir=folders[0],
     )
     with pytest.raises(UserError, match=message):
-        data.load_held_out(config)
+        data.load_split(config)
     assert not list(folders[0].rglob("*.array_record*"))
 
 

@@ -57,7 +57,7 @@ def save_npy(tmp_path, array, **options):
 def test_lossless_formats_come_back_exactly(tmp_path, name, options):
     save(tmp_path / name, COLOUR[0], **options)
     save(tmp_path / "b.png", COLOUR[1])
-    images = data.load_files(tmp_path)
+    images = data.load_images(tmp_path)
     np.testing.assert_array_equal(images.images, COLOUR[:2])
     assert images.images.dtype == np.uint8
     assert images.labels is None
@@ -81,7 +81,7 @@ def test_a_subfolder_is_a_class(tmp_path):
     assert len(images.notes) == 1
     assert "2 files of" in images.notes[0]
     assert ".html, .txt" in images.notes[0]
-    first = data.load_files(tmp_path, images_per_class=1)
+    first = data.load_images(tmp_path, images_per_class=1)
     np.testing.assert_array_equal(first.images, images.images[[0, 2]])
     np.testing.assert_array_equal(first.labels, [0, 1])
 
@@ -101,7 +101,7 @@ def test_sizes_are_made_equal_by_the_central_square(tmp_path, size):
     for name, (width, height) in sides.items():
         path = save(tmp_path / f"{name}.png", smooth_image(RNG, width, height))
         encoded[name] = path.read_bytes()
-    images = data.load_files(tmp_path, image_size=size)
+    images = data.load_images(tmp_path, image_size=size)
     expected = [decode_independently(encoded[k], size, crop=min(sides[k])) for k in sides]
     np.testing.assert_array_equal(images.images, expected)
 
@@ -249,12 +249,12 @@ def test_a_folder_too_large_for_the_memory(tmp_path):
 @pytest.mark.parametrize("archived", [False, True])
 def test_arrays_come_back(tmp_path, array, expected, archived):
     path = savez(tmp_path, whatever=array) if archived else save_npy(tmp_path, array)
-    images = data.load_files(path)
+    images = data.load_images(path)
     np.testing.assert_array_equal(images.images, expected)
     assert images.images.dtype == (np.float32 if array.dtype.kind == "f" else np.uint8)
     assert images.labels is None
     assert images.notes == ()
-    first = data.load_files(path, images_per_class=5)
+    first = data.load_images(path, images_per_class=5)
     np.testing.assert_array_equal(first.images, expected[:5])
 
 
@@ -270,7 +270,7 @@ def test_arrays_come_back(tmp_path, array, expected, archived):
 )
 def test_labels_come_back(tmp_path, names, labels, class_names):
     path = savez(tmp_path, **dict(zip(names, (FLOATS, labels), strict=True)), scale=np.ones(3))
-    images = data.load_files(path)
+    images = data.load_images(path)
     np.testing.assert_array_equal(images.labels, [1, 0] * 6)
     assert images.labels.dtype == np.int64
     assert images.class_names == class_names
@@ -280,7 +280,7 @@ def test_labels_come_back(tmp_path, names, labels, class_names):
 def test_the_first_images_of_each_label(tmp_path):
     labels = np.array([7, 7, 2, 7, 5, 2, 2, 2, 7, 2, 7, 7])
     path = savez(tmp_path, images=GREY, labels=labels)
-    images = data.load_files(path, images_per_class=2)
+    images = data.load_images(path, images_per_class=2)
     np.testing.assert_array_equal(images.images[..., 0], GREY[[0, 1, 2, 4, 5]])
     np.testing.assert_array_equal(images.labels, [2, 2, 0, 1, 0])
     assert images.class_names == ("2", "5", "7")
@@ -325,9 +325,9 @@ def test_bad_values_are_found_wherever_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr("diffusion_jax.data.checks._CHUNK_BYTES", 160)
     path = savez(tmp_path, x=changed(GREY.astype(np.int16), (9, 1, 2), 300), y=[0] * 8 + [1] * 4)
     with pytest.raises(UserError, match=r"images\[9, 1, 2\] is 300"):
-        data.load_files(path, images_per_class=2)
+        data.load_images(path, images_per_class=2)
     np.testing.assert_array_equal(
-        data.load_files(path, images_per_class=1).images[..., 0], GREY[[0, 8]]
+        data.load_images(path, images_per_class=1).images[..., 0], GREY[[0, 8]]
     )
 
 
@@ -407,15 +407,15 @@ def test_values_on_another_scale_are_noted(tmp_path):
 
 def test_other_paths(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        data.load_files(tmp_path / "minst")
+        data.load_images(tmp_path / "minst")
     (tmp_path / "set.mat").write_text("")
     with pytest.raises(UserError, match=r"neither a folder of images nor an .npy or .npz"):
-        data.load_files(tmp_path / "set.mat")
+        data.load_images(tmp_path / "set.mat")
     path = save_npy(tmp_path, GREY)
     with pytest.raises(UserError, match="image_size is for folders"):
-        data.load_files(path, image_size=8)
+        data.load_images(path, image_size=8)
     with pytest.raises(UserError, match="images_per_class = 0"):
-        data.load_files(path, images_per_class=0)
+        data.load_images(path, images_per_class=0)
 
 
 # Sets of images

@@ -34,7 +34,7 @@ def split(images, classes, count):
 def check_source(config, pixels, labels, wanted):
     """Training images are the first of each class in the source's order, held-out ones the next."""
     config = replace(config, images_per_class=3, held_out_per_class=2)
-    training, held_out = data.load(config), data.load_held_out(config)
+    training, held_out = data.load_split(config)
     for images, ranks in ((training, slice(3)), (held_out, slice(3, 5))):
         expected = np.concatenate([pixels[labels == label][ranks] for label in wanted])
         np.testing.assert_array_equal(images.images, expected)
@@ -43,7 +43,7 @@ def check_source(config, pixels, labels, wanted):
         assert np.bincount(images.labels).tolist() == [ranks.stop - (ranks.start or 0)] * 2
         assert images.class_names == config.classes
     with pytest.raises(UserError, match=rf"holds \d+ images of .*{re.escape('+')} 20"):
-        data.load_held_out(replace(config, held_out_per_class=20))
+        data.load_split(replace(config, held_out_per_class=20))
 
 
 # MNIST

@@ -15,12 +15,13 @@ from PIL import Image
 from source_files import write_celeba
 
 from diffusion_jax import data
-from diffusion_jax.config import DataConfig, differences, from_dict, to_dict
+from diffusion_jax.config import DataConfig
 from diffusion_jax.data import folder, lsun, storage
 from diffusion_jax.data.batches import batch_indices, device_batches
 from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import PRESETS, data_defaults
+from diffusion_jax.training.saved_config import differences, from_dict, to_dict
 from experiments.train_lsun import parse
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (18, 8, 10, 3), dtype=np.uint8)
@@ -65,7 +66,7 @@ def test_a_path_means_all_its_images_as_they_are(tmp_path):
 def test_classes_and_held_out_images_of_ones_own(tmp_path, write):
     path = write(tmp_path / "mine.npz")
     config = own(path, classes=("owls", "cats"), images_per_class=3, held_out_per_class=2)
-    for images, ranks in ((data.load(config), slice(3)), (data.load_held_out(config), slice(3, 5))):
+    for images, ranks in ((data.load(config), slice(3)), (data.load_split(config)[1], slice(3, 5))):
         assert images.class_names == ("owls", "cats")
         for label, place in ((0, 2), (1, 0)):
             np.testing.assert_array_equal(
@@ -73,7 +74,7 @@ def test_classes_and_held_out_images_of_ones_own(tmp_path, write):
             )
         assert len(images.images) == 2 * (ranks.stop - (ranks.start or 0))
     with pytest.raises(UserError, match=r"holds 6 images.* = 3 \+ 4"):
-        data.load_held_out(replace(config, held_out_per_class=4))
+        data.load_split(replace(config, held_out_per_class=4))
     with pytest.raises(UserError, match=r"has no class cows; its classes are cats, dogs, owls"):
         data.load(replace(config, classes=("cows",)))
     with pytest.raises(UserError, match=r"classes = \('cats', 'cats'\) must name each class once"):
@@ -84,14 +85,14 @@ def test_classes_and_held_out_images_of_ones_own(tmp_path, write):
 def test_images_without_classes_for_training(tmp_path, write):
     config = own(write(tmp_path / "mine.npy"), images_per_class=10, held_out_per_class=8)
     np.testing.assert_array_equal(data.load(config).images, PIXELS[:10])
-    np.testing.assert_array_equal(data.load_held_out(config).images, PIXELS[10:])
+    np.testing.assert_array_equal(data.load_split(config)[1].images, PIXELS[10:])
     assert data.load(config).labels is None
     with pytest.raises(UserError, match=r"holds 18 images, fewer than .* = 10 \+ 9"):
-        data.load_held_out(replace(config, held_out_per_class=9))
+        data.load_split(replace(config, held_out_per_class=9))
     with pytest.raises(UserError, match="has no class cats; it has no classes"):
         data.load(replace(config, classes=("cats",)))
     with pytest.raises(UserError, match="give images_per_class too"):
-        data.load_held_out(replace(config, images_per_class=None))
+        data.load_split(replace(config, images_per_class=None))
 
 
 def test_what_training_cannot_take(tmp_path):

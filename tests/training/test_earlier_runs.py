@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.config import from_dict
 from diffusion_jax.sampling import sample
 from diffusion_jax.training import loop
 from diffusion_jax.training.metrics import read_metrics
 from diffusion_jax.training.run import load_model
+from diffusion_jax.training.saved_config import from_dict
 
 DATA = Path(__file__).parents[1] / "reference" / "run"
 

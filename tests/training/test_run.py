@@ -16,12 +16,13 @@ import two_convolutions
 from jax.flatten_util import ravel_pytree
 from PIL import Image
 
-from diffusion_jax.config import Config, ModelConfig, differences, from_dict, to_dict
+from diffusion_jax.config import Config, ModelConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
 from diffusion_jax.training import loop, run
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.metrics import read_metrics
+from diffusion_jax.training.saved_config import differences, from_dict, to_dict
 from diffusion_jax.training.step import init_state, make_optimizer
 from experiments import train_lsun
 from experiments.train_lsun import parse

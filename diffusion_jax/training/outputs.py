@@ -1,0 +1,161 @@
+"""What a run shows of its model: a summary, evaluations, grids of samples, curves."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.config import Config
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.denoisers import TrainedDenoiser
+from diffusion_jax.nn.unet import UNet
+from diffusion_jax.plots.style import save
+from diffusion_jax.plots.training import draw_loss_curve, draw_memorisation, save_image_grid
+from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
+from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.devices import is_first_process
+from diffusion_jax.runtime.distributed import from_first
+from diffusion_jax.runtime.files import write_json
+from diffusion_jax.sampling import AncestralSampler, sample
+from diffusion_jax.schedule import NoiseSchedule
+from diffusion_jax.training import evaluation
+from diffusion_jax.training.metrics import (
+    FRACTION,
+    HELD_OUT,
+    RATIO,
+    TRAINING,
+    bands,
+    column,
+    read_metrics,
+)
+from diffusion_jax.training.recorder import Recorder
+
+
+def summarize(config: Config, images: ImageSet, parameters: int) -> None:
+    """Says, and saves in summary.json, what is about to be trained on what."""
+    spectrum: dict[str, dict[str, float]] = {}
+    channels = images.images.shape[-1]
+    for name in ("first_channel", "all_channels")[: 1 if channels == 1 else 2]:
+        eigenvalue = largest_eigenvalue(images.images, all_channels=name == "all_channels")
+        spectrum[name] = {"Lambda": eigenvalue, "t_S": speciation_time(eigenvalue)}
+    summary = {
+        "devices": [device.device_kind for device in jax.devices()],
+        "parameters": parameters,
+        "data": config.data.data,
+        "images": len(images.images),
+        "shape": list(images.images.shape[1:]),
+        "classes": list(images.class_names),
+        "mean": images.mean.tolist(),
+        "spectrum": spectrum,
+    }
+    write_json(config.output.run_dir / "summary.json", summary, indent=2)
+    shape = " x ".join(str(length) for length in images.images.shape[1:])
+    print(f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
+    print(f"Model: {parameters:,} parameters ({config.model.dtype})")
+    if config.model.dtype == "bfloat16" and not backend.has_bfloat16():
+        print("Note: this device has no bfloat16 of its own, so it will not be faster than float32")
+    print(
+        f"Data: {len(images.images):,} images {shape}, {config.data.data} "
+        f"({', '.join(images.class_names)})"
+    )
+    for name, values in spectrum.items():
+        label = name.replace("_", " ")
+        print(f"Spectrum, {label}: Lambda = {values['Lambda']:.3f}, t_S = {values['t_S']:.3f}")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a run shows of its model by the way: evaluations, grids of samples, curves.
+
+    All processes compute them together; the first one writes.
+    """
+
+    config: Config
+    model: UNet
+    schedule: NoiseSchedule
+    images: ImageSet
+    held_out: ImageSet | None
+
+    def _due(self, step: int, every: int | None) -> bool:
+        return every is not None and step > 0 and (step == self.config.steps or step % every == 0)
+
+    def make(self, step: int, params: Any, recorder: Recorder) -> None:
+        """Evaluates and draws samples where it is time to."""
+        if self._due(step, self.config.output.evaluate_every):
+            self._evaluate(step, params, recorder)
+        if self._due(step, self.config.output.sample_every):
+            self._draw_samples(step, params, recorder)
+
+    def make_up(self, step: int, params: Any, recorder: Recorder) -> None:
+        """Makes what was due after a step, but is not there."""
+        records = read_metrics(self.config.output.run_dir / "metrics.jsonl")
+        evaluated = any(r["step"] == step and FRACTION in r for r in records)
+        # The files are those of process 0.
+        missing = json.loads(
+            from_first(lambda: json.dumps([not evaluated, not self._grid_path(step).exists()]))
+        )
+        if missing[0] and self._due(step, self.config.output.evaluate_every):
+            self._evaluate(step, params, recorder)
+        if missing[1] and self._due(step, self.config.output.sample_every):
+            self._draw_samples(step, params, recorder)
+
+    def _grid_path(self, step: int) -> Path:
+        return self.config.output.run_dir / "samples" / f"step_{step:08d}.png"
+
+    def show_training_images(self) -> None:
+        """Draws some of the training images."""
+        if is_first_process():
+            order = np.random.default_rng(self.config.seed).permutation(len(self.images.images))[
+                : self.config.output.num_samples
+            ]
+            path = self.config.output.run_dir / "samples" / "training_images.png"
+            save_image_grid(path, self.images.centred(order), self.images.mean)
+
+    def _draw_samples(self, step: int, params: Any, recorder: Recorder) -> None:
+        recorder.drain()
+        # Its own key, so that drawing samples more or less often changes nothing in the training,
+        # which has the keys that folding with 0 and 1 gives too.
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 3)
+        sampler = AncestralSampler(self.schedule, self.config.training.faithful)
+        denoiser, shape = TrainedDenoiser(params, self.model), self.images.images.shape[1:]
+        images = sample(sampler, denoiser, key, self.config.output.num_samples, shape)
+        if is_first_process():
+            save_image_grid(self._grid_path(step), images, self.images.mean)
+        recorder.pause(step)
+
+    def _evaluate(self, step: int, params: Any, recorder: Recorder) -> None:
+        recorder.drain()
+        metrics = evaluation.evaluate(
+            TrainedDenoiser(params, self.model),
+            self.schedule,
+            self.images,
+            self.held_out,
+            # Its own key, for the reason that samples have one; the same at every evaluation.
+            jax.random.fold_in(jax.random.key(self.config.seed), 2),
+            self.config.output.evaluate_samples,
+            self.config.output.evaluate_calls,
+            self.config.training.faithful,
+        )
+        shown = f"memorised {metrics[FRACTION]:.1%}, median neighbour ratio "
+        recorder.log_evaluation(step, metrics, f"{shown}{metrics[RATIO]:.3f}")
+
+    def draw_curves(self) -> None:
+        """Draws what metrics.jsonl holds."""
+        if is_first_process():
+            folder = self.config.output.run_dir
+            records = read_metrics(folder / "metrics.jsonl")
+            updates = [record for record in records if "loss" in record]
+            curve = draw_loss_curve(column(updates, "step"), column(updates, "loss"))
+            save(curve, folder / "loss.png")
+            if evaluations := [record for record in records if FRACTION in record]:
+                figure = draw_memorisation(
+                    column(evaluations, "step"),
+                    column(evaluations, FRACTION),
+                    column(evaluations, RATIO),
+                    bands(evaluations, TRAINING),
+                    bands(evaluations, HELD_OUT),
+                )
+                save(figure, folder / "memorisation.png")

@@ -1,0 +1,73 @@
+"""Training without a run's folder: a network of one's own, on an array of one's own."""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import repeat
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.config import TrainingConfig
+from diffusion_jax.data.arrays import image_set
+from diffusion_jax.data.batches import device_batches
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.nn.unet import UNet
+from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.devices import replicate
+from diffusion_jax.schedule import NoiseSchedule
+from diffusion_jax.training.step import (
+    Metrics,
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_parallel_train_step,
+)
+
+
+def updates(
+    network: UNet,
+    images: np.ndarray | ImageSet,
+    schedule: NoiseSchedule,
+    num_updates: int,
+    config: TrainingConfig | None = None,
+    seed: int = 0,
+) -> Iterator[tuple[TrainState, Metrics]]:
+    """Trains a network to predict the noise, an update at a time, on all devices.
+
+    Its parameters, the order of the images, the noise and the steps are those of a run with the
+    same seed and configuration.
+
+    Args:
+      network: a Flax module called with x_t (batch, height, width, channels), the steps (batch,)
+        and `dropout_keys`, one a image or None, that gives the noise, the shape of x_t.
+      images: (n, height, width, channels), (n, height, width) or (n, d); integers from 0 to 255, or
+        floats in [0, 1]. Their mean is removed.
+      schedule: noise schedule.
+      num_updates: how many updates.
+      config: batch size, learning rate and so on; `TrainingConfig()` by default.
+      seed: of everything random.
+
+    Yields:
+      The train state after each update, and the update's `loss`, `grad_norm` and `learning_rate`.
+      The next update takes the state's memory: copy what is to be kept beyond it. The parameters to
+      sample with are `state.ema_params`.
+
+    Raises:
+      UserError: images that cannot be used, a configuration out of range, or a batch that the
+        devices cannot share evenly.
+    """
+    config = config or TrainingConfig()
+    config.check()
+    chosen = images if isinstance(images, ImageSet) else image_set(images)
+    shape, optimizer = chosen.images.shape[1:], make_optimizer(config)
+    mean = jnp.asarray(chosen.mean)
+    step = make_parallel_train_step(network, schedule, optimizer, mean, config)
+    fresh = partial(init_state, network, optimizer, shape=shape)
+    state = replicate(jax.jit(fresh, compiler_options=backend.RUN_ONCE)(key=jax.random.key(seed)))
+    batches = device_batches(
+        chosen.images, seed, 0, config.batch_size, updates=repeat(1, num_updates)
+    )
+    for batch in batches:
+        state, metrics = step(state, batch)
+        yield state, metrics
