@@ -134,7 +134,7 @@ def _load_own(config: DataConfig, selection: Selection, store: Store) -> ImageSe
 
 
 def load_images(
-    path: Path,
+    path: Path | str,
     image_size: int | None = None,
     images_per_class: int | None = None,
     memory_gib: float | None = None,

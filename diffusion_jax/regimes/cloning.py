@@ -24,7 +24,7 @@ from scipy.stats import binomtest
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import diffuse
-from diffusion_jax.runtime.devices import fetch, replicate, shard
+from diffusion_jax.runtime.devices import fetch, fold_in_each, replicate, shard
 from diffusion_jax.sampling import START, Sampler, normal, sampling_loop
 
 # What a clone's key is folded with, less the clone's number: no step, and not the start.
@@ -137,8 +137,8 @@ def _clone_keys(keys: Array, fork: Array, clone: Array) -> Array:
 def _keys(key: Array, first: int, count: int) -> Array:
     """The keys of samples first.. on the devices, padded to a multiple of their number."""
     padded = -(-count // jax.device_count()) * jax.device_count()
-    numbers = jnp.arange(first, first + padded)
-    return shard(jax.vmap(jax.random.fold_in, (None, 0))(key, numbers))
+    numbers = np.arange(first, first + padded)
+    return shard(fold_in_each(key, numbers))
 
 
 def trunks(

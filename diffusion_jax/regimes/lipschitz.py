@@ -23,6 +23,7 @@ collapse, not instability.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ from jax import Array
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.posterior import stratified
-from diffusion_jax.runtime.devices import fetch, replicate, shard
+from diffusion_jax.runtime.devices import in_batches, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
 
 _CHUNK_BYTES = 2**26
@@ -199,28 +200,27 @@ class _Score:
     def covariance_range(self, x: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
         """k_min and k_max at each x (batch, d), less e^-t times the points' mean; (batch,) each."""
         n, d = self.rows.shape
-        devices = jax.device_count()
         per_draw = 4 * (3 * n + (_LANCZOS_STEPS + 4) * d) if self.flat else 4 * (3 * n + d)
-        chunk = max(1, min(_CHUNK_BYTES // per_draw, -(-len(x) // devices))) * devices
-        found = []
-        for start in range(0, len(x), chunk):
-            part = np.resize(x[start : start + chunk], (chunk, d))  # the last one repeated
+        at_most = max(1, _CHUNK_BYTES // per_draw) * jax.device_count()
+        steps = min(_LANCZOS_STEPS, n, d)
+        gauss = replicate(jax.random.normal(jax.random.key(0), (n,), jnp.float32))
+
+        def batch(numbers: np.ndarray) -> Any:
+            part = x[np.minimum(numbers, len(x) - 1)]
             log_weights = _log_posterior(self.rows, part, time).astype(np.float32)
             if self.flat:
-                log_weights = shard(log_weights)
-                gauss = jax.random.normal(jax.random.key(0), (n,), jnp.float32)
-                steps = min(_LANCZOS_STEPS, n, d)
-                tables = _lanczos(self.points, log_weights, replicate(gauss), steps)
-                diagonal, off_diagonal = (fetch(table).astype(np.float64) for table in tables)
-                matrix = diagonal[:, :, None] * np.eye(steps)
-                matrix[:, np.arange(1, steps), np.arange(steps - 1)] = off_diagonal[:, :-1]
-                largest = np.linalg.eigvalsh(matrix)[:, -1]
-                found.append(np.stack([np.zeros(chunk), largest], axis=1))
-            else:
-                log_weights = replicate(log_weights)
-                found.append(fetch(_dense(self.points, log_weights)).astype(np.float64))
-        both = np.maximum(np.concatenate(found)[: len(x)], 0)
-        return both[:, 0], both[:, 1]
+                return _lanczos(self.points, shard(log_weights), gauss, steps)
+            return _dense(self.points, replicate(log_weights))
+
+        found = in_batches(batch, len(x), at_most)
+        if not self.flat:
+            both = np.maximum(found.astype(np.float64), 0)
+            return both[:, 0], both[:, 1]
+        diagonal, off_diagonal = (table.astype(np.float64) for table in found)
+        matrix = diagonal[:, :, None] * np.eye(steps)
+        matrix[:, np.arange(1, steps), np.arange(steps - 1)] = off_diagonal[:, :-1]
+        largest = np.maximum(np.linalg.eigvalsh(matrix)[:, -1], 0)
+        return np.zeros(len(x)), largest
 
     def constants(self, x: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
         """See `local_constants`; x less e^-t times the points' mean."""

@@ -31,7 +31,7 @@ from flax import struct
 from jax import Array
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.runtime.devices import fetch, replicate, shard
+from diffusion_jax.runtime.devices import fold_in_each, in_batches, replicate, shard
 
 # Stands for the squared distance of a point left out: its weight underflows to zero at every time
 # in this range, yet no product with it is infinite, which zero times would make NaN.
@@ -192,7 +192,7 @@ def _statistics(
 def _chunk(
     training: TrainingSet, source: Array, keys: Array, r: Array, active: Array, num_times: int
 ) -> tuple[Array, ...]:
-    """The statistics of some draws, each (num_times, draws, ...), at the first `active` times."""
+    """The statistics of some draws, each (draws, num_times, ...), at the first `active` times."""
     shape = (training.points.shape[1],)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
     squared, overlap = _differences(training, source, noise)
@@ -211,7 +211,8 @@ def _chunk(
         lambda leaf: jnp.full((num_times, *leaf.shape), jnp.nan, leaf.dtype),
         jax.eval_shape(at, jnp.int32(0)),
     )
-    return jax.lax.fori_loop(0, active, body, empty)
+    tables = jax.lax.fori_loop(0, active, body, empty)
+    return jax.tree.map(lambda table: jnp.swapaxes(table, 0, 1), tables)
 
 
 def stratified(key: Array, n: int, first: int, last: int) -> np.ndarray:
@@ -242,17 +243,14 @@ def draw_from(training: TrainingSet, times: np.ndarray, key: Array, first: int, 
     r[:active] = 1 / np.sqrt(np.expm1(2 * times))
     key_source, key_noise = jax.random.split(key)
     source = stratified(key_source, n, first, -(-(last - first) // chunk) * chunk + first)
-    results = []
-    for start in range(0, last - first, chunk):
-        numbers = jnp.arange(first + start, first + start + chunk)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key_noise, numbers)
-        arguments = shard((source[start : start + chunk], keys))
-        constants = replicate((r.astype(np.float32), np.int32(active)))
-        results.append(_chunk(training, *arguments, *constants, num_times=padded))
-    tables = (
-        np.concatenate([np.swapaxes(fetch(part[i]), 0, 1) for part in results]) for i in range(4)
-    )
-    entropy, collision, log_own, evidence = (t[: last - first, :active] for t in tables)
+    constants = replicate((r.astype(np.float32), np.int32(active)))
+
+    def batch(numbers: np.ndarray) -> tuple[Array, ...]:
+        arguments = shard((source[numbers], fold_in_each(key_noise, first + numbers)))
+        return _chunk(training, *arguments, *constants, num_times=padded)
+
+    tables = in_batches(batch, last - first, chunk)
+    entropy, collision, log_own, evidence = (table[:, :active] for table in tables)
     source = source[: last - first]
     index = np.asarray(training.order)[source]
     labels = np.searchsorted(training.offsets, source, side="right") - 1

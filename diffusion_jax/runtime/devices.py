@@ -4,9 +4,11 @@ Every process runs the same program on the same values; with one process these f
 jax.device_put and np.asarray.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
@@ -61,6 +63,37 @@ def fetch(array: Array) -> np.ndarray:
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def in_batches(compute: Callable[[np.ndarray], Any], count: int, batch_size: int) -> Any:
+    """What a function gives for the numbers 0..count - 1, a batch at a time on all devices.
+
+    While a batch is fetched the next is already at work.
+
+    Args:
+      compute: of numbers (batch,), a pytree of arrays (batch, ...), of which each device may hold a
+        part (`shard`). All batches have one size, so the last goes beyond count - 1.
+      count: how many numbers.
+      batch_size: numbers at a time, rounded up to a multiple of the number of devices.
+
+    Returns:
+      The same pytree of arrays (count, ...) on the host; every process must ask for it.
+    """
+    devices = jax.device_count()
+    batch = -(-min(batch_size, count) // devices) * devices
+    fetched: list[Any] = []
+    waiting: list[Any] = []
+    for first in range(0, count, batch):
+        waiting.append(compute(np.arange(first, first + batch)))
+        if len(waiting) > 1:
+            fetched.append(jax.tree.map(fetch, waiting.pop(0)))
+    fetched.append(jax.tree.map(fetch, waiting.pop()))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *fetched)
+
+
+def fold_in_each(key: Array, numbers: np.ndarray) -> Array:
+    """A key for each number, (batch,): it depends on `key` and the number alone."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(numbers))
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> Array:

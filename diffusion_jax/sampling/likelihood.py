@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.runtime.devices import fetch, replicate, shard
+from diffusion_jax.runtime.devices import fold_in_each, in_batches, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
 
 
@@ -136,19 +136,16 @@ def image_bits(
     Returns:
       float32 (n,).
     """
-    devices, dimension = jax.device_count(), math.prod(images.shape[1:])
-    batch = -(-min(batch_size, len(images)) // devices) * devices
     denoiser, schedule = replicate((denoiser, schedule))
     offset = replicate(mean.astype(np.float32).reshape(1, 1, 1, -1))
-    bits = []
-    for first in range(0, len(images), batch):
-        index = np.arange(first, first + batch)
-        part = images[np.minimum(index, len(images) - 1)].astype(np.float32) / np.float32(255)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(index))
-        part, keys = shard((part, keys))
+
+    def batch(numbers: np.ndarray) -> Array:
+        part = images[np.minimum(numbers, len(images) - 1)].astype(np.float32) / np.float32(255)
+        part, keys = shard((part, fold_in_each(key, numbers)))
         halves = jax.vmap(jax.random.split)(keys)
         x = dequantize(halves[:, 0], part) - offset
         probes = rademacher_probes(halves[:, 1], num_probes, part.shape[1:])
         log_density, _ = log_likelihood(denoiser, schedule, x, probes)
-        bits.append(fetch(bits_per_dimension(log_density, dimension)))
-    return np.concatenate(bits)[: len(images)]
+        return bits_per_dimension(log_density, math.prod(images.shape[1:]))
+
+    return in_batches(batch, len(images), batch_size)

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.runtime.devices import fetch, replicate, shard
+from diffusion_jax.runtime.devices import fold_in_each, in_batches, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
 
 # What the start's noise is folded with: no step of any schedule, so that samplers with different
@@ -119,12 +119,9 @@ def sample(
     Returns:
       Samples (num_samples, *shape), float32, in the units of the training data (mean removed).
     """
-    devices = jax.device_count()
-    batch = -(-min(batch_size, num_samples) // devices) * devices
     sampler, denoiser = replicate((sampler, denoiser))
-    batches = []
-    for first in range(0, num_samples, batch):
-        index = jnp.arange(first, first + batch)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-        batches.append(fetch(_sample_batch(sampler, denoiser, shard(keys), shape)))
-    return np.concatenate(batches)[:num_samples]
+
+    def batch(numbers: np.ndarray) -> Array:
+        return _sample_batch(sampler, denoiser, shard(fold_in_each(key, numbers)), shape)
+
+    return in_batches(batch, num_samples, batch_size)

@@ -5,6 +5,7 @@ memorises from where the two part, first at small times, and its samples come to
 images ("Why diffusion models don't memorize", 2025).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.process import diffuse
 from diffusion_jax.regimes.neighbours import nearest
-from diffusion_jax.runtime.devices import fetch, replicate, shard
+from diffusion_jax.runtime.devices import fold_in_each, in_batches, replicate, shard
 from diffusion_jax.sampling import AncestralSampler, sample
 from diffusion_jax.sampling.respacing import with_calls
 from diffusion_jax.schedule import NoiseSchedule
@@ -92,9 +93,14 @@ def denoising_losses(
     Returns:
       float64 (bands,), averaged over images and components.
     """
-    n, devices = len(x_0), jax.device_count()
-    batch = -(-min(batch_size, n) // devices) * devices
+    n = len(x_0)
     denoiser, schedule = replicate((denoiser, schedule))
+
+    def errors(key: Array, steps: np.ndarray, numbers: np.ndarray) -> Array:
+        index = np.minimum(numbers, n - 1)
+        parts = shard((x_0[index], steps[index], fold_in_each(key, index)))
+        return _errors(denoiser, schedule, *parts)
+
     losses = []
     for band in bands:
         band_key = jax.random.fold_in(key, band.first)
@@ -102,13 +108,9 @@ def denoising_losses(
         rank = np.asarray(jax.random.permutation(order_key, n))
         place = (rank + np.asarray(jax.random.uniform(offset_key, (n,)), np.float64)) / n
         steps = band.first + (place * (band.stop - band.first)).astype(np.int32)
-        errors = []
-        for start in range(0, n, batch):
-            index = np.minimum(np.arange(start, start + batch), n - 1)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, jnp.asarray(index))
-            parts = shard((x_0[index], steps[index], keys))
-            errors.append(fetch(_errors(denoiser, schedule, *parts)).astype(np.float64))
-        losses.append(np.concatenate(errors)[:n].mean())
+        losses.append(
+            in_batches(partial(errors, noise_key, steps), n, batch_size).mean(dtype=float)
+        )
     return np.array(losses)
 
 

@@ -201,7 +201,7 @@ def import_parameters(
         checkpoints.wait()
 
 
-def load_model(run_dir: Path) -> TrainedModel:
+def load_model(run_dir: Path | str) -> TrainedModel:
     """Opens a run to sample from it.
 
     Args:
@@ -210,6 +210,7 @@ def load_model(run_dir: Path) -> TrainedModel:
     Raises:
       UserError: no run there, nothing saved in it yet, or a model other than config.json's.
     """
+    run_dir = Path(run_dir)
     config = saved_config.read(run_dir)
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
