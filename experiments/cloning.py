@@ -14,7 +14,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from diffusion_jax import forking
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
 from diffusion_jax.errors import UserError
-from diffusion_jax.judging.classifier import warning
+from diffusion_jax.judging.classifier import TrainedClassifier, warning
 from diffusion_jax.regimes import cloning, commitment, transitions
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.sampling import AncestralSampler
@@ -95,6 +95,23 @@ def _backward_process(
     return AncestralSampler(schedule, model.sampler.faithful), denoiser
 
 
+def _settings(
+    options: Options, model: run.TrainedModel, times: np.ndarray, steps: np.ndarray
+) -> dict[str, Any]:
+    """What batches must have in common to be joined."""
+    return {
+        "run_step": model.step,
+        "parameters": forking.digest(model.denoiser.params),
+        "score": options.score,
+        "schedule": forking.digest(times),
+        "forks": steps,
+        "clones": options.clones,
+        "batch_size": min(options.batch_size, options.num_trunks),
+        "classifier_per_class": options.classifier_per_class,
+        "seed": options.seed,
+    }
+
+
 def _measure(
     options: Options, model: run.TrainedModel, images: ImageSet, out: Path, console: Console
 ) -> Findings:
@@ -103,44 +120,27 @@ def _measure(
     sampler, denoiser = _backward_process(options, model, points)
     times = np.asarray(sampler.schedule.time, np.float64)
     steps, watch = forking.branch_steps(times, options.times), forking.watched_steps(len(times))
-    size = min(options.batch_size, options.num_trunks)
-    settings = {
-        "run_step": model.step,
-        "parameters": forking.digest(model.denoiser.params),
-        "score": options.score,
-        "schedule": forking.digest(times),
-        "forks": steps,
-        "clones": options.clones,
-        "batch_size": size,
-        "classifier_per_class": options.classifier_per_class,
-        "seed": options.seed,
-    }
-    folder = out / "batches"
+    settings = _settings(options, model, times, steps)
+    folder, key = out / "batches", jax.random.key(options.seed)
     forking.claim(folder, settings)
     judge = None
     if len(images.class_names) > 1:
-        judge = forking.get_classifier(
-            folder, model, images, options.classifier_per_class, options.seed
-        )
+        per_class = options.classifier_per_class
+        judge = forking.get_classifier(folder, model, images, per_class, options.seed)
     calls = cloning.denoiser_calls(steps.tolist(), len(times), options.clones)
+    count = options.num_trunks
     console.print(
-        f"{options.num_trunks} trunks with {len(steps)} forks, {calls} denoiser calls each",
-        highlight=False,
+        f"{count} trunks with {len(steps)} forks, {calls} denoiser calls each", highlight=False
     )
-
-    def classify(x: np.ndarray) -> np.ndarray:
-        assert judge is not None
-        return judge.predict(x + (images.mean - judge.mean))
-
-    key = jax.random.key(options.seed)
     measure = partial(
         commitment.measure,
         *(sampler, denoiser, key, steps.tolist(), watch.tolist(), points),
-        classify if judge is not None else None,
+        None if judge is None else partial(_classes, judge, images.mean),
         clones=options.clones,
     )
-    count = options.num_trunks
-    outcomes, shown = forking.run_batches(folder, count, size, calls, measure, console)
+    outcomes, shown = forking.run_batches(
+        folder, count, settings["batch_size"], calls, measure, console
+    )
     with console.status("Measuring the exact score"):
         exact = _exact_score(images, points, times[steps - 1], key, options.accuracy)
     level = exact.levels["t_S_phi"][1] if "t_S_phi" in exact.levels else np.nan
@@ -149,7 +149,7 @@ def _measure(
     )
     return Findings(
         name="trained model" if options.score == "trained" else "exact score, trajectories",
-        settings=settings | {"run_dir": str(options.run_dir), "num_trunks": options.num_trunks},
+        settings=settings | {"run_dir": str(options.run_dir), "num_trunks": count},
         images=images,
         points=points,
         outcomes=outcomes,
@@ -162,6 +162,11 @@ def _measure(
         published=options.published,
         warnings=[text] if judge is not None and (text := warning(judge)) else [],
     )
+
+
+def _classes(judge: TrainedClassifier, mean: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The classes of images from which the run's mean was removed."""
+    return judge.predict(x + (mean - judge.mean))
 
 
 def _exact_score(

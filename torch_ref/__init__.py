@@ -1,0 +1,1 @@
+"""The original model, process and training step in PyTorch: the specification."""

@@ -1,0 +1,1 @@
+"""The classifier that judges generated images, and their quality in its features."""

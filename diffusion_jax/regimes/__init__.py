@@ -1,0 +1,1 @@
+"""When a backward process commits: speciation, collapse, and what they follow from."""

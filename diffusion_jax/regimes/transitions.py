@@ -16,6 +16,13 @@ TIMES = np.geomspace(1e-3, 10, 96)
 SPECIATION_LEVEL = 0.5504
 # f^e/alpha at the collapse of Gaussian mixtures: see experiments.paper.collapse_definitions.
 ENTROPY_LEVEL = 0.12
+# The definitions of t_C: the curve, and the level that it crosses.
+LEVELS = {
+    "t_C_entropy": ("excess_entropy", ENTROPY_LEVEL),
+    "t_C_phi": ("phi_C", 0.5),
+    "t_C_leave_one_out": ("leave_one_out", 0.0),
+    "t_C_phi_60": ("phi_C", 0.6),
+}
 _FIRST_ROUND = 1024
 
 
@@ -110,12 +117,7 @@ def _summarize(
         values["class_entropy"] = -np.sum(p * np.log(np.maximum(p, 1e-38)), axis=2)
         floor = float(np.sum(class_weights**2) if label is None else class_weights[label])
     curves = dict(zip(values, average(draws.times, values.values(), seed), strict=True))
-    levels = {
-        "t_C_entropy": ("excess_entropy", ENTROPY_LEVEL),
-        "t_C_phi": ("phi_C", 0.5),
-        "t_C_leave_one_out": ("leave_one_out", 0.0),
-        "t_C_phi_60": ("phi_C", 0.6),
-    }
+    levels = dict(LEVELS)
     if "phi" in curves:
         levels["t_S_phi"] = ("phi", floor + (1 - floor) * SPECIATION_LEVEL)
     times = {name: curves[curve].crossing(level) for name, (curve, level) in levels.items()}

@@ -1,0 +1,1 @@
+"""Devices, processes, signals, files: what the mathematics runs on."""

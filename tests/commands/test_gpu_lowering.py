@@ -17,16 +17,11 @@ from diffusion_jax.nn.unet import UNet, num_parameters
 from diffusion_jax.runtime.devices import AXIS
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training.step import init_state, make_optimizer, make_parallel_train_step
-from experiments.tools import hlo
-from experiments.tools.gpu_report import (
-    Options,
-    broken_bounds,
-    check,
-    cudnn_answers,
-    gpu_mesh,
-    load_target,
-    lower_step,
-)
+from experiments.tools import hlo, hlo_counts
+from experiments.tools.flops import model_flops
+from experiments.tools.gpu_program import lower_step
+from experiments.tools.gpu_report import Options, broken_bounds, check
+from experiments.tools.gpu_target import cudnn_answers, gpu_mesh, load_target
 
 SIZE, BATCH, DEVICES = 16, 4, 2
 MODEL = UNet(
@@ -103,31 +98,31 @@ def test_it_is_the_pmapped_step(lowered, monkeypatch):
 
 
 def test_every_convolution_is_nhwc(program):
-    assert sum(hlo.convolutions(program).values()) > 3 * 10
-    assert hlo.other_layouts(program) == {}
+    assert sum(hlo_counts.convolutions(program).values()) > 3 * 10
+    assert hlo_counts.other_layouts(program) == {}
 
 
 def test_only_the_fused_attention_names_its_heads_otherwise(program, kernels):
     """Its results' axes, one forward and three backward, which is a choice of layout, no move."""
-    found = hlo.transposes(program, kernels)
+    found = hlo_counts.transposes(program, kernels)
     assert sum(found.values()) == 4 * ATTENTIONS
     assert all("dot_product_attention" in origin for _, origin in found)
 
 
 def test_attention_is_fused_forward_and_backward(program):
-    assert hlo.fused_attentions(program) == {"forward": ATTENTIONS, "backward": ATTENTIONS}
+    assert hlo_counts.fused_attentions(program) == {"forward": ATTENTIONS, "backward": ATTENTIONS}
 
 
 def test_sums_are_in_float32_under_bfloat16(program):
     """Statistics of norms, loss, norm of the gradients, and the gradients of every bias."""
-    assert hlo.narrow_sums(program) == {}
-    assert hlo.products(program).keys() == {"bf16"}
+    assert hlo_counts.narrow_sums(program) == {}
+    assert hlo_counts.products(program).keys() == {"bf16"}
 
 
 def test_the_state_is_donated_and_the_host_left_alone(lowered, program):
     arrays = len(jax.tree.leaves(lowered.in_avals)) - 1  # the images are not
     assert hlo.donated(lowered.as_text(dialect="hlo")) == arrays
-    assert hlo.host_calls(program) == {}
+    assert hlo_counts.host_calls(program) == {}
 
 
 def test_the_gradients_and_the_loss_are_what_is_reduced(program):
@@ -135,7 +130,7 @@ def test_the_gradients_and_the_loss_are_what_is_reduced(program):
     with cudnn_answers(CUDNN):
         parameters = jax.eval_shape(MODEL.init, jax.random.key(0), image, step)
     size = 4 * (1 + num_parameters(parameters))
-    found = hlo.collectives(program)
+    found = hlo_counts.collectives(program)
     assert found.keys() == {"all-reduce"}
     assert found["all-reduce"][1] == size
 
@@ -156,12 +151,12 @@ def test_a_program_that_breaks_every_rule():
     arguments = array(2, 8, 16, 16, dtype=b16), array(8, 8, 3, 3, dtype=b16), array(8, dtype=b16)
     lowered = lower(both, *arguments, platform="cpu")  # JAX lowers a call back for what is there
     program = read(lowered)
-    assert hlo.other_layouts(program)
-    assert sum(hlo.host_calls(program).values()) == 1
-    assert [sum for sum, _ in hlo.narrow_sums(program)] == ["bf16[2,16,16,8] -> bf16[8]"]
-    assert sum(hlo.transposes(program, [(8, 8, 3, 3)]).values()) >= 2
+    assert hlo_counts.other_layouts(program)
+    assert sum(hlo_counts.host_calls(program).values()) == 1
+    assert [sum for sum, _ in hlo_counts.narrow_sums(program)] == ["bf16[2,16,16,8] -> bf16[8]"]
+    assert sum(hlo_counts.transposes(program, [(8, 8, 3, 3)]).values()) >= 2
     assert hlo.donated(lowered.as_text(dialect="hlo")) == 0
-    assert hlo.fused_attentions(program) == {"forward": 0, "backward": 0}
+    assert hlo_counts.fused_attentions(program) == {"forward": 0, "backward": 0}
 
 
 @pytest.mark.parametrize(
@@ -188,18 +183,18 @@ def test_flops_of_a_convolution_and_its_gradients(stride, padding, dilation):
     ):
         arguments = (x, kernel) if function is convolve else (x, kernel, pull)
         lowered = lower(function, *arguments)
-        assert hlo.model_flops(lowered) == lowered.cost_analysis()["flops"]
+        assert model_flops(lowered) == lowered.cost_analysis()["flops"]
     if padding == "VALID":  # in closed form: 8 x 6 places, 9 taps, all of them real
-        assert hlo.model_flops(lower(convolve, x, kernel)) == 2 * 3 * 8 * 6 * 9 * 5 * 7
+        assert model_flops(lower(convolve, x, kernel)) == 2 * 3 * 8 * 6 * 9 * 5 * 7
 
 
 def test_flops_of_products_count_every_call():
     """A function that is called twice, as XLA writes it once, and a product over a batch."""
     square = jax.jit(lambda a: a @ a)
     lowered = lower(lambda a: square(square(a)), array(6, 6))
-    assert hlo.model_flops(lowered) == 2 * 2 * 6**3
+    assert model_flops(lowered) == 2 * 2 * 6**3
     lowered = lower(lambda a, b: jnp.einsum("bij,bkj->bik", a, b), array(5, 2, 3), array(5, 4, 3))
-    assert hlo.model_flops(lowered) == 2 * 5 * 2 * 3 * 4
+    assert model_flops(lowered) == 2 * 5 * 2 * 3 * 4
 
 
 def test_flops_of_fused_attention_are_those_of_its_products():
@@ -217,8 +212,8 @@ def test_flops_of_fused_attention_are_those_of_its_products():
     with cudnn_answers(CUDNN), jax.numpy_dtype_promotion("standard"):
         for implementation in ("cudnn", "xla"):
             function = attend(implementation)
-            assert hlo.model_flops(lower(function, q, q, q)) == 2 * one
-            assert hlo.model_flops(lower(jax.grad(function, (0, 1, 2)), q, q, q)) == 6 * one
+            assert model_flops(lower(function, q, q, q)) == 2 * one
+            assert model_flops(lower(jax.grad(function, (0, 1, 2)), q, q, q)) == 6 * one
 
 
 def test_what_cannot_be_compiled_is_said_in_one_line(tmp_path):

@@ -11,7 +11,8 @@ from two_convolutions import build
 
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.training.checkpoint import DamagedCheckpoint
-from experiments.tools.torture import Lost, Torture
+from experiments.tools.torture import Torture
+from experiments.tools.verdict import Lost, check_same
 
 
 def test_nothing_is_lost(tmp_path, monkeypatch):
@@ -38,12 +39,12 @@ def test_nothing_is_lost(tmp_path, monkeypatch):
     record = json.loads(text.splitlines()[7])
     metrics.write_text(text.replace(str(record["loss"]), str(np.nextafter(record["loss"], 2))))
     with pytest.raises(Lost, match="losses"):
-        torture._compare(run)
+        check_same(run, whole)
     metrics.write_text(text)
-    torture._compare(run)
+    check_same(run, whole)
     os.truncate(whole.checkpoints / "20" / "metadata" / "metadata", 20)
     with pytest.raises(DamagedCheckpoint):
-        torture._compare(run)
+        check_same(run, whole)
     (whole.folder / "samples" / "step_00000010.png").unlink()
     with pytest.raises(Lost, match="images"):
-        torture._compare(run)
+        check_same(run, whole)
