@@ -18,12 +18,13 @@ from rich.table import Table
 from diffusion_jax.data.arrays import image_set
 from diffusion_jax.data.checks import check, require_memory
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.errors import UserError
 from diffusion_jax.plots import page
 from diffusion_jax.plots import regimes as plots
 from diffusion_jax.regimes import analysis as numbers
 from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.regimes.transitions import SPECIATION_LEVEL, Regimes
-from diffusion_jax.runtime.files import write_json
+from diffusion_jax.runtime.files import unwritten, write_json
 
 MEANING = {
     "Lambda": "first channel",
@@ -113,7 +114,10 @@ class Study:
           UserError: they cannot be written.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritten(folder, error) from error
         for name in FIGURES:  # of an earlier study
             (folder / name).unlink(missing_ok=True)
         settings = self.settings | {"warnings": self.warnings}
@@ -174,7 +178,12 @@ def analyse(
     Raises:
       UserError: images or labels that cannot be used; the message says why.
     """
-    chosen = images if isinstance(images, ImageSet) else image_set(images, labels)
+    if isinstance(images, ImageSet):
+        if labels is not None:
+            raise UserError("an ImageSet has its own labels: give images and labels as arrays")
+        chosen = images
+    else:
+        chosen = image_set(images, labels)
     return measure(chosen, name, warnings_of(chosen), accuracy, max_draws, seed)
 
 
