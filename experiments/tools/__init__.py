@@ -1,0 +1,1 @@
+"""For maintainers: speed, compiled programs, kills."""

@@ -1,25 +1,16 @@
-"""What `benchmark` times on JAX's side, and the start of a fresh process of either."""
+"""What `benchmark` times on JAX's side: compiled programs with their arguments."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import psutil
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.data.batches import device_batches
@@ -38,11 +29,6 @@ from diffusion_jax.training.step import (
 )
 
 MEAN = np.full(3, 0.5, np.float32)
-# XLA's own caches for GPUs put the folder's name into each program's key: a program could then not
-# be taken from another folder.
-XLA_CACHES_OFF = {"JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none"}
-# What a first start measures: some updates, so that every buffer has been allocated.
-FIRST_UPDATES = 3
 
 
 @dataclass(frozen=True)
@@ -165,134 +151,3 @@ def pixels(batch: int, size: int, channels: int = 3) -> np.ndarray:
     """Random uint8 images (batch, size, size, channels)."""
     shape = (batch, size, size, channels)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-class PeakMemory:
-    """Largest growth of this process's resident memory within a with block, in bytes."""
-
-    def __enter__(self) -> "PeakMemory":
-        process, self._stop = psutil.Process(), threading.Event()
-        before = process.memory_info().rss
-        self.growth = 0
-
-        def watch() -> None:
-            while not self._stop.wait(0.005):
-                self.growth = max(self.growth, process.memory_info().rss - before)
-
-        self._thread = threading.Thread(target=watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-def _report(make_call: Callable[[], Callable[[], Any]]) -> None:
-    """Makes some updates and prints when the first ended and the memory that they took."""
-    with PeakMemory() as peak:
-        call = make_call()
-        call()
-        first = time.time()
-        for _ in range(FIRST_UPDATES - 1):
-            call()
-    print(json.dumps({"time": first, "peak": peak.growth}))
-
-
-def report_jax(batch: int, size: int) -> None:
-    """What the fresh process of `fresh_start` runs for JAX."""
-    backend.configure()
-    backend.keep_freed_memory()
-    model, images, config = UNet(), pixels(batch, size), TrainingConfig(batch_size=batch)
-    _report(lambda: train_step(model, fresh_params(model), images, config).call)
-
-
-def report_torch(batch: int, size: int) -> None:
-    """The same for the reference, as it is by default."""
-    import torch
-
-    from experiments.tools import torch_speed
-    from torch_ref.unet import UNet as TorchUNet
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    images = torch.from_numpy(pixels(batch, size)).permute(0, 3, 1, 2)
-    mean = torch.from_numpy(MEAN)
-    _report(
-        lambda: torch_speed.train_step(
-            torch_speed.Setting(), TorchUNet(), images, mean, 1.0, 0.9999
-        )
-    )
-
-
-def fresh_start(function: str, batch: int, size: int, cache: Path | None = None) -> dict[str, Any]:
-    """Seconds from the start of a Python process to its first update, and its memory.
-
-    Args:
-      function: "report_jax" or "report_torch".
-      batch: images an update.
-      size: pixels a side.
-      cache: folder in which compiled programs are kept; by default the user's.
-
-    Returns:
-      `seconds`, from before the interpreter starts, imports and compilation included; `peak`,
-      bytes by which resident memory grew from after the imports to the highest point.
-
-    Raises:
-      RuntimeError: the process failed; its last line says why.
-    """
-    program = f"from experiments.tools.programs import {function}; {function}({batch}, {size})"
-    environment = dict(os.environ)
-    if cache is not None:
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        environment["XDG_CACHE_HOME"] = str(cache)
-        environment |= XLA_CACHES_OFF
-    if function == "report_torch":
-        environment["JAX_PLATFORMS"] = "cpu"
-    start = time.time()
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
-    result = json.loads(done.stdout.splitlines()[-1])
-    return {"seconds": result["time"] - start, "peak": result["peak"]}
-
-
-def first_and_second_start(batch: int, size: int) -> dict[str, dict[str, Any]]:
-    """`fresh_start` of JAX with an empty cache of compiled programs, then with what it left.
-
-    The second is made three times, and the one that took the middle time is returned. What the
-    first compiled goes to the user's cache too, for a process with `XLA_CACHES_OFF`.
-    """
-    with tempfile.TemporaryDirectory(prefix="diffusion-jax-benchmark-") as folder:
-        first, *later = (fresh_start("report_jax", batch, size, Path(folder)) for _ in range(4))
-        made, kept = backend.cache_folder(folder), jax.config.values["jax_compilation_cache_dir"]
-        if kept and Path(kept).is_dir() and made.is_dir():
-            shutil.copytree(made, kept, dirs_exist_ok=True)
-    return {"first": first, "second": sorted(later, key=lambda start: start["seconds"])[1]}
-
-
-def pipeline_seconds(images: np.ndarray, batch: int, num_batches: int = 50) -> float:
-    """Seconds that `device_batches` takes to gather and send one batch, nothing else running."""
-    batches = device_batches(images, 0, 0, batch)
-    jax.block_until_ready(next(batches))
-    start = time.perf_counter()
-    for _ in range(num_batches):
-        jax.block_until_ready(next(batches))
-    seconds = (time.perf_counter() - start) / num_batches
-    batches.close()  # type: ignore[attr-defined]
-    return seconds
-
-
-def waiting_seconds(images: np.ndarray, batch: int, update: Program, num_updates: int) -> float:
-    """Median seconds that an update waits for its batch, while the ones before it run."""
-    batches = device_batches(images, 0, 0, batch)
-    next(batches)
-    waits = []
-    for _ in range(num_updates):
-        update.call()
-        start = time.perf_counter()
-        jax.block_until_ready(next(batches))
-        waits.append(time.perf_counter() - start)
-    batches.close()  # type: ignore[attr-defined]
-    return float(np.median(waits))

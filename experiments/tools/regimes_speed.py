@@ -9,34 +9,24 @@ with status 1 where a factor is under its bound. About 45 seconds on two CPU cor
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from diffusion_jax.data import mnist
-from diffusion_jax.denoisers import EmpiricalDenoiser
 from diffusion_jax.errors import UserError
-from diffusion_jax.regimes import mixture_cloning, posterior, spectrum
+from diffusion_jax.regimes import mixture_cloning, spectrum
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
-from diffusion_jax.schedule import from_beta
 from experiments.command import exit_if_broken, reports_errors
-from experiments.tools.timing import alternate, warn_if_busy
+from experiments.tools import entropy_speed, speed_tables
+from experiments.tools.timing import medians, warn_if_busy
 
 BOUNDS = {"entropy, loop": 1000.0, "cloning": 1000.0, "Lambda": 4.0}
-FORMS = ("loop", "batched", "curve")
-TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.3, 1.6, 2.0, 3.0, 5.0)
-# Draws from each point, over which variances are taken; draws that the loop is timed on.
-DRAWS_PER_POINT, LOOP_DRAWS = 4, 300
 FORKS, PAIRS, DIMENSION = np.arange(1.0, 10.5, 0.5), 10_000, 1024
 MEASURED_STEPS = 10
 
@@ -49,118 +39,6 @@ class Options:
     """Folder for speed.json."""
     repeats: int = 5
     """Timed runs of each, of which the median counts."""
-
-
-def medians(repeats: int, *functions: Callable[[], Any]) -> list[float]:
-    """Median seconds of each function, run in turns."""
-    return [median(record) for record in alternate(repeats, *functions)]
-
-
-def entropy_variances(points: np.ndarray) -> list[dict[str, float]]:
-    """Both routes to f^e on the same draws, at every time.
-
-    The published average takes a point at random for each draw; the engine takes all points
-    equally often, so that only the variance among draws from one point is left in its error. The
-    ratio without that is given too.
-    """
-    import torch
-
-    from torch_ref import regimes
-
-    n, d = points.shape
-    draws = n * DRAWS_PER_POINT
-    index = np.tile(np.arange(n), DRAWS_PER_POINT)
-    noise = np.random.default_rng(0).standard_normal((draws, d), np.float32)
-    exact = [torch.from_numpy(array) for array in (points.astype(np.float64), index)]
-    rows = []
-    for t in TIMES:
-        variance = -math.expm1(-2 * t)
-        published, error = regimes.excess_entropy(
-            exact[0], t, exact[1], torch.from_numpy(noise).double(), regimes.log_density_batched
-        )
-        denoiser = EmpiricalDenoiser(from_beta(np.array([variance])), jnp.asarray(points))
-        x = np.float32(math.exp(-t)) * points[index] + np.float32(math.sqrt(variance)) * noise
-        parts = []
-        for part in np.split(x, draws // 500):
-            log_p = denoiser.posterior(jnp.asarray(part), jnp.zeros(len(part), jnp.int32))
-            parts.append(-jnp.sum(jnp.exp(log_p) * jnp.maximum(log_p, -1e3), axis=1))
-        entropy = np.concatenate(parts).astype(np.float64).reshape(DRAWS_PER_POINT, n) / d
-        published_variance = error**2 * draws
-        rows.append(
-            {
-                "time": t,
-                "published": published,
-                "published_standard_error": error,
-                "ours": float(entropy.mean()),
-                "difference_in_standard_errors": (published - float(entropy.mean())) / error,
-                "variance_ratio": published_variance / float(entropy.var(axis=0, ddof=1).mean()),
-                "variance_ratio_unstratified": published_variance / float(entropy.var()),
-            }
-        )
-    return rows
-
-
-def measure_entropy(repeats: int) -> dict[str, Any]:
-    """Seconds a draw in three forms, times how many draws each needs."""
-    import torch
-
-    from torch_ref import regimes
-
-    digits = mnist.load(("1", "8"), 500, 32)
-    points = digits.images.reshape(len(digits.images), -1) / np.float32(255)
-    n, d = points.shape
-    draws = n * DRAWS_PER_POINT
-    rows = entropy_variances(points)
-    least = min(rows, key=lambda row: row["variance_ratio"])
-    t, tensor = least["time"], torch.from_numpy(points)
-    training = posterior.training_set(points)
-    key = jax.random.key(0)
-
-    def published(draws: int, log_density: regimes.LogDensity) -> None:
-        index, noise = torch.randint(n, (draws,)), torch.randn(draws, d)
-        regimes.excess_entropy(tensor, t, index, noise, log_density)
-
-    def ours(times: tuple[float, ...]) -> None:
-        posterior.draw_from(training, np.array(times), key, 0, draws)
-
-    loop, batched, one_time, curve, whole = medians(
-        repeats,
-        lambda: published(LOOP_DRAWS, regimes.log_density_one_by_one),
-        lambda: published(draws, regimes.log_density_batched),
-        lambda: ours((t,)),
-        lambda: ours(TIMES),
-        lambda: posterior.draw(points, None, np.array([t]), key, n),
-    )
-    each = {
-        "published_loop": loop / LOOP_DRAWS,
-        "published_batched": batched / draws,
-        "ours": one_time / draws,
-        "ours_per_time_of_a_curve": curve / draws / len(TIMES),
-    }
-    factors = {
-        "loop": each["published_loop"] / each["ours"],
-        "batched": each["published_batched"] / each["ours"],
-        "curve": each["published_loop"] / each["ours_per_time_of_a_curve"],
-    }
-    for row in rows:
-        for form, ratio in factors.items():
-            row[f"factor_{form}"] = ratio * row["variance_ratio"]
-    equal_draws = n * least["variance_ratio"]
-    return {
-        "n": n,
-        "d": d,
-        "seconds_per_draw": each,
-        "time_ratio": factors,
-        "least_favourable": least,
-        "whole_call": {
-            "our_draws": n,
-            "our_seconds": whole,
-            "published_draws": equal_draws,
-            "published_loop_seconds_extrapolated": each["published_loop"] * equal_draws,
-            "factor": each["published_loop"] * equal_draws / whole,
-        },
-        "by_time": rows,
-    }
 
 
 def measure_cloning(repeats: int) -> dict[str, Any]:
@@ -249,64 +127,17 @@ def main() -> None:
         "bounds": BOUNDS,
     }
     for name, measure in (
-        ("entropy", measure_entropy),
+        ("entropy", entropy_speed.measure),
         ("cloning", measure_cloning),
         ("Lambda", measure_eigenvalue),
     ):
         print(f"Measuring {name}", flush=True)
         report[name] = measure(options.repeats)
 
-    entropy, cloning, top = report["entropy"], report["cloning"], report["Lambda"]
-    table = Table("t", "variance ratio", "i.i.d.", *(f"factor, {f}" for f in FORMS), "z")
-    for row in entropy["by_time"]:
-        table.add_row(
-            f"{row['time']:g}",
-            f"{row['variance_ratio']:.3g}",
-            f"{row['variance_ratio_unstratified']:.3g}",
-            *(f"{row[f'factor_{form}']:.3g}" for form in FORMS),
-            f"{row['difference_in_standard_errors']:+.2f}",
-        )
-    console = Console()
-    console.print(table)
-    each, whole = entropy["seconds_per_draw"], entropy["whole_call"]
-    least, ratio = entropy["least_favourable"], entropy["time_ratio"]
-    print(
-        "i.i.d.: were the points taken at random in the engine too. z: difference of the two "
-        "routes on the same draws, in standard errors of the published "
-        f"one.\nMicroseconds a draw: loop {1e6 * each['published_loop']:.3g}, batched "
-        f"{1e6 * each['published_batched']:.3g}, ours {1e6 * each['ours']:.3g}, and "
-        f"{1e6 * each['ours_per_time_of_a_curve']:.3g} for each time of a curve of {len(TIMES)}."
-    )
-    factors = {
-        "entropy, loop": least["factor_loop"],
-        "entropy, loop, a whole call": whole["factor"],
-        "entropy, loop, as part of a curve": least["factor_curve"],
-        "entropy, batched": least["factor_batched"],
-        "cloning": cloning["factor"],
-        "Lambda": top["factor"],
-    }
-    notes = {
-        "entropy, loop": f"{ratio['loop']:.3g} a draw x {least['variance_ratio']:.3g} in draws, "
-        f"at the least favourable t = {least['time']:g}",
-        "entropy, loop, a whole call": f"{whole['published_loop_seconds_extrapolated']:.3g} s for "
-        f"{whole['published_draws']:.3g} draws, extrapolated from {LOOP_DRAWS}, against "
-        f"{whole['our_seconds']:.3g} s for {whole['our_draws']}",
-        "entropy, loop, as part of a curve": f"{ratio['curve']:.3g} a draw and time",
-        "entropy, batched": f"{ratio['batched']:.3g} a draw",
-        "cloning": f"{cloning['published_seconds_extrapolated']:.4g} s against "
-        f"{cloning['ours_seconds']:.3g} s; from {cloning['extrapolated_from']}",
-        "Lambda": f"{top['published_seconds']:.3g} s against {top['ours_seconds']:.3g} s; "
-        f"{top['published']:.6g} and {top['ours']:.6g}",
-    }
-    table = Table("what", "times faster", "bound", "how")
-    broken = []
-    for name, factor in factors.items():
-        bound = BOUNDS.get(name)
-        holds = bound is None or factor >= bound
-        if not holds:
-            broken.append(f"{name}: {factor:.3g} is under {bound:g}")
-        cell = "" if bound is None else f"{bound:g}" + ("" if holds else " BROKEN")
-        table.add_row(name, f"{factor:.4g}", cell, notes.get(name, ""))
+    console, entropy = Console(), report["entropy"]
+    console.print(speed_tables.entropy_table(entropy["by_time"]))
+    print(speed_tables.prices(entropy))
+    table, broken = speed_tables.judged(speed_tables.factors(report), BOUNDS)
     console.print(table)
     write_json(options.out / "speed.json", report)
     print(f"Wrote {options.out / 'speed.json'}")

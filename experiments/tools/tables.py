@@ -17,13 +17,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def tables(report: Mapping[str, Any], bounds: Mapping[str, float]) -> str:
-    """The benchmark's report as two tables: the ratios, and everything else.
-
-    Args:
-      report: see `experiments.tools.benchmark.Benchmark`.
-      bounds: for some rows, the largest ratio allowed.
-    """
+def _timed(report: Mapping[str, Any], bounds: Mapping[str, float]) -> list[list[str]]:
+    """What both sides took, and their ratio, row by row."""
     cells = []
     for name, seconds in report["seconds"].items():
         result, bound = report["ratios"].get(name), bounds.get(name)
@@ -39,7 +34,22 @@ def tables(report: Mapping[str, Any], bounds: Mapping[str, float]) -> str:
             ]
         size = size.replace("_", " px, ") if "_" in size else f"{size} px"
         cells.append([f"{LABELS[what]}, {size}", f"{seconds['JAX']:.3g} s", *torch_cells])
-    parts = [markdown(["what", "JAX", "PyTorch", "ratio (interval, coverage)", "bound"], cells)]
+    return cells
+
+
+def _start(start: Mapping[str, Any]) -> list[list[str]]:
+    """Time and memory of the start of a process."""
+    cells = []
+    for name, seconds in start["seconds"].items():
+        label = name if name == "torch eager" else f"JAX, {name} start"
+        growth = start["memory_growth"][name] / MIB
+        cells.append([f"start to first update, {label}", f"{seconds:.1f} s"])
+        cells.append([f"peak growth of memory, {label}", f"{growth:.0f} MiB"])
+    return [*cells, ["second start / first start", f"{start['second_to_first']:.2f}"]]
+
+
+def _others(report: Mapping[str, Any]) -> list[list[str]]:
+    """Everything that is not a ratio of times."""
     cells = []
     for name, result in report["ratios"].items():
         if "against_quickest_adam" in result:
@@ -58,17 +68,23 @@ def tables(report: Mapping[str, Any], bounds: Mapping[str, float]) -> str:
             ["the same, waited for", f"{100 * pipeline['share_beside_the_step']:.2g} %"],
         ]
     if "start" in report:
-        start = report["start"]
-        for name, seconds in start["seconds"].items():
-            label = name if name == "torch eager" else f"JAX, {name} start"
-            growth = start["memory_growth"][name] / MIB
-            cells.append([f"start to first update, {label}", f"{seconds:.1f} s"])
-            cells.append([f"peak growth of memory, {label}", f"{growth:.0f} MiB"])
-        cells.append(["second start / first start", f"{start['second_to_first']:.2f}"])
+        cells += _start(report["start"])
     for name, memory in report.get("compiler_memory", {}).items():
         if memory:
             sizes = ", ".join(f"{k} {v / MIB:.0f} MiB" for k, v in memory.items())
             cells.append([f"{name}, JAX, by the compiler", sizes])
     for name, result in report.get("throughput", {}).items():
         cells.append([f"{name}, JAX", ", ".join(f"{k} {v:.3g}" for k, v in result.items())])
-    return "\n\n".join([*parts, markdown(["what", "measured"], cells)])
+    return cells
+
+
+def tables(report: Mapping[str, Any], bounds: Mapping[str, float]) -> str:
+    """The benchmark's report as two tables: the ratios, and everything else.
+
+    Args:
+      report: see `experiments.tools.benchmark.measure`.
+      bounds: for some rows, the largest ratio allowed.
+    """
+    header = ["what", "JAX", "PyTorch", "ratio (interval, coverage)", "bound"]
+    timed, others = _timed(report, bounds), _others(report)
+    return "\n\n".join([markdown(header, timed), markdown(["what", "measured"], others)])

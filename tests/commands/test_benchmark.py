@@ -3,6 +3,7 @@
 import builtins
 import json
 import math
+import sys
 import time
 from dataclasses import replace
 
@@ -13,12 +14,16 @@ import pytest
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots.benchmark import draw_ratios
 from diffusion_jax.plots.style import save
-from experiments.tools import benchmark, programs, tables, timing
+from experiments import tools
+from experiments.tools import benchmark, fresh_start, ratios, tables, timing, turns
+from experiments.tools.effort import QUICK
+from experiments.tools.rows import compile_programs
+from experiments.tools.sides import make_sides
 
 # Wider than the 8 groups of a norm: else biases before it have no gradient to compare.
 TINY = {"base_channels": 16, "multiples": (1,), "attention_levels": (), "num_res_blocks": 1}
-PAIRS = dict.fromkeys(benchmark.QUICK.pairs, 2)
-EFFORT = replace(benchmark.QUICK, pairs=PAIRS, sampled=2, compared={32: {}})
+PAIRS = dict.fromkeys(QUICK.pairs, 2)
+EFFORT = replace(QUICK, pairs=PAIRS, sampled=2, compared={32: {}}, pause=0.0)
 ROWS = ("forward_32", "sampling_32", "train_32")
 
 
@@ -45,7 +50,7 @@ def test_ratios_are_of_pairs_and_against_the_faster_reference():
     # The machine slows down tenfold halfway: the ratio of a pair does not see it.
     ours, slow = [1.0, 1.0, 10.0, 10.0], [2.0, 2.0, 20.0, 20.0]
     slower = [2 * x for x in slow]
-    result = benchmark.ratio({"compiled": (ours, slower), "eager": (ours, slow)})
+    result = ratios.ratio({"compiled": (ours, slower), "eager": (ours, slow)})
     assert (result["median"], result["interval"]) == (0.5, (0.5, 0.5))
     assert result["reference"] == "eager"
 
@@ -58,13 +63,13 @@ def test_calls_take_turns_and_the_warm_up_is_not_counted():
 
 
 def test_extrapolation_is_proportional_to_the_steps_not_run():
-    assert benchmark.extrapolate(0.5, 10) == 50
-    assert benchmark.extrapolate(0.5, 1000) == 0.5
+    assert ratios.extrapolate(0.5, 10) == 50
+    assert ratios.extrapolate(0.5, 1000) == 0.5
 
 
 def test_bounds_are_upper_and_nan_breaks_them():
     values = {"forward_32": 0.95, "train_64": 1.01, "second_start": math.nan, "unknown": 9.0}
-    assert [line.split(":")[0] for line in benchmark.broken_bounds(values)] == [
+    assert [line.split(":")[0] for line in ratios.broken_bounds(values)] == [
         "train_64",
         "second_start",
     ]
@@ -78,22 +83,18 @@ def test_a_markdown_table_has_equally_long_lines():
 
 
 def test_a_time_limit_ends_what_takes_longer():
-    with pytest.raises(TimeoutError), benchmark.time_limit(1):
+    with pytest.raises(TimeoutError), turns.time_limit(1):
         time.sleep(10)
 
 
 @pytest.fixture(scope="module")
-def measured():
+def sides():
     pytest.importorskip("torch")
-    result = benchmark.Benchmark(EFFORT, 8, 1, 0.0, **TINY)
-    result.agree()
-    result.compile([(32, False)])
-    result.speed(32)
-    return result
+    return make_sides(8, 1, **TINY)
 
 
-def test_everything_is_measured_and_written(measured, tmp_path):
-    report = json.loads(json.dumps(measured.report))
+def test_everything_is_measured_and_written(sides, tmp_path):
+    report = json.loads(json.dumps(benchmark.measure(sides, EFFORT)))
     assert tuple(report["ratios"]) == ROWS
     for row in report["ratios"].values():
         low, high = row["interval"]
@@ -109,27 +110,22 @@ def test_everything_is_measured_and_written(measured, tmp_path):
     assert steps["JAX"] == pytest.approx(500 * report["seconds"]["sampling_32"]["JAX"])
     assert report["data_pipeline"]["share_alone"] > 0
     assert set(report["agreement"]) == {"32 px", "forward_32"}
-    assert set(measured.values()) == {*ROWS, "data_pipeline"}
-    shown = tables.tables(report, benchmark.BOUNDS)
+    assert set(ratios.bounded(report)) == {*ROWS, "data_pipeline"}
+    shown = tables.tables(report, ratios.BOUNDS)
     assert "| train step, 32 px " in shown
-    save(draw_ratios(report["ratios"], benchmark.BOUNDS, "tiny"), tmp_path / "benchmark.png")
+    save(draw_ratios(report["ratios"], ratios.BOUNDS, "tiny"), tmp_path / "benchmark.png")
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
 
 
-def test_models_that_disagree_are_not_timed(measured):
-    torch = pytest.importorskip("torch")
-    weight = measured.torch_model.init_conv.weight
-    before, times = measured.params, dict(measured.report["seconds"])
-    measured.params = jax.tree.map(np.copy, before)
-    measured.params["init_conv"]["kernel"] += 1e-3
-    measured.compile([(32, False)])
-    try:
-        with pytest.raises(UserError, match=r"disagree, so nothing is timed: forward_32, output"):
-            measured.speed(32)
-    finally:
-        measured.params = before
-    assert measured.report["seconds"] == times
-    assert torch.isfinite(weight).all()
+def test_models_that_disagree_are_not_timed(sides):
+    params = jax.tree.map(np.copy, sides.params)
+    params["init_conv"]["kernel"] += 1e-3
+    other, case = replace(sides, params=params), (32, False)
+    made = compile_programs(other, EFFORT, [case])[case]
+    report = {}
+    with pytest.raises(UserError, match=r"disagree, so nothing is timed: forward_32, output"):
+        benchmark.measure_case(report, other, EFFORT, made, case, None, print)
+    assert report == {}
 
 
 def test_without_torch_jax_is_measured_alone(monkeypatch, capsys):
@@ -141,21 +137,18 @@ def test_without_torch_jax_is_measured_alone(monkeypatch, capsys):
         return real(name, *arguments, **more)
 
     monkeypatch.setattr(builtins, "__import__", no_torch)
-    alone = benchmark.Benchmark(EFFORT, 8, 1, 0.0, **TINY)
-    alone.agree()
-    alone.compile([(32, False)])
-    alone.speed(32)
+    # Other tests have imported it.
+    monkeypatch.delitem(sys.modules, "experiments.tools.reference", raising=False)
+    monkeypatch.delattr(tools, "reference", raising=False)
+    report = benchmark.measure(make_sides(8, 1, **TINY), EFFORT)
     assert "note: torch is not installed" in capsys.readouterr().out
-    assert alone.report["ratios"] == {}
-    assert tuple(alone.report["seconds"]) == ROWS
-    assert set(alone.values()) == {"data_pipeline"}
-    assert "| train step, 32 px " in tables.tables(alone.report, benchmark.BOUNDS)
+    assert report["ratios"] == {}
+    assert tuple(report["seconds"]) == ROWS
+    assert set(ratios.bounded(report)) == {"data_pipeline"}
+    assert "| train step, 32 px " in tables.tables(report, ratios.BOUNDS)
 
 
 def test_a_fresh_process_that_fails_leaves_the_rest(monkeypatch, capsys):
-    pytest.importorskip("torch")
-    monkeypatch.setattr(programs.sys, "executable", "/does/not/exist")
-    alone = benchmark.Benchmark(EFFORT, 8, 1, 0.0, **TINY)
-    alone.starts()
+    monkeypatch.setattr(fresh_start.sys, "executable", "/does/not/exist")
+    assert fresh_start.measure(8, 32, with_torch=False) is None
     assert "note: the start of a fresh process could not be measured" in capsys.readouterr().out
-    assert "start" not in alone.report

@@ -1,0 +1,99 @@
+"""The train step's program for a GPU: lowered, and described once it is compiled."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffusion_jax.config import TrainingConfig
+from diffusion_jax.nn.unet import UNet
+from diffusion_jax.runtime.devices import AXIS
+from diffusion_jax.schedule import linear_schedule
+from diffusion_jax.training.step import TrainState, init_state, make_optimizer, make_train_step
+from experiments.tools import hlo, hlo_counts
+
+
+def lower_step(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh) -> Any:
+    """Lowers the train step of `step.make_parallel_train_step` for so many GPUs.
+
+    That one is pmapped over the devices that are there, and so cannot be lowered for others; what
+    every device does is the same here.
+
+    Args:
+      model: the noise predictor.
+      config: training configuration, with the batch over all devices.
+      image_size: pixels a side.
+      mesh: from `gpu_target.gpu_mesh`; other devices will do where nothing is to be compiled.
+
+    Returns:
+      The lowered program.
+    """
+    optimizer = make_optimizer(config)
+    shape = (image_size, image_size, model.channels)
+    train_step = make_train_step(
+        model, linear_schedule(), optimizer, jnp.zeros(model.channels), config, AXIS
+    )
+
+    def train(state: TrainState, images: jax.Array) -> Any:
+        images = images[0]
+        batch = images.shape[0]
+        return train_step(state, images, jax.lax.axis_index(AXIS) * batch + jnp.arange(batch))
+
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    mapped = jax.shard_map(
+        train, mesh=mesh, in_specs=(whole, split), out_specs=whole, check_vma=False
+    )
+
+    def abstract(spec: PartitionSpec, tree: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
+        )
+
+    state = jax.eval_shape(lambda key: init_state(model, optimizer, key, shape), jax.random.key(0))
+    images = jax.ShapeDtypeStruct((mesh.size, config.batch_size // mesh.size, *shape), jnp.uint8)
+    traced = jax.jit(mapped, donate_argnums=0).trace(
+        abstract(whole, state), abstract(split, images)
+    )
+    return traced.lower(lowering_platforms=("cuda",))
+
+
+def memory(compiled: Any) -> dict[str, int]:
+    """Bytes that a compiled program needs on each device, by the compiler's own analysis.
+
+    `arguments` (parameters, optimizer state, images), `results` that take no argument's memory,
+    `temporary` (activations, gradients), and `peak`, the most that is in use at a time.
+    """
+    analysis = compiled.memory_analysis()
+    return {
+        "arguments": analysis.argument_size_in_bytes,
+        "results": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporary": analysis.temp_size_in_bytes,
+        "peak": analysis.peak_memory_in_bytes,
+    }
+
+
+def describe(lowered: Any, program: Any) -> dict[str, Any]:
+    """What a compiled train step consists of, as JSON can hold it."""
+    text = program.as_text()
+    instructions = hlo.instructions(text)
+    arguments = jax.tree.leaves(lowered.in_avals)
+    kernels = {a.shape for a in arguments if jnp.issubdtype(a.dtype, jnp.floating)}
+
+    def named(counts: dict[Any, int]) -> list[list[Any]]:
+        return [[*name, number] for name, number in counts.items()]
+
+    return {
+        "memory": memory(program),
+        "convolutions": hlo_counts.convolutions(instructions),
+        "convolutions_not_nhwc": hlo_counts.other_layouts(instructions),
+        "fused_attentions": hlo_counts.fused_attentions(instructions),
+        "matrix_products": hlo_counts.products(instructions),
+        "transposes": named(hlo_counts.transposes(instructions, kernels)),
+        "narrow_sums": named(hlo_counts.narrow_sums(instructions)),
+        "collectives": hlo_counts.collectives(instructions),
+        "host_calls": hlo_counts.host_calls(instructions),
+        "donated": hlo.donated(text),
+        "state_arrays": len(arguments) - 1,
+    }

@@ -1,0 +1,82 @@
+"""The two models that `benchmark` holds against each other, and what both are given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.config import TrainingConfig
+from diffusion_jax.nn.unet import UNet
+from experiments.tools import programs
+from experiments.tools.notes import note
+
+if TYPE_CHECKING:  # it needs torch, which may be missing
+    from experiments.tools.reference import Reference
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The two models with the same weights.
+
+    Attributes:
+      model: JAX's.
+      params: its parameters.
+      reference: PyTorch's, or None where JAX is measured alone.
+      batch: images a batch.
+      fields: the UNet's fields that are not the paper's.
+    """
+
+    model: UNet
+    params: Any
+    reference: "Reference | None"
+    batch: int
+    fields: Mapping[str, Any]
+
+    @property
+    def config(self) -> TrainingConfig:
+        """How both train."""
+        return TrainingConfig(batch_size=self.batch)
+
+    def inputs(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Noise (batch, size, size, channels) and steps (batch,)."""
+        rng = np.random.default_rng(0)
+        shape = (self.batch, size, size, self.model.channels)
+        return rng.standard_normal(shape, np.float32), rng.integers(0, 1000, self.batch)
+
+    def images(self, size: int) -> np.ndarray:
+        """Images uint8 (batch, size, size, channels)."""
+        return programs.pixels(self.batch, size, self.model.channels)
+
+
+def on_gpu() -> bool:
+    """Whether both run on a GPU."""
+    return jax.default_backend() == "gpu"
+
+
+def make_sides(batch: int, threads: int, **fields: Any) -> Sides:
+    """Makes both models, or JAX's alone where torch is missing.
+
+    Args:
+      batch: images a batch.
+      threads: of the reference, as many as JAX takes.
+      **fields: the UNet's fields, by default the paper's.
+    """
+    reference = _reference(threads, fields)
+    if reference is None:
+        model = UNet(**fields)
+        return Sides(model, programs.fresh_params(model)(), None, batch, fields)
+    return Sides(*reference.weights(), reference, batch, fields)
+
+
+def _reference(threads: int, fields: Mapping[str, Any]) -> "Reference | None":
+    try:
+        from experiments.tools.reference import make_reference
+    except ModuleNotFoundError as missing:
+        note(
+            f"{missing.name} is not installed (extra: torch), so JAX is measured alone and "
+            f"there are no ratios"
+        )
+        return None
+    return make_reference(on_gpu(), threads, fields)
