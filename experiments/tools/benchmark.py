@@ -31,14 +31,14 @@ from diffusion_jax.plots.style import save
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
 from experiments.command import exit_if_broken, reports_errors
-from experiments.tools import agreement, data_pipeline, fresh_start, rows, timing
-from experiments.tools.effort import FULL, QUICK, SIZES, Effort
-from experiments.tools.notes import note, stopwatch
-from experiments.tools.programs import Program, pixels
-from experiments.tools.ratios import BOUNDS, against_quickest_adam, bounded, broken_bounds
-from experiments.tools.sides import Sides, make_sides, on_gpu
-from experiments.tools.tables import tables
-from experiments.tools.throughput import throughput
+from experiments.tools.speed import agreement, data_pipeline, fresh_start, rows, timing
+from experiments.tools.speed.effort import FULL, QUICK, SIZES, Effort
+from experiments.tools.speed.notes import note, stopwatch
+from experiments.tools.speed.programs import Program, pixels
+from experiments.tools.speed.ratios import BOUNDS, against_quickest_adam, bounded, broken_bounds
+from experiments.tools.speed.sides import Sides, make_sides, on_gpu
+from experiments.tools.speed.tables import tables
+from experiments.tools.speed.throughput import throughput
 
 # Images that the data pipeline draws batches from.
 NUM_IMAGES = 10_000

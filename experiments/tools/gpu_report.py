@@ -22,10 +22,10 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
 from experiments.command import exit_if_broken, reports_errors
-from experiments.tools.flops import model_flops
-from experiments.tools.gpu_program import describe, lower_step
-from experiments.tools.gpu_table import GIB, SHARE, table
-from experiments.tools.gpu_target import Target, cudnn_answers, gpu_mesh, load_target
+from experiments.tools.gpu.flops import model_flops
+from experiments.tools.gpu.program import describe, lower_step
+from experiments.tools.gpu.table import GIB, SHARE, table
+from experiments.tools.gpu.target import Target, cudnn_answers, gpu_mesh, load_target
 
 PROGRAM = "python -m experiments.tools.gpu_report"
 LIMITS = (

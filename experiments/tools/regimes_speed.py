@@ -23,8 +23,8 @@ from diffusion_jax.regimes import mixture_cloning, spectrum
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
 from experiments.command import exit_if_broken, reports_errors
-from experiments.tools import entropy_speed, speed_tables
-from experiments.tools.timing import medians, warn_if_busy
+from experiments.tools.speed import entropy_speed, speed_tables
+from experiments.tools.speed.timing import medians, warn_if_busy
 
 BOUNDS = {"entropy, loop": 1000.0, "cloning": 1000.0, "Lambda": 4.0}
 FORKS, PAIRS, DIMENSION = np.arange(1.0, 10.5, 0.5), 10_000, 1024

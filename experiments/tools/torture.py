@@ -25,10 +25,10 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.files import write_json
 from diffusion_jax.runtime.preemption import EXIT_STATUS
 from experiments.command import reports_errors
-from experiments.tools import verdict
-from experiments.tools.child_run import Run
-from experiments.tools.damage import damage
-from experiments.tools.strikes import Moments, carry_out
+from experiments.tools.kills import verdict
+from experiments.tools.kills.child_run import Run
+from experiments.tools.kills.damage import damage
+from experiments.tools.kills.strikes import Moments, carry_out
 
 COMMAND = (
     *(sys.executable, "-m", "experiments.train_lsun"),

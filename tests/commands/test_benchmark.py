@@ -15,10 +15,11 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.plots.benchmark import draw_ratios
 from diffusion_jax.plots.style import save
 from experiments import tools
-from experiments.tools import benchmark, fresh_start, ratios, tables, timing, turns
-from experiments.tools.effort import QUICK
-from experiments.tools.rows import compile_programs
-from experiments.tools.sides import make_sides
+from experiments.tools import benchmark
+from experiments.tools.speed import fresh_start, ratios, tables, timing, turns
+from experiments.tools.speed.effort import QUICK
+from experiments.tools.speed.rows import compile_programs
+from experiments.tools.speed.sides import make_sides
 
 # Wider than the 8 groups of a norm: else biases before it have no gradient to compare.
 TINY = {"base_channels": 16, "multiples": (1,), "attention_levels": (), "num_res_blocks": 1}
@@ -138,7 +139,7 @@ def test_without_torch_jax_is_measured_alone(monkeypatch, capsys):
 
     monkeypatch.setattr(builtins, "__import__", no_torch)
     # Other tests have imported it.
-    monkeypatch.delitem(sys.modules, "experiments.tools.reference", raising=False)
+    monkeypatch.delitem(sys.modules, "experiments.tools.speed.reference", raising=False)
     monkeypatch.delattr(tools, "reference", raising=False)
     report = benchmark.measure(make_sides(8, 1, **TINY), EFFORT)
     assert "note: torch is not installed" in capsys.readouterr().out

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 
 from diffusion_jax.config import ModelConfig, TrainingConfig
 from diffusion_jax.runtime.devices import AXIS
-from experiments.tools.flops import model_flops
-from experiments.tools.gpu_program import lower_step
+from experiments.tools.gpu.flops import model_flops
+from experiments.tools.gpu.program import lower_step
+from experiments.tools.gpu.target import cudnn_answers, load_target
 from experiments.tools.gpu_report import Options, broken_bounds, report_row
-from experiments.tools.gpu_target import cudnn_answers, load_target
 
 pytest.importorskip("jax_plugins.xla_cuda12", reason="the extra gpu-report is not installed")
 

@@ -17,11 +17,11 @@ from diffusion_jax.nn.unet import UNet, num_parameters
 from diffusion_jax.runtime.devices import AXIS
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training.step import init_state, make_optimizer, make_parallel_train_step
-from experiments.tools import hlo, hlo_counts
-from experiments.tools.flops import model_flops
-from experiments.tools.gpu_program import lower_step
+from experiments.tools.gpu import hlo, hlo_counts
+from experiments.tools.gpu.flops import model_flops
+from experiments.tools.gpu.program import lower_step
+from experiments.tools.gpu.target import cudnn_answers, gpu_mesh, load_target
 from experiments.tools.gpu_report import Options, broken_bounds, check
-from experiments.tools.gpu_target import cudnn_answers, gpu_mesh, load_target
 
 SIZE, BATCH, DEVICES = 16, 4, 2
 MODEL = UNet(

@@ -11,8 +11,8 @@ from two_convolutions import build
 
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.training.checkpoint import DamagedCheckpoint
+from experiments.tools.kills.verdict import Lost, check_same
 from experiments.tools.torture import Torture
-from experiments.tools.verdict import Lost, check_same
 
 
 def test_nothing_is_lost(tmp_path, monkeypatch):

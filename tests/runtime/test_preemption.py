@@ -13,7 +13,7 @@ from two_convolutions import build
 
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.runtime.preemption import EXIT_STATUS, StopRequest
-from experiments.tools.torture import Run
+from experiments.tools.kills.child_run import Run
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -10,7 +10,7 @@ from two_convolutions import build
 
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.training.metrics import read_metrics
-from experiments.tools.torture import Run
+from experiments.tools.kills.child_run import Run
 
 
 def command(run, steps):

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.tools.entropy_speed import LOOP_DRAWS
+from experiments.tools.speed.entropy_speed import LOOP_DRAWS
 
 FORMS = ("loop", "batched", "curve")
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 
 from diffusion_jax.runtime import backend
-from experiments.tools import programs, timing, turns
-from experiments.tools.effort import SIZES, Effort
-from experiments.tools.programs import Program
-from experiments.tools.ratios import BOUNDS, extrapolate
-from experiments.tools.sides import Sides, on_gpu
+from experiments.tools.speed import programs, timing, turns
+from experiments.tools.speed.effort import SIZES, Effort
+from experiments.tools.speed.programs import Program
+from experiments.tools.speed.ratios import BOUNDS, extrapolate
+from experiments.tools.speed.sides import Sides, on_gpu
 
 if TYPE_CHECKING:  # it needs torch, which may be missing
-    from experiments.tools.reference import MakeCall, Reference
+    from experiments.tools.speed.reference import MakeCall, Reference
 
 # Pixels a side, and whether in bfloat16.
 Case = tuple[int, bool]

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from experiments.tools.notes import note
-from experiments.tools.programs import Program
-from experiments.tools.ratios import ratio
+from experiments.tools.speed.notes import note
+from experiments.tools.speed.programs import Program
+from experiments.tools.speed.ratios import ratio
 
 if TYPE_CHECKING:  # it needs torch, which may be missing
-    from experiments.tools.reference import MakeCall, Reference
+    from experiments.tools.speed.reference import MakeCall, Reference
 
 # Runs functions in turns: the seconds of each one's calls.
 TakeTurns = Callable[..., list[list[float]]]

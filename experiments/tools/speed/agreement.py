@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from experiments.tools.programs import Program
-from experiments.tools.sides import on_gpu
+from experiments.tools.speed.programs import Program
+from experiments.tools.speed.sides import on_gpu
 
 if TYPE_CHECKING:  # it needs torch, which may be missing
-    from experiments.tools.reference import Call
+    from experiments.tools.speed.reference import Call
 
 # What float32 may differ by on a GPU, where both round products to TF32, and bfloat16.
 COARSE = 0.05

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffusion_jax.runtime.preemption import EXIT_STATUS
-from experiments.tools.child_run import Run
+from experiments.tools.kills.child_run import Run
 
 
 class Lost(Exception):

@@ -10,8 +10,8 @@ import torch
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.nn.unet import UNet
-from experiments.tools import torch_speed
-from experiments.tools.notes import note
+from experiments.tools.speed import torch_speed
+from experiments.tools.speed.notes import note
 from torch_ref import bridge
 from torch_ref.unet import UNet as TorchUNet
 

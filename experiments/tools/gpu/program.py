@@ -11,7 +11,7 @@ from diffusion_jax.nn.unet import UNet
 from diffusion_jax.runtime.devices import AXIS
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training.step import TrainState, init_state, make_optimizer, make_train_step
-from experiments.tools import hlo, hlo_counts
+from experiments.tools.gpu import hlo, hlo_counts
 
 
 def lower_step(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh) -> Any:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.devices import AXIS
 
-TARGETS = Path(__file__).parent / "gpu_targets"
+TARGETS = Path(__file__).parent / "targets"
 
 
 @dataclass(frozen=True)

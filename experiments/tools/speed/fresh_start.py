@@ -18,8 +18,8 @@ import psutil
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.nn.unet import UNet
 from diffusion_jax.runtime import backend
-from experiments.tools.notes import note
-from experiments.tools.programs import MEAN, fresh_params, pixels, train_step
+from experiments.tools.speed.notes import note
+from experiments.tools.speed.programs import MEAN, fresh_params, pixels, train_step
 
 # XLA's own caches for GPUs put the folder's name into each program's key: a program could then not
 # be taken from another folder.
@@ -72,7 +72,7 @@ def report_torch(batch: int, size: int) -> None:
     """The same for the reference, as it is by default."""
     import torch
 
-    from experiments.tools import torch_speed
+    from experiments.tools.speed import torch_speed
     from torch_ref.unet import UNet as TorchUNet
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -101,7 +101,8 @@ def fresh_start(function: str, batch: int, size: int, cache: Path | None = None)
     Raises:
       RuntimeError: the process failed; its last line says why.
     """
-    program = f"from experiments.tools.fresh_start import {function}; {function}({batch}, {size})"
+    module = "experiments.tools.speed.fresh_start"
+    program = f"from {module} import {function}; {function}({batch}, {size})"
     environment = dict(os.environ)
     if cache is not None:
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)

@@ -16,7 +16,7 @@ from diffusion_jax.data import mnist
 from diffusion_jax.denoisers import EmpiricalDenoiser
 from diffusion_jax.regimes import posterior
 from diffusion_jax.schedule import from_beta
-from experiments.tools.timing import medians
+from experiments.tools.speed.timing import medians
 
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.3, 1.6, 2.0, 3.0, 5.0)
 # Draws from each point, over which variances are taken; draws that the loop is timed on.

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from experiments.tools.hlo import Instruction, Shape
+from experiments.tools.gpu.hlo import Instruction, Shape
 
 _FLOATS = ("f64", "f32", "bf16", "f16")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")

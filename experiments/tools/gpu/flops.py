@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from experiments.tools.hlo import Instruction, instructions
+from experiments.tools.gpu.hlo import Instruction, instructions
 
 
 def _taps(size: int, out: int, spatial: dict[str, int]) -> int:

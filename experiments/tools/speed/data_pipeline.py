@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.data.batches import device_batches
-from experiments.tools.programs import Program
+from experiments.tools.speed.programs import Program
 
 
 def pipeline_seconds(images: np.ndarray, batch: int, num_batches: int = 50) -> float:

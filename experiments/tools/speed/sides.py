@@ -9,11 +9,11 @@ import numpy as np
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.nn.unet import UNet
-from experiments.tools import programs
-from experiments.tools.notes import note
+from experiments.tools.speed import programs
+from experiments.tools.speed.notes import note
 
 if TYPE_CHECKING:  # it needs torch, which may be missing
-    from experiments.tools.reference import Reference
+    from experiments.tools.speed.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def make_sides(batch: int, threads: int, **fields: Any) -> Sides:
 
 def _reference(threads: int, fields: Mapping[str, Any]) -> "Reference | None":
     try:
-        from experiments.tools.reference import make_reference
+        from experiments.tools.speed.reference import make_reference
     except ModuleNotFoundError as missing:
         note(
             f"{missing.name} is not installed (extra: torch), so JAX is measured alone and "

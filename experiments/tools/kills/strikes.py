@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from diffusion_jax.runtime.preemption import EXIT_STATUS
-from experiments.tools.child_run import Process, Run
-from experiments.tools.verdict import Lost
+from experiments.tools.kills.child_run import Process, Run
+from experiments.tools.kills.verdict import Lost
 
 # Seconds after which a start is taken to hang.
 _PATIENCE = 900

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.tools import timing
+from experiments.tools.speed import timing
 
 # Largest ratio to the reference; what is not in `ratios` is explained where it is measured.
 BOUNDS = {

@@ -2,9 +2,9 @@
 
 import jax
 
-from experiments.tools.flops import model_flops
-from experiments.tools.notes import note
-from experiments.tools.programs import Program
+from experiments.tools.gpu.flops import model_flops
+from experiments.tools.speed.notes import note
+from experiments.tools.speed.programs import Program
 
 # Dense bfloat16 peak in TFLOP/s, from NVIDIA's data sheets (SXM forms).
 PEAK_TFLOPS = {"H100": 989.4, "H200": 989.4, "A100": 312.0}

@@ -1,0 +1,1 @@
+"""What a training is struck with, and whether it lost anything."""

@@ -1,0 +1,1 @@
+"""How fast: programs, turns, ratios and their tables."""
