@@ -1,6 +1,10 @@
 """The front door: what most users need, each from the room that it lives in."""
 
 from .config import Config as Config
+from .config import DataConfig as DataConfig
+from .config import ModelConfig as ModelConfig
+from .config import OutputConfig as OutputConfig
+from .config import ScheduleConfig as ScheduleConfig
 from .config import TrainingConfig as TrainingConfig
 from .data import load_images as load_images
 from .data.images import ImageSet as ImageSet
@@ -10,6 +14,7 @@ from .denoisers import GaussianMixtureDenoiser as GaussianMixtureDenoiser
 from .denoisers import TrainedDenoiser as TrainedDenoiser
 from .errors import UserError as UserError
 from .nn.unet import UNet as UNet
+from .presets import PRESETS as PRESETS
 from .process import diffuse as diffuse
 from .regimes.adaptive import adaptive_schedule as adaptive_schedule
 from .regimes.cloning import fork as fork

@@ -43,6 +43,11 @@ class DataConfig:
     """Images that take more memory than so many GiB are read from a file in prepared_dir as they
     are needed; by default half of the memory that is free. Changes nothing in the training."""
 
+    def __post_init__(self) -> None:
+        for name in ("data_dir", "prepared_dir"):
+            if (folder := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(folder))
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -170,6 +175,9 @@ class OutputConfig:
     over the log-SNR."""
     profile: int | None = None
     """Updates to trace into RUN_DIR/profile, once the first few are done; none by default."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run_dir", Path(self.run_dir))  # Python code gives strings
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""

@@ -46,7 +46,7 @@ _NO_LABELS = (
 )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Study:
     """The regimes of a data set. Printed, it is the table of its times, with the warnings.
 
@@ -113,13 +113,13 @@ class Study:
         Raises:
           UserError: they cannot be written.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for name in FIGURES:  # of an earlier study
+                (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise unwritten(folder, error) from error
-        for name in FIGURES:  # of an earlier study
-            (folder / name).unlink(missing_ok=True)
         settings = self.settings | {"warnings": self.warnings}
         write_json(folder / "result.json", {"settings": settings} | numbers.to_json(self.analysis))
         pictures = list(_pictures(self))
@@ -134,7 +134,7 @@ class Study:
         Raises:
           UserError: it cannot be written.
         """
-        self._report(Path(path), list(_pictures(self)))
+        self._report(Path(path).expanduser(), list(_pictures(self)))
 
     def _report(self, path: Path, pictures: list[page.Picture]) -> None:
         parts: list[page.Part] = [
@@ -184,7 +184,7 @@ def analyse(
         chosen = images
     else:
         chosen = image_set(images, labels)
-    return measure(chosen, name, warnings_of(chosen), accuracy, max_draws, seed)
+    return measure(chosen, name, warnings_of(chosen), accuracy, int(max_draws), seed)
 
 
 def warnings_of(images: ImageSet, memory_gib: float | None = None) -> list[str]:
@@ -249,7 +249,8 @@ def measure(
 
 def describe(images: ImageSet) -> str:
     """How many images of how many values, in how many classes."""
-    kinds = f" in {len(images.class_names)} classes" if images.labels is not None else ""
+    classes = len(images.class_names)
+    kinds = f" in {classes} class{'es' * (classes != 1)}" if images.labels is not None else ""
     return f"{len(images.images)} images of {math.prod(images.images.shape[1:])} values{kinds}"
 
 

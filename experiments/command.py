@@ -36,22 +36,34 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
             distributed.finish()
             print(stopped)
             sys.exit(preemption.EXIT_STATUS)
-        except (UserError, OSError) as error:
-            sys.stdout.flush()
-            print(f"error: {error}", file=sys.stderr)
-            distributed.leave(error, 1)
-            sys.exit(1)
         except KeyboardInterrupt as interrupt:
             print("interrupted; a training goes on from its last checkpoint", file=sys.stderr)
             distributed.leave(interrupt, 130)
             sys.exit(130)
         except Exception as error:
-            distributed.blame(error)
-            traceback.print_exc()
+            sentence = _sentence(error)
+            sys.stdout.flush()
+            if sentence is None:
+                distributed.blame(error)
+                traceback.print_exc()
+            else:
+                print(f"error: {sentence}", file=sys.stderr)
             distributed.leave(error, 1)
             sys.exit(1)
 
     return wrapped
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a user can put right, in a sentence; None for a fault of the program."""
+    if isinstance(error, UserError | OSError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "safetensors"):
+        return (
+            f"this needs {error.name}, of the extra torch: pip install 'diffusion-jax[torch]', or "
+            f"EXTRAS=torch ./launch.sh ... in a checkout"
+        )
+    return None
 
 
 def program(module: str) -> str:

@@ -76,7 +76,7 @@ def to_torch(run_dir: Path, file: Path) -> None:
 
     trained = run.load_model(run_dir)
     params = jax.tree.map(np.asarray, trained.denoiser.params)
-    bridge.save(file, bridge.to_torch(trained.denoiser.model, params))
+    bridge.save(file, bridge.to_torch(trained.config.model.build(trained.shape[-1]), params))
     print(f"Wrote {file}, the parameters of step {trained.step}; mean {trained.mean.tolist()}")
 
 
@@ -101,18 +101,12 @@ def main() -> None:
         parser.error("CHECKPOINT comes right after from-torch, the options after it")
     options, rest = parser.parse_known_args(words)
     backend.configure()
-    try:
-        if options.command == "from-torch":
-            from_torch(options.checkpoint, options.mean, rest)
-        elif rest:
-            parser.error(f"unknown option(s): {' '.join(rest)}")
-        else:
-            to_torch(options.run_dir, options.file)
-    except ModuleNotFoundError as missing:
-        raise UserError(
-            f"converting needs {missing.name}, of the extra torch: pip install "
-            f"'diffusion-jax[torch]', or EXTRAS=torch ./launch.sh ... in a checkout"
-        ) from missing
+    if options.command == "from-torch":
+        from_torch(options.checkpoint, options.mean, rest)
+    elif rest:
+        parser.error(f"unknown option(s): {' '.join(rest)}")
+    else:
+        to_torch(options.run_dir, options.file)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ def test_every_name_of_the_stub_is_there():
     assert 25 <= len(names) <= 35
     assert sorted(names) == sorted(dj.__all__)
     for name in names:
-        assert getattr(dj, name).__module__.startswith("diffusion_jax.")
+        where = getattr(getattr(dj, name), "__module__", "diffusion_jax.presets")
+        assert where.startswith("diffusion_jax.")
     with pytest.raises(AttributeError, match="colour"):
         dj.colour  # noqa: B018
 
@@ -100,3 +101,26 @@ def test_figures_leave_pyplot_alone():
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=100)
     assert done.returncode == 0
+
+
+def test_old_names_are_the_same_modules():
+    program = (
+        "import diffusion_jax as dj, diffusion_jax.run, diffusion_jax.ode_samplers as old\n"
+        "from diffusion_jax.training import run\n"
+        "assert old.DPMSolver2M is dj.DPMSolver2M\n"
+        "assert diffusion_jax.run is run and run.__spec__.name == run.__name__"
+    )
+    assert python("-c", program).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["parity", "convert from-torch a.pt"])
+def test_without_torch_the_extra_is_named(command, tmp_path):
+    program = (
+        "import sys; sys.modules['torch'] = None\n"  # as if it were not installed
+        f"sys.argv = {['diffusion-jax', *command.split()]}\n"
+        "from experiments.__main__ import main; main()"
+    )
+    done = python("-c", program, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: this needs torch, of the extra torch: pip install")
+    assert done.stderr.count("\n") == 1

@@ -49,6 +49,9 @@ def test_grey_levels_flat_rows_and_integer_labels_are_the_same(study):
     for name, time in study.times.items():  # grey levels are rounded by 1/510 at most
         assert other.times[name].value == pytest.approx(time.value, abs=0.02)
     assert other.images.class_names == ("0", "1")
+    as_pandas_has_them = np.array(labels, object)
+    again = dj.analyse(images, as_pandas_has_them, **FAST)
+    assert again.times["t_S_phi"] == study.times["t_S_phi"]
 
 
 def test_an_image_set_goes_in_as_it_is(study, tmp_path):
@@ -85,6 +88,13 @@ def test_it_is_saved_and_reported(study, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(dj.UserError, match="cannot write"):
         study.save(tmp_path / "file" / "below")
+    (tmp_path / "taken" / "spectrum.png").mkdir(parents=True)
+    with pytest.raises(dj.UserError, match="cannot write"):
+        study.save(tmp_path / "taken")
+    with pytest.raises(dj.UserError, match="cannot write"):
+        study.report(tmp_path)
+    assert study == study
+    assert study in {study}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +107,7 @@ def test_it_is_saved_and_reported(study, tmp_path):
         (np.random.default_rng(0).random((5, 6, 6)), [0, 1, 0, 1], r"labels .* shape \(4,\)"),
         (np.random.default_rng(0).random((5, 6, 6)), [0.5] * 5, "integers or strings"),
         (np.array(["a", "b"], object), None, "Python objects"),
+        ([[0.1, 0.2], [0.3]], None, "lists of equal shapes"),
     ],
 )
 def test_what_cannot_be_analysed_is_refused(images, labels, message):

@@ -145,12 +145,19 @@ def image_set(images: np.ndarray, labels: np.ndarray | None = None) -> ImageSet:
     Raises:
       UserError: see `load`.
     """
-    what, stored = "the array of images", np.asarray(images)
+    what = "the array of images"
+    try:
+        stored, labels = np.asarray(images), None if labels is None else np.asarray(labels)
+    except ValueError as error:  # rows of unequal length
+        raise UserError(
+            f"images and labels are arrays, or lists of equal shapes: {error}"
+        ) from error
     height, width, channels = _image_shape(what, stored.shape, stored.dtype)
     found: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     if labels is not None:
-        labels = np.asarray(labels)
+        if labels.dtype == object and all(isinstance(label, str) for label in labels.flat):
+            labels = labels.astype(str)  # as pandas holds them
         _check_labels(what, "labels", labels.shape, labels.dtype, stored.shape)
         found, class_names = _labels(labels)
     result = np.dtype(np.float32 if stored.dtype.kind == "f" else np.uint8)
@@ -231,7 +238,7 @@ def _image_shape(path: Path | str, shape: tuple[int, ...], dtype: np.dtype) -> t
     if dtype.hasobject:
         raise UserError(
             f"{path} holds Python objects, which are never unpickled (images of different sizes, "
-            f"perhaps): save one array of numbers"
+            f"perhaps): give one array of numbers"
         )
     if dtype.kind not in "fiub":
         raise UserError(f"{path} holds {dtype}: images are integers, floats or booleans")
@@ -251,7 +258,7 @@ def _image_shape(path: Path | str, shape: tuple[int, ...], dtype: np.dtype) -> t
             "channels; give several, or (n, height, width, channels)"
         )
     elif len(shape) == 4 and shape[1] <= MAX_CHANNELS:
-        advice = "channels come last; save images.transpose(0, 2, 3, 1)"
+        advice = "channels come last; give images.transpose(0, 2, 3, 1)"
     elif len(shape) == 4:
         advice = f"there are at most {MAX_CHANNELS} channels, and they come last"
     raise UserError(f"{path} has shape {shape}: {advice}")
@@ -309,7 +316,7 @@ def _grey_notes(path: Path | str, largest: float) -> tuple[str, ...]:
         return ()
     return (
         f"the largest grey level of {path} is {largest:.0f}, taken out of 255: if that is not its "
-        f"scale, save floats in [0, 1]",
+        f"scale, give floats in [0, 1]",
     )
 
 
@@ -339,7 +346,7 @@ def _convert(
     if high > 2 and whole:
         raise UserError(
             f"{path} holds floats that look like grey levels (whole numbers from {low:g} to "
-            f"{high:g}): save them as uint8 if they are, else divided to lie in [0, 1]"
+            f"{high:g}): give them as uint8 if they are, else divided to lie in [0, 1]"
         )
     if low < 0 or high > 1:
         return images, (

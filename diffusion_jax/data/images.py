@@ -58,6 +58,9 @@ class ImageSet:
       class_names: one name a class; empty without labels.
       notes: what the source found worth telling a reader of the results, a sentence each.
       file: the file that the images are mapped from, as it was then; None for images in memory.
+
+    Raises:
+      UserError: images of another rank, or not one label each.
     """
 
     images: np.ndarray
@@ -65,6 +68,15 @@ class ImageSet:
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     file: FileState | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        if self.images.ndim != 4 or (self.labels is not None and self.labels.shape != (n,)):
+            shape = None if self.labels is None else self.labels.shape
+            raise UserError(
+                f"a set of images is (n, height, width, channels) with a label each, not "
+                f"{self.images.shape} with labels {shape}"
+            )
 
     @cached_property
     def mean(self) -> np.ndarray:

@@ -2,18 +2,17 @@
 
 from typing import Any, cast
 
+from flax import linen as nn
 from flax import struct
 from jax import Array
-
-from diffusion_jax.nn.unet import UNet
 
 
 @struct.dataclass
 class TrainedDenoiser:
-    """The UNet with its parameters, without dropout."""
+    """A Flax network with its parameters, without dropout."""
 
     params: Any
-    model: UNet = struct.field(pytree_node=False)
+    model: nn.Module = struct.field(pytree_node=False)
 
     def __call__(self, x: Array, step: Array) -> Array:
         """See `Denoiser`."""

@@ -18,8 +18,7 @@ def unwritten(path: Path, error: OSError) -> UserError:
     """The error for a file that could not be written, such as on a full disk."""
     reason = error.strerror or str(error)
     return UserError(
-        f"cannot write {path}: {reason}; free some space or mend the folder and run the same "
-        f"command again"
+        f"cannot write {path}: {reason}; free some space or mend the folder, and try again"
     )
 
 
@@ -38,7 +37,7 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
       UserError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.parent / f"{path.name}.partial"
     try:
         yield partial
         with partial.open("rb") as file:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from diffusion_jax.errors import UserError
 
-# A process keeps its locks until it ends, however it ends: nothing stale is left to be removed.
+# The system gives a process's locks up when it ends, however it ends: nothing stale is left.
 _held: dict[Path, int] = {}
 
 
 def lock(folder: Path) -> None:
-    """Takes a run's folder for this process, for as long as it lives.
+    """Takes a run's folder for this process, until it is released or the process ends.
 
     An exclusive flock(2) of FOLDER/lock, which names the process and the host. The system gives it
     up when the process ends, after a SIGKILL too. On file systems that know no flock nothing is
@@ -44,3 +44,10 @@ def lock(folder: Path) -> None:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     _held[path] = descriptor
+
+
+def release(folder: Path) -> None:
+    """Gives a run's folder up; one that is not held is left alone."""
+    descriptor = _held.pop(folder.resolve() / "lock", None)
+    if descriptor is not None:
+        os.close(descriptor)

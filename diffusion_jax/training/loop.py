@@ -18,7 +18,7 @@ from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.unet import num_parameters
-from diffusion_jax.runtime import backend
+from diffusion_jax.runtime import backend, lock
 from diffusion_jax.runtime.devices import is_first_process, replicate
 from diffusion_jax.runtime.distributed import require_same
 from diffusion_jax.runtime.preemption import Stopped, StopRequest
@@ -46,9 +46,15 @@ def train(config: Config) -> None:
       Stopped: a signal asked for it, and the run is saved.
     """
     config.check()
-    run = _Run.prepare(config)
+    try:
+        _train(config)
+    finally:
+        lock.release(config.output.run_dir)
+
+
+def _train(config: Config) -> None:
+    run, folder = _Run.prepare(config), config.output.run_dir
     with ExitStack() as stack:
-        folder = config.output.run_dir
         checkpoints = stack.enter_context(
             Checkpoints(folder / "checkpoints", config.output.keep_checkpoints)
         )

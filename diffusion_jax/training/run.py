@@ -194,11 +194,14 @@ def import_parameters(
     model.check(*shape)
     _, key = jax.random.split(jax.random.key(config.seed))
     state = state_of(params, optimizer, key)
-    claim(config)
     metadata = metadata_of(config, shape, mean, config.data.classes, num_images)
-    with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
-        checkpoints.save(0, state, metadata)
-        checkpoints.wait()
+    try:
+        claim(config)
+        with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
+            checkpoints.save(0, state, metadata)
+            checkpoints.wait()
+    finally:
+        lock.release(folder)
 
 
 def load_model(run_dir: Path | str) -> TrainedModel:
@@ -210,13 +213,13 @@ def load_model(run_dir: Path | str) -> TrainedModel:
     Raises:
       UserError: no run there, nothing saved in it yet, or a model other than config.json's.
     """
-    run_dir = Path(run_dir)
+    run_dir = Path(run_dir).expanduser()
     config = saved_config.read(run_dir)
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
 
     def like(saved: dict[str, Any]) -> TrainState:
-        saved_config.require_same_model(config, saved["config"])
+        saved_config.require_same_model(run_dir, config, saved["config"])
         model, optimizer = config.model.build(saved["shape"][-1]), make_optimizer(config.training)
         today = jax.eval_shape(
             lambda: init_state(model, optimizer, jax.random.key(0), saved["shape"])

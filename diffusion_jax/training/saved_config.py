@@ -49,14 +49,18 @@ def read(folder: Path) -> Config:
     path = folder / NAME
     if not path.is_file():
         raise UserError(f"{folder} is not the folder of a run: it has no {NAME}")
-    return from_dict(_values(path))
+    try:
+        return from_dict(_values(path))
+    except (UserError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}; restore it") from error
 
 
-def require_same_model(config: Config, saved: dict[str, Any]) -> None:
+def require_same_model(folder: Path, config: Config, saved: dict[str, Any]) -> None:
     """Refuses a configuration whose model or schedule is not that of a checkpoint.
 
     Args:
-      config: as `read` from the run's folder.
+      folder: the run's folder.
+      config: as `read` from it.
       saved: `to_dict` of the configuration that the checkpoint was trained with.
 
     Raises:
@@ -70,8 +74,8 @@ def require_same_model(config: Config, saved: dict[str, Any]) -> None:
     ]
     if changed:
         raise UserError(
-            f"{NAME} describes another model than its checkpoint holds ({'; '.join(changed)}); "
-            f"restore it"
+            f"{folder / NAME} describes another model than its checkpoint holds "
+            f"({'; '.join(changed)}); restore it"
         )
 
 

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from flax import struct
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.errors import UserError
-from diffusion_jax.nn.unet import UNet
 from diffusion_jax.process import diffuse
 from diffusion_jax.runtime.devices import AXIS, replicated, sharded
 from diffusion_jax.schedule import NoiseSchedule
@@ -43,7 +43,7 @@ class TrainState:
 
 
 def noise_loss(
-    model: UNet,
+    model: nn.Module,
     schedule: NoiseSchedule,
     params: Any,
     x_0: Array,
@@ -66,9 +66,17 @@ def noise_loss(
 
     Returns:
       Scalar, averaged over examples, pixels and channels.
+
+    Raises:
+      UserError: the model gives another shape than that of x_0.
     """
     x_t = diffuse(schedule, x_0, step, noise)
-    prediction = model.apply({"params": params}, x_t, step, dropout_keys)
+    prediction = cast(Array, model.apply({"params": params}, x_t, step, dropout_keys))
+    if prediction.shape != noise.shape:
+        raise UserError(
+            f"the network gives {prediction.shape} for images of shape {noise.shape}: the noise "
+            f"has the images' shape"
+        )
     return jnp.mean(optax.squared_error(prediction, noise))
 
 
@@ -100,7 +108,10 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 
 
 def init_state(
-    model: UNet, optimizer: optax.GradientTransformation, key: Array, shape: tuple[int, int, int]
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    shape: tuple[int, int, int],
 ) -> TrainState:
     """A fresh train state.
 
@@ -134,7 +145,7 @@ def state_of(params: Any, optimizer: optax.GradientTransformation, key: Array) -
 
 
 def make_train_step(
-    model: UNet,
+    model: nn.Module,
     schedule: NoiseSchedule,
     optimizer: optax.GradientTransformation,
     mean: Array,
@@ -214,7 +225,7 @@ def make_train_step(
 
 
 def make_parallel_train_step(
-    model: UNet,
+    model: nn.Module,
     schedule: NoiseSchedule,
     optimizer: optax.GradientTransformation,
     mean: Array,

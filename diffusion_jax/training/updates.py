@@ -7,12 +7,14 @@ from itertools import repeat
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from jax import Array
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.data.arrays import image_set
 from diffusion_jax.data.batches import device_batches
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.nn.unet import UNet
+from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import replicate
 from diffusion_jax.schedule import NoiseSchedule
@@ -26,7 +28,7 @@ from diffusion_jax.training.step import (
 
 
 def updates(
-    network: UNet,
+    network: nn.Module,
     images: np.ndarray | ImageSet,
     schedule: NoiseSchedule,
     num_updates: int,
@@ -40,7 +42,7 @@ def updates(
 
     Args:
       network: a Flax module called with x_t (batch, height, width, channels), the steps (batch,)
-        and `dropout_keys`, one a image or None, that gives the noise, the shape of x_t.
+        and `dropout_keys`, one an image or None, that gives the noise, the shape of x_t.
       images: (n, height, width, channels), (n, height, width) or (n, d); integers from 0 to 255, or
         floats in [0, 1]. Their mean is removed.
       schedule: noise schedule.
@@ -48,17 +50,19 @@ def updates(
       config: batch size, learning rate and so on; `TrainingConfig()` by default.
       seed: of everything random.
 
-    Yields:
-      The train state after each update, and the update's `loss`, `grad_norm` and `learning_rate`.
-      The next update takes the state's memory: copy what is to be kept beyond it. The parameters to
-      sample with are `state.ema_params`.
+    Returns:
+      An iterator of the train state after each update, and the update's `loss`, `grad_norm` and
+      `learning_rate`. The next update takes the state's memory: copy what is to be kept beyond it.
+      The parameters to sample with are `state.ema_params`.
 
     Raises:
-      UserError: images that cannot be used, a configuration out of range, or a batch that the
-        devices cannot share evenly.
+      UserError: images that cannot be used, a configuration out of range, a batch that the devices
+        cannot share evenly, or, at the first update, a network that gives another shape.
     """
     config = config or TrainingConfig()
     config.check()
+    if num_updates < 1:
+        raise UserError(f"num_updates = {num_updates} must be at least 1")
     chosen = images if isinstance(images, ImageSet) else image_set(images)
     shape, optimizer = chosen.images.shape[1:], make_optimizer(config)
     mean = jnp.asarray(chosen.mean)
@@ -68,6 +72,12 @@ def updates(
     batches = device_batches(
         chosen.images, seed, 0, config.batch_size, updates=repeat(1, num_updates)
     )
+    return _updates(step, state, batches)
+
+
+def _updates(
+    step: jax.stages.Wrapped, state: TrainState, batches: Iterator[Array]
+) -> Iterator[tuple[TrainState, Metrics]]:
     for batch in batches:
         state, metrics = step(state, batch)
         yield state, metrics

@@ -176,7 +176,9 @@ def _strikes(torture: Torture, kills: int) -> Iterator[str]:
 def main() -> None:
     """Parses the command line, and tortures."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m experiments.tools.torture",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the strikes (%(default)s)")

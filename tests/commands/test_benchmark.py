@@ -14,8 +14,7 @@ import pytest
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots.benchmark import draw_ratios
 from diffusion_jax.plots.style import save
-from experiments import tools
-from experiments.tools import benchmark
+from experiments.tools import benchmark, speed
 from experiments.tools.speed import fresh_start, ratios, tables, timing, turns
 from experiments.tools.speed.effort import QUICK
 from experiments.tools.speed.rows import compile_programs
@@ -140,7 +139,7 @@ def test_without_torch_jax_is_measured_alone(monkeypatch, capsys):
     monkeypatch.setattr(builtins, "__import__", no_torch)
     # Other tests have imported it.
     monkeypatch.delitem(sys.modules, "experiments.tools.speed.reference", raising=False)
-    monkeypatch.delattr(tools, "reference", raising=False)
+    monkeypatch.delattr(speed, "reference", raising=False)
     report = benchmark.measure(make_sides(8, 1, **TINY), EFFORT)
     assert "note: torch is not installed" in capsys.readouterr().out
     assert report["ratios"] == {}

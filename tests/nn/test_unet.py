@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import quick_jit
+from weights import random_params
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.dropout import channel_dropout, kept_channels
@@ -24,8 +25,7 @@ def apply(model, params, *inputs):
 
 @pytest.fixture(scope="module")
 def small_params():
-    image, step = jnp.zeros((1, 8, 8, 3)), jnp.zeros(1, jnp.int32)
-    return quick_jit(SMALL.init)(jax.random.key(0), image, step)["params"]
+    return random_params(SMALL, (8, 8, 3))
 
 
 @pytest.fixture(scope="module")

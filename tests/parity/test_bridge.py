@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import random_params
 
 torch = pytest.importorskip("torch")
 
@@ -85,8 +85,7 @@ def test_any_configuration_is_told_from_its_state_dict_and_comes_back_bit_equal(
 
 def test_trained_parameters_come_back_bit_equal_from_a_state_dict():
     model = unet.UNet(**SMALL, dropout=0.3)
-    image, step = jnp.zeros((1, 4, 4, 3)), jnp.zeros(1, jnp.int32)
-    params = quick_jit(model.init)(jax.random.key(0), image, step)["params"]
+    params = random_params(model, (4, 4, 3))
     state_dict = bridge.to_torch(model, params)
     UNet(**SMALL).load_state_dict(state_dict)
     back, again = bridge.from_torch(state_dict)

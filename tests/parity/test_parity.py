@@ -4,6 +4,7 @@ Errors are relative to the largest absolute value of the whole tensor. float64 s
 are one model; what is left in float32 is rounding.
 """
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def configuration(seed):
         "attention_levels": tuple(levels),
         "num_res_blocks": int(rng.integers(1, 4)) if num_levels < 3 else 1,
     }
-    height, width = (int(side) for side in rng.choice([8, 12, 16], 2, replace=False))
+    height, width = (int(side) for side in rng.choice([4, 8, 12], 2, replace=False))
     return fields, (height, width)
 
 
@@ -168,10 +169,10 @@ def make_update(model, config):
 def test_training_with_clipping_in_float64():
     clip_norm = 1.0
     with precision("float64"):
-        torch_model = perturbed(**TINY)
+        torch_model = perturbed(**TINY | {"multiples": (1,), "attention_levels": (1,)})
         model, params = bridge.from_torch(torch_model.state_dict())
         optimizer, update = make_update(model, TrainingConfig(warmup_steps=0, clip_norm=clip_norm))
-        opt_state = optimizer.init(params)
+        opt_state = quick_jit(optimizer.init)(params)
         torch_optimizer = torch_training.make_optimizer(torch_model)
         tables = torch_process.linear_schedule()
         losses, norms = [], []
@@ -182,7 +183,8 @@ def test_training_with_clipping_in_float64():
             )
             loss, grads, params, opt_state = update(params, opt_state, *arrays)
             losses.append(float(loss) / want - 1)
-            norms.append(float(optax.tree.norm(grads)))
+            squares = (np.square(grad).sum() for grad in map(np.asarray, jax.tree.leaves(grads)))
+            norms.append(math.sqrt(sum(squares)))
         assert np.abs(losses).max() < 1e-8
         assert min(norms) > clip_norm
 
@@ -214,7 +216,7 @@ def test_training_is_the_originals(small, small_model):
     model, params = small_model
     optimizer, update = make_update(model, TrainingConfig(warmup_steps=0, clip_norm=1e6))
 
-    state = optimizer.init(params)
+    state = quick_jit(optimizer.init)(params)
     x_0, step, noise = small["x0"], small["t"].astype(np.int32), small["noise"]
     loss, grads, _, _ = update(params, state, x_0, step, noise)
     assert abs(float(loss) / float(small["loss"]) - 1) < 1e-6
@@ -256,11 +258,11 @@ def test_training_in_float64():
     with precision("float64"):
         torch.manual_seed(0)
         model = torch_unet.UNet(**TINY, dropout=0.0)
-        batches = [batch(seed, 3, 8, 8) for seed in range(20)]
+        batches = [batch(seed, 3, 4, 6) for seed in range(20)]
         losses, want = compare.compare_training(model, batches, quick_jit)
         assert np.abs(losses / want - 1).max() < 1e-12
         assert want[-5:].mean() < 0.98 * want[:5].mean()
-        noise = np.random.default_rng(1).standard_normal((31, 2, 8, 8, 3))
+        noise = np.random.default_rng(1).standard_normal((31, 2, 4, 6, 3))
         error = compare.compare_chain(model.eval(), noise[0], noise[1:], jit=quick_jit)
         assert error < BOUNDS["float64"]["chain"]
 

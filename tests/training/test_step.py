@@ -8,6 +8,7 @@ import pytest
 from compiling import quick_jit
 from jax.flatten_util import ravel_pytree
 from two_convolutions import TwoConvolutions
+from weights import random_params
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.data.batches import batch_shape, device_batches
@@ -45,8 +46,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def unet_params():
-    arrays = jnp.zeros((1, *SHAPE)), jnp.zeros(1, jnp.int32)
-    return quick_jit(SMALL_UNET.init)(jax.random.key(0), *arrays)["params"]
+    return random_params(SMALL_UNET, SHAPE)
 
 
 @cache

@@ -1,6 +1,8 @@
 """Training on an array, without a folder: the same updates as a run's."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -67,4 +69,23 @@ def test_the_seed_decides():
 )
 def test_what_cannot_be_trained_on_is_refused(images, settings, message):
     with pytest.raises(dj.UserError, match=message):
-        next(dj.updates(TwoConvolutions(1), images, dj.linear_schedule(40), 1, settings))
+        dj.updates(TwoConvolutions(1), images, dj.linear_schedule(40), 1, settings)
+
+
+def test_a_network_of_another_shape_is_refused():
+    images = np.random.default_rng(0).random((8, 8, 8))
+    with pytest.raises(dj.UserError, match=r"gives \(1, 8, 8, 2\) for images of shape"):
+        next(dj.updates(TwoConvolutions(2), images, dj.linear_schedule(40), 1, SETTINGS))
+    with pytest.raises(dj.UserError, match="num_updates = 0"):
+        dj.updates(TwoConvolutions(1), images, dj.linear_schedule(40), 0, SETTINGS)
+
+
+def test_a_run_from_python_gives_its_folder_up(tmp_path):
+    """A second training of another process may go on in it while this process lives."""
+    output = dj.OutputConfig(run_dir=str(tmp_path / "run"), num_samples=4)
+    data = dj.DataConfig(str(IMAGES), (), images_per_class=None, image_size=None)
+    schedule, model = dj.ScheduleConfig(diffusion_steps=40), dj.ModelConfig(8, (1,), (), 1)
+    dj.train(dj.Config(output, data, model, schedule, SETTINGS, steps=1))
+    lock = "from diffusion_jax.runtime.lock import lock; from pathlib import Path; import sys"
+    words = [sys.executable, "-c", f"{lock}; lock(Path(sys.argv[1]))", str(tmp_path / "run")]
+    assert subprocess.run(words, timeout=60).returncode == 0

@@ -24,7 +24,7 @@ def lower_step(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh)
       model: the noise predictor.
       config: training configuration, with the batch over all devices.
       image_size: pixels a side.
-      mesh: from `gpu_target.gpu_mesh`; other devices will do where nothing is to be compiled.
+      mesh: from `target.gpu_mesh`; other devices will do where nothing is to be compiled.
 
     Returns:
       The lowered program.
