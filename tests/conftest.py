@@ -26,3 +26,16 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def compiled_for_few_calls():
+    """All programs of a module, and of the processes it starts, compiled as by `quick_jit`."""
+    option = "jax_disable_most_optimizations"
+    before = jax.config.read(option)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(option.upper(), "1")
+        jax.config.update(option, True)
+        yield
+        jax.config.update(option, before)

@@ -17,6 +17,8 @@ from experiments.train_lsun import parse  # noqa: E402
 from torch_ref import bridge, compare  # noqa: E402
 from torch_ref import process as torch_process  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 OPTIONS = [
     *("--preset", "mnist", "--image-size", "28", "--images-per-class", "20", "--seed", "3"),
     *("--diffusion-steps", "50", "--batch-size", "8", "--num-samples", "4", "--log-every", "1"),

@@ -8,6 +8,8 @@ from PIL import Image
 
 from experiments import regimes
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["regimes", *map(str, arguments)])

@@ -305,7 +305,7 @@ def changed(array, place, value):
         (GREY.astype(str), "holds <U3"),
         (np.zeros(3, [("a", float)]), r"holds \[\('a'"),
         (np.array([GREY, None], object), "Python objects, which are never unpickled"),
-        (COLOUR.transpose(0, 3, 1, 2), r"channels come last; save images.transpose\(0, 2, 3, 1\)"),
+        (COLOUR.transpose(0, 3, 1, 2), r"channels come last; give images.transpose\(0, 2, 3, 1\)"),
         (np.zeros((2, 8, 8, 9)), "at most 4 channels"),
         (COLOUR[0], "may be one image with channels"),
         (GREY[0, 0], r"shape \(10,\): images are \(n, height, width\)"),

@@ -8,6 +8,8 @@ from diffusion_jax.process import noise_to_score
 from diffusion_jax.sampling import AncestralSampler, sample, sampling_loop
 from diffusion_jax.schedule import linear_schedule
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 
 @pytest.fixture
 def points():

@@ -177,7 +177,7 @@ def test_training_with_clipping_in_float64():
         tables = torch_process.linear_schedule()
         losses, norms = [], []
         for seed in range(10):
-            arrays = batch(seed, 3, 4, 8)
+            arrays = batch(seed, 3, 4, 6)
             want = torch_training.train_step(
                 torch_model, torch_optimizer, tables, *to_torch(*arrays), clip_norm
             )

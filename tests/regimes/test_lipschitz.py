@@ -13,6 +13,8 @@ from diffusion_jax.regimes import lipschitz
 from diffusion_jax.sampling import AncestralSampler
 from diffusion_jax.schedule import constant_schedule, cosine_schedule, from_beta, linear_schedule
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 
 def cloud(n, d, seed=0):
     return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
@@ -81,7 +83,7 @@ def test_constants_against_the_jacobian_of_the_denoiser(name):
         def of_one(x):
             return noise_to_score(schedule, denoiser(x[None], step), step)[0]
 
-        jacobians = np.asarray(jax.vmap(jax.jacobian(of_one))(jnp.asarray(x)))
+        jacobians = np.asarray(jax.jit(jax.vmap(jax.jacobian(of_one)))(jnp.asarray(x)))
     np.testing.assert_allclose(jacobians, np.swapaxes(jacobians, 1, 2), atol=1e-9)
     one_sided, local = lipschitz.local_constants(points, x, time)
     tolerance = 1e-4 / (1 - math.exp(-2 * time))
@@ -180,7 +182,7 @@ def test_factors_are_those_of_the_samplers(name):
 
         steps = jnp.arange(schedule.num_steps)
         pushed = [
-            jax.vmap(lambda s, f=f: jax.jvp(lambda x: f(x, s), (x,), (along,))[1])(steps)
+            jax.jit(jax.vmap(lambda s, f=f: jax.jvp(lambda x: f(x, s), (x,), (along,))[1]))(steps)
             for f in (ancestral, euler)
         ]
         expected = [np.asarray(p)[:, 0, 2] for p in pushed]

@@ -15,6 +15,8 @@ from diffusion_jax.config import ModelConfig
 from diffusion_jax.runtime.preemption import EXIT_STATUS, StopRequest
 from experiments.tools.kills.child_run import Run
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_a_request_and_the_next_is_none(number, capsys):

@@ -8,6 +8,7 @@ from compiling import quick_jit
 from flax import struct
 from jax import Array
 from scipy.stats import norm
+from weights import random_params
 
 from diffusion_jax.denoisers import GaussianMixtureDenoiser, TrainedDenoiser
 from diffusion_jax.nn.unet import UNet
@@ -19,6 +20,8 @@ from diffusion_jax.sampling.likelihood import (
     rademacher_probes,
 )
 from diffusion_jax.schedule import NoiseSchedule, from_time, linear_schedule
+
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 
 @struct.dataclass
@@ -132,11 +135,8 @@ def check_one_step_through_the_unet():
     )
     schedule = from_time(np.array([0.1, 0.2]))
     x = 0.5 * jax.random.normal(jax.random.key(1), (2, 2, 2, 1))
-    params = quick_jit(model.init)(jax.random.key(0), x, jnp.zeros(2, jnp.int32))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(2)
-    noisy = [p.astype(jnp.float64) + 0.1 * rng.standard_normal(p.shape) for p in leaves]
-    denoiser = TrainedDenoiser(jax.tree.unflatten(tree, noisy), model)
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), random_params(model, (2, 2, 1)))
+    denoiser = TrainedDenoiser(params, model)
     got, end = log_likelihood(denoiser, schedule, x, basis_probes(2, (2, 2, 1)))
 
     time = np.asarray(schedule.time, np.float64)

@@ -10,6 +10,8 @@ from diffusion_jax.training import loop
 from diffusion_jax.training.metrics import read_metrics
 from experiments.train_lsun import parse
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8)
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from processes import finish, start
 
 from diffusion_jax.denoisers import EmpiricalDenoiser
@@ -11,6 +12,8 @@ from diffusion_jax.sampling import AncestralSampler, sample
 from diffusion_jax.sampling.likelihood import image_bits
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training.evaluation import denoising_losses, time_bands
+
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 
 def measure():
@@ -41,6 +44,7 @@ def measure():
 PROGRAM = """
 import sys
 import numpy as np
+import pytest
 from diffusion_jax.runtime import distributed
 distributed.join()
 sys.path[:0] = sys.argv[1:3]

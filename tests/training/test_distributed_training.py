@@ -4,6 +4,7 @@ import signal
 import time
 
 import numpy as np
+import pytest
 import two_convolutions
 from processes import finish, start
 from two_convolutions import build
@@ -11,6 +12,8 @@ from two_convolutions import build
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.training.metrics import read_metrics
 from experiments.tools.kills.child_run import Run
+
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 
 def command(run, steps):

@@ -16,6 +16,8 @@ from diffusion_jax.training.metrics import read_metrics
 from diffusion_jax.training.step import init_state, make_optimizer
 from experiments.train_lsun import parse
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 OPTIONS = (
     *("--image-size", "None", "--images-per-class", "None", "--classes"),
     *("--batch-size", "8", "--log-every", "1", "--checkpoint-every", "4", "--steps", "12"),

@@ -15,6 +15,8 @@ from diffusion_jax.training.metrics import read_metrics
 from diffusion_jax.training.run import load_model
 from diffusion_jax.training.saved_config import from_dict
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 DATA = Path(__file__).parents[1] / "reference" / "run"
 
 

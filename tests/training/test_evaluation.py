@@ -12,6 +12,8 @@ from diffusion_jax.denoisers import EmpiricalDenoiser, GaussianMixtureDenoiser
 from diffusion_jax.schedule import constant_schedule, cosine_schedule, linear_schedule
 from diffusion_jax.training import evaluation
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 SIGMA = 0.3
 
 

@@ -27,6 +27,8 @@ from diffusion_jax.training.step import init_state, make_optimizer
 from experiments import train_lsun
 from experiments.train_lsun import parse
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 TINY = [
     *("--data", "mnist", "--images-per-class", "20", "--image-size", "28", "--seed", "3"),
     *("--base-channels", "8", "--num-res-blocks", "1", "--multiples", "1", "1"),
