@@ -1,23 +1,26 @@
 """The command that forks a run: what it writes, how it goes on after a kill, what it refuses."""
 
+import contextlib
+import io
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
-from compiling import quick_jit
+from weights import random_params
 
-from diffusion_jax import data
+from diffusion_jax import data, forking
 from diffusion_jax.judging import classifier
 from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.regimes.neighbours import nearest
+from diffusion_jax.runtime import backend
 from diffusion_jax.sampling import sample
 from diffusion_jax.training import run
 from experiments import cloning
@@ -42,10 +45,7 @@ def run_dir(tmp_path_factory):
     config = parse([*OPTIONS, "--run-dir", str(folder)])
     images = data.load(config.data)
     model = config.model.build(1)
-    params = quick_jit(model.init)(
-        jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32), np.zeros(1, np.int32)
-    )["params"]
-    params = jax.tree.map(lambda leaf: 0.5 * leaf, params)
+    params = jax.tree.map(lambda leaf: 0.5 * leaf, random_params(model, (28, 28, 1)))
     run.import_parameters(config, params, (28, 28, 1), images.mean, len(images.images))
     return folder
 
@@ -56,26 +56,16 @@ def judge(run_dir):
     return train_classifier(data.load(run.load_model(run_dir).config.data), 1, updates=5)
 
 
-def command(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["cloning", *map(str, arguments)])
-    try:
-        cloning.main()
-    except SystemExit as exit:
-        return exit.code
+def command(*arguments):
+    """The command in this process, on its eight devices: its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "keep_freed_memory", lambda: None)  # this process goes on
+        patch.setattr(sys, "argv", ["cloning", *map(str, arguments)])
+        try:
+            cloning.main()
+        except SystemExit as exit:
+            return exit.code
     return 0
-
-
-def start(run_dir, out, *options):
-    """The command in a process of its own, whose one device has no others to wait for."""
-    words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(out), *options]
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-    return subprocess.Popen(words, env=env, text=True, stdout=subprocess.PIPE)
-
-
-def finish(process):
-    text, _ = process.communicate()
-    assert process.returncode == 0
-    return text
 
 
 def result_of(out):
@@ -85,26 +75,29 @@ def result_of(out):
 
 @pytest.fixture(scope="module")
 def forked(run_dir, judge, tmp_path_factory):
-    """The command killed once its first batch is there, and started again."""
+    """The command in a process, killed once its first batch is there, and started again."""
     out = tmp_path_factory.mktemp("out")
     classifier.save(out / "batches", judge)
-    process = start(run_dir, out, *FORKS)
+    words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(out), *FORKS]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     first = out / "batches" / "batch_00000.npz"
     deadline = time.monotonic() + 200
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
     assert not (out / "result.json").exists()
-    return out, finish(start(run_dir, out, *FORKS))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert command(run_dir, "--out", out, *FORKS) == 0
+    return out, printed.getvalue()
 
 
 def test_a_killed_experiment_goes_on_to_the_same_numbers(forked, run_dir, judge, tmp_path):
     out, text = forked
     classifier.save(tmp_path / "batches", judge)
     assert "of 2 batches were done before" in text
-    finish(start(run_dir, tmp_path, *FORKS))
+    assert command(run_dir, "--out", tmp_path, *FORKS) == 0
     assert result_of(tmp_path) == result_of(out)
 
 
@@ -139,22 +132,25 @@ def test_what_is_written_is_what_the_trunks_say(forked, run_dir):
     assert "memorised fraction" in text
 
 
-def test_more_trunks_add_to_those_that_are_done(forked, run_dir, tmp_path, monkeypatch, capsys):
+def test_more_trunks_add_to_those_that_are_done(forked, run_dir, tmp_path, capsys):
     out = tmp_path / "more"
     shutil.copytree(forked[0], out)
     more = ("--num-trunks", "40", *FORKS[2:])
-    assert "2 of 3 batches were done before" in finish(start(run_dir, out, *more))
+    assert command(run_dir, "--out", out, *more) == 0
+    assert "2 of 3 batches were done before" in capsys.readouterr().out
     assert result_of(out)["phi"]["pairs"] == 40
     # Another experiment does not mix with it.
-    assert command(monkeypatch, run_dir, "--out", out, *more, "--seed", 2) == 1
+    assert command(run_dir, "--out", out, *more, "--seed", 2) == 1
     assert "seed: 1 -> 2" in capsys.readouterr().err
 
 
 def test_the_exact_score_memorises_and_a_classifier_is_trained(
     run_dir, tmp_path, monkeypatch, capsys
 ):
+    quick = partial(train_classifier, updates=5)  # not the 300 of a good one
+    monkeypatch.setattr(forking, "train_classifier", quick)
     options = ("--score", "exact", "--calls", "20", "--out", tmp_path, "--published", "MNIST")
-    assert command(monkeypatch, run_dir, *FORKS, *options) == 0
+    assert command(run_dir, *FORKS, *options) == 0
     result = result_of(tmp_path)
     assert result["memorised_fraction"]["value"] > 0.9
     text = capsys.readouterr().out
@@ -172,14 +168,14 @@ def test_the_exact_score_memorises_and_a_classifier_is_trained(
         (("--calls", "26"), "2 to 25 calls"),
     ],
 )
-def test_bad_options_are_refused(run_dir, tmp_path, monkeypatch, capsys, options, message):
-    assert command(monkeypatch, run_dir, "--out", tmp_path / "x", *options) == 1
+def test_bad_options_are_refused(run_dir, tmp_path, capsys, options, message):
+    assert command(run_dir, "--out", tmp_path / "x", *options) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
-def test_what_is_no_run_or_not_the_same_any_more_is_named(run_dir, tmp_path, monkeypatch, capsys):
-    assert command(monkeypatch, tmp_path) == 1
+def test_what_is_no_run_or_not_the_same_any_more_is_named(run_dir, tmp_path, capsys):
+    assert command(tmp_path) == 1
     assert "is not the folder of a run" in capsys.readouterr().err
 
     def changed(name, edit):
@@ -188,7 +184,7 @@ def test_what_is_no_run_or_not_the_same_any_more_is_named(run_dir, tmp_path, mon
         config = json.loads((folder / "config.json").read_text())
         edit(config)
         (folder / "config.json").write_text(json.dumps(config))
-        assert command(monkeypatch, folder, *FORKS) == 1
+        assert command(folder, *FORKS) == 1
         return capsys.readouterr().err
 
     text = changed("wide", lambda config: config["model"].update(base_channels=16))

@@ -109,7 +109,7 @@ def test_two_points_are_a_mixture_without_width():
     # Projected on their difference: two peaks of variance Delta, s = r^2 |a - b|^2/4.
     points = np.array([[1.0, 0.0], [-1.0, 0.5]])
     times = np.array([0.1, 0.5, 1.0, 2.0])
-    got = draw(points, np.array([0, 1]), times, jax.random.key(0), 40_000)
+    got = draw(points, np.array([0, 1]), times, jax.random.key(0), 10_000)
     s = np.sum((points[0] - points[1]) ** 2) / np.expm1(2 * times) / 4
     z, w = np.polynomial.hermite_e.hermegauss(200)
     w = w / w.sum()
@@ -178,10 +178,10 @@ def test_entropy_grows_at_the_rate_of_the_mean_squared_error(small_cloud):
 
 def test_clones_under_the_exact_score(small_cloud):
     points, labels = small_cloud
-    schedule = linear_schedule(1000)
+    schedule = linear_schedule(500)
     denoiser = EmpiricalDenoiser(schedule, jnp.asarray(points))
     sampler = AncestralSampler(schedule)
-    pairs, branches = 2000, (600, 350, 200, 80)
+    pairs, branches = 2000, (300, 175, 100, 40)
 
     @jax.jit
     def run(x, key, start, stop):
@@ -192,10 +192,10 @@ def test_clones_under_the_exact_score(small_cloud):
         return np.argmin(((np.asarray(x)[:, None] - points[None]) ** 2).sum(2), 1)
 
     keys = jax.random.split(jax.random.key(8), 3 * len(branches))
-    state = normal(jax.random.split(keys[0], pairs), jnp.int32(1000), (8,))
-    start = 1000
+    state = normal(jax.random.split(keys[0], pairs), jnp.int32(500), (8,))
+    start = 500
     times = np.asarray(schedule.time_of_step(np.array(branches) - 1))
-    engine = draw(points, labels, times, jax.random.key(9), 40_000)
+    engine = draw(points, labels, times, jax.random.key(9), 20_000)
     phi = np.sum(engine.class_probability**2, 2).mean(0)
     phi_C = engine.collision.mean(0)
     assert phi_C[0] < 0.3 < 0.7 < phi_C[-1]  # the branches span the collapse

@@ -13,7 +13,9 @@ from two_convolutions import build
 
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.runtime.preemption import EXIT_STATUS, StopRequest
+from diffusion_jax.training import loop
 from experiments.tools.kills.child_run import Run
+from experiments.train_lsun import parse
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
@@ -47,7 +49,7 @@ def test_the_second_ends_the_process_at_once(second):
     try:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
-        time.sleep(1)
+        time.sleep(0.5)
         assert process.poll() is None
         process.send_signal(second)
         assert process.wait(timeout=5) == -second
@@ -56,19 +58,24 @@ def test_the_second_ends_the_process_at_once(second):
         process.communicate()
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
     """Stopped by Ctrl-C where a grid of samples was due, too."""
     monkeypatch.setattr(ModelConfig, "build", build)
     images = tmp_path / "images.npy"
     np.save(images, np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8))
-    command = (
-        *(sys.executable, two_convolutions.__file__, "--data", str(images), "--image-size", "None"),
-        *("--images-per-class", "None", "--batch-size", "4", "--diffusion-steps", "25"),
-        *("--log-every", "1", "--checkpoint-every", "1000", "--sample-every", "1"),
-        *("--num-samples", "4", "--classes"),
+    settings = (
+        *("--data", str(images), "--image-size", "None", "--images-per-class", "None"),
+        *("--batch-size", "8", "--diffusion-steps", "25", "--log-every", "1"),
+        *("--checkpoint-every", "1000", "--sample-every", "1", "--num-samples", "4", "--classes"),
     )
-    stopped = Run(tmp_path / "stopped", images, 1_000_000, command)
-    process = stopped.start()
+
+    def words(run, steps):
+        return [*settings, "--steps", str(steps), "--run-dir", str(run.folder)]
+
+    stopped, whole = (Run(tmp_path / name, images, 0, ()) for name in ("stopped", "whole"))
+    command = [sys.executable, two_convolutions.__file__, *words(stopped, 1_000_000)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe)
     first = stopped.folder / "samples" / "step_00000001.png"
     while not first.exists():
         assert process.poll() is None, process.communicate()
@@ -79,10 +86,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     (step,) = stopped.saved()
     assert f"stopped after step {step} of 1000000, which is saved" in out
     assert f"step_{step:08d}.png" not in stopped.images()  # it did not stay to draw it
-    out, err = Run(stopped.folder, images, step + 3, command).start().communicate()
-    assert f"Resuming after step {step}" in out, err
-    whole = Run(tmp_path / "whole", images, step + 3, command)
-    whole.start().communicate()
+    loop.train(parse(words(stopped, step + 3)))
+    assert f"Resuming after step {step}" in capsys.readouterr().out
+    loop.train(parse(words(whole, step + 3)))
     assert stopped.losses() == whole.losses()
     assert stopped.images() == whole.images()
     assert stopped.arrays(step + 3) == whole.arrays(step + 3)

@@ -1,6 +1,8 @@
-"""The command line end to end, in processes of its own but where it ends at once."""
+"""Runs end to end: in processes of their own where that is the point, here on eight devices."""
 
+import contextlib
 import gzip
+import io
 import json
 import os
 import shutil
@@ -38,28 +40,35 @@ TINY = [
 ]
 
 
-UNET = ("-m", "experiments.train_lsun", *TINY)
-# It compiles at once: where the command is the point, and not the model.
-SMALL = (two_convolutions.__file__, *TINY, "--learning-rate", "0.005")
+UNET = (*TINY, "--learning-rate", "0.002", "--checkpoint-every", "5")
+# Two convolutions, which compile at once, in place of the UNet: where the run is the point.
+SMALL = (*TINY, "--learning-rate", "0.005")
+PROGRAMS = {UNET: ("-m", "experiments.train_lsun"), SMALL: (two_convolutions.__file__,)}
 
 
-def command(run_dir, *options, program=SMALL, devices=1):
+def command(run_dir, *options, setting=SMALL, devices=8):
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    words = [sys.executable, *program]
-    words += ["--run-dir", str(run_dir), *map(str, options)]
+    words = [sys.executable, *PROGRAMS[setting], *setting, "--run-dir", run_dir, *options]
     pipe = subprocess.PIPE
-    return subprocess.Popen(words, env=env, text=True, stdout=pipe, stderr=pipe)
+    return subprocess.Popen([*map(str, words)], env=env, text=True, stdout=pipe, stderr=pipe)
 
 
 def finish(process, timeout=300):
+    """What it prints, after it has ended well."""
     out, err = process.communicate(timeout=timeout)
-    return process.returncode, out, err
-
-
-def train(*args, **kwargs):
-    code, out, err = finish(command(*args, **kwargs))
-    assert code == 0, err
+    assert process.returncode == 0, err
     return out
+
+
+def train(run_dir, *options, setting=SMALL):
+    """The same in this process: what it prints."""
+    words = [*setting, "--run-dir", run_dir, *options]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        if setting == SMALL:
+            patch.setattr(ModelConfig, "build", two_convolutions.build)
+        loop.train(parse([*map(str, words)]))
+    return printed.getvalue()
 
 
 @pytest.fixture
@@ -67,8 +76,8 @@ def here(monkeypatch, capsys):
     """The command in this process, on its eight devices: its status, stdout and stderr."""
     monkeypatch.setattr(backend, "keep_freed_memory", lambda: None)  # this process goes on
 
-    def main(run_dir, *options, preset=()):
-        words = [*(preset or TINY), "--run-dir", run_dir, *options]
+    def main(run_dir, *options, setting=TINY):
+        words = [*setting, "--run-dir", run_dir, *options]
         monkeypatch.setattr(sys, "argv", ["train_lsun", *map(str, words)])
         code = 0
         try:
@@ -108,9 +117,9 @@ def saved(run_dir, step):
     return jax.tree.leaves(state.replace(key=jax.random.key_data(state.key)))
 
 
-def kill_after(step, run_dir, *options, program=SMALL):
+def kill_after(step, run_dir, *options, setting=SMALL):
     """Starts a run and kills it once the checkpoint of a step is there; the last one's step."""
-    process = command(run_dir, "--steps", 1_000_000, *options, program=program)
+    process = command(run_dir, "--steps", 1_000_000, *options, setting=setting)
     deadline = time.monotonic() + 300
     while not (run_dir / "checkpoints" / str(step)).exists():
         assert process.poll() is None, process.communicate()
@@ -125,7 +134,7 @@ def kill_after(step, run_dir, *options, program=SMALL):
 @pytest.fixture(scope="module")
 def unet_run(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "unet"
-    out = train(run_dir, "--steps", 60, program=UNET)
+    out = train(run_dir, "--steps", 20, setting=UNET)
     return run_dir, out
 
 
@@ -138,7 +147,7 @@ def small_run(tmp_path_factory):
 
 def test_a_run_writes_what_it_says(unet_run):
     run_dir, out = unet_run
-    for line in ("Devices: 1 x cpu", "Data: 40 images 28 x 28 x 1, mnist (1, 8)", "t_S = "):
+    for line in ("Devices: 8 x cpu", "Data: 40 images 28 x 28 x 1, mnist (1, 8)", "t_S = "):
         assert line in out
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["parameters"] == sum(
@@ -147,12 +156,12 @@ def test_a_run_writes_what_it_says(unet_run):
     first = summary["spectrum"]["first_channel"]
     assert first["t_S"] == pytest.approx(0.5 * np.log(first["Lambda"]))
     records = read_metrics(run_dir / "metrics.jsonl")
-    assert len(records) == 60
+    assert len(records) == 20
     for name in ("loss", "grad_norm", "learning_rate", "images_per_second", "host_memory_gib"):
         assert all(np.isfinite(record[name]) for record in records), name
     assert losses(run_dir)[-10:].mean() < 0.8 * losses(run_dir)[:3].mean()
     assert any((run_dir / "tensorboard").iterdir())
-    for name in ("training_images", "step_00000060"):
+    for name in ("training_images", "step_00000020"):
         image = np.asarray(Image.open(run_dir / "samples" / f"{name}.png"))
         assert image.shape == (3 * 116 + 4, 3 * 116 + 4)
         assert image.min() == 0
@@ -160,24 +169,24 @@ def test_a_run_writes_what_it_says(unet_run):
     assert Image.open(run_dir / "loss.png").size[0] > 500
     assert not (run_dir / "memorisation.png").exists()  # nothing was evaluated
     model = run.load_model(run_dir)
-    assert (model.step, model.shape, model.class_names) == (60, (28, 28, 1), ("1", "8"))
+    assert (model.step, model.shape, model.class_names) == (20, (28, 28, 1), ("1", "8"))
     np.testing.assert_allclose(model.mean, summary["mean"])
 
 
 def test_a_killed_run_resumes_bit_for_bit(unet_run, tmp_path):
     run_dir = tmp_path / "killed"
-    killed_at = kill_after(10, run_dir, program=UNET)
-    assert 10 <= killed_at < 60
+    killed_at = kill_after(5, run_dir, setting=UNET)
+    assert 5 <= killed_at < 20
     with (run_dir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 61, "loss"')  # a line that the kill tore
-    out = train(run_dir, "--steps", 60, program=UNET)
+        file.write('{"step": 21, "loss"')  # a line that the kill tore
+    out = train(run_dir, "--steps", 20, setting=UNET)
     assert f"Resuming after step {killed_at}" in out
     np.testing.assert_array_equal(losses(run_dir), losses(unet_run[0]))
-    for a, b in zip(saved(run_dir, 60), saved(unet_run[0], 60), strict=True):
+    for a, b in zip(saved(run_dir, 20), saved(unet_run[0], 20), strict=True):
         np.testing.assert_array_equal(a, b)
-    grid = run_dir / "samples" / "step_00000060.png"
+    grid = run_dir / "samples" / "step_00000020.png"
     grid.unlink()  # as after a kill while it was drawn
-    assert "All 60 steps are done" in train(run_dir, "--steps", 60, program=UNET)
+    assert "All 20 steps are done" in train(run_dir, "--steps", 20, setting=UNET)
     assert grid.exists()
 
 
@@ -185,20 +194,20 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(unet_run, tmp_path):
     """Its optimizer's arrays were trees like the parameters', and it did not say so."""
     run_dir, folder = tmp_path / "earlier", tmp_path / "earlier" / "checkpoints"
     shutil.copytree(unet_run[0], run_dir)
-    state, metadata = saved_state(run_dir, 50)
+    state, metadata = saved_state(run_dir, 15)
     shutil.rmtree(folder)
     _, as_params = ravel_pytree(state.params)
     tree = jax.tree.map(lambda a: as_params(a) if a.ndim == 1 else a, state.opt_state)
     assert len(jax.tree.leaves(tree)) == 2 * len(jax.tree.leaves(state.params)) + 2
     assert metadata.pop("optimizer_state")
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(50, state.replace(opt_state=tree), metadata)
+        checkpoints.save(15, state.replace(opt_state=tree), metadata)
     opened = run.load_model(run_dir)
-    assert opened.step == 50
+    assert opened.step == 15
     jax.tree.map(np.testing.assert_array_equal, opened.denoiser.params, state.ema_params)
-    assert "Resuming after step 50" in train(run_dir, "--steps", 60, program=UNET)
+    assert "Resuming after step 15" in train(run_dir, "--steps", 20, setting=UNET)
     np.testing.assert_array_equal(losses(run_dir), losses(unet_run[0]))
-    for a, b in zip(saved(run_dir, 60), saved(unet_run[0], 60), strict=True):
+    for a, b in zip(saved(run_dir, 20), saved(unet_run[0], 20), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -250,24 +259,31 @@ def test_dispatches_stop_where_something_is_written(evaluate_every):
 
 
 @pytest.fixture(scope="module")
+def run_on_one(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "one"
+    assert "Devices: 1 x cpu" in finish(command(run_dir, "--steps", 20, devices=1))
+    return run_dir
+
+
+@pytest.fixture(scope="module")
 def run_of_eight(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "eight"
-    assert "Devices: 8 x cpu" in train(run_dir, "--steps", 10, devices=8)
+    assert "Devices: 8 x cpu" in train(run_dir, "--steps", 10)
     return run_dir
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_a_run_on_eight_devices_goes_on_with_fewer(small_run, run_of_eight, tmp_path, devices):
+def test_a_run_on_eight_devices_goes_on_with_fewer(run_on_one, run_of_eight, tmp_path, devices):
     """As the whole run on one: losses to rounding, learning rates exactly."""
     run_dir = tmp_path / "run"
     shutil.copytree(run_of_eight, run_dir)
-    out = train(run_dir, "--steps", 20, devices=devices)
+    out = finish(command(run_dir, "--steps", 20, devices=devices))
     assert f"Devices: {devices} x cpu" in out
     assert "Resuming after step 10" in out
-    np.testing.assert_allclose(losses(run_dir), losses(small_run)[:20], rtol=1e-5)
+    np.testing.assert_allclose(losses(run_dir), losses(run_on_one), rtol=1e-5)
     rates, expected = (
-        [record["learning_rate"] for record in read_metrics(folder / "metrics.jsonl")[:20]]
-        for folder in (run_dir, small_run)
+        [record["learning_rate"] for record in read_metrics(folder / "metrics.jsonl")]
+        for folder in (run_dir, run_on_one)
     )
     assert rates == expected
 
@@ -299,15 +315,16 @@ def test_another_configuration_in_the_same_folder_is_refused(unet_run, here):
     code, _, err = here(run_dir, "--learning-rate", 0.5, "--multiples", 1, 3, "--seed", 4)
     assert code == 1
     assert err.count("\n") == 1
-    for part in ("learning_rate: 0.0001 -> 0.5", "multiples: [1, 1] -> [1, 3]", "seed: 3 -> 4"):
+    for part in ("learning_rate: 0.002 -> 0.5", "multiples: [1, 1] -> [1, 3]", "seed: 3 -> 4"):
         assert part in err
     assert (run_dir / "config.json").read_text() == before
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, here):
+    monkeypatch.setattr(ModelConfig, "build", two_convolutions.build)
     run_dir = tmp_path / "diverging"
     options = ("--learning-rate", 1e30, "--warmup-steps", 0, "--checkpoint-every", 1)
-    code, _, err = finish(command(run_dir, *options, "--steps", 50))
+    code, _, err = here(run_dir, *options, "--steps", 50)
     assert code == 1
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
         good = checkpoints.latest
@@ -349,8 +366,8 @@ def test_a_bad_value_is_one_clear_sentence(tmp_path, monkeypatch, options, part)
 
 
 def test_missing_lsun_is_one_sentence_and_status_1(tmp_path, here):
-    preset = ("--preset", "lsun_small")
-    code, _, err = here(tmp_path / "run", "--data-dir", tmp_path, preset=preset)
+    setting = ("--preset", "lsun_small")
+    code, _, err = here(tmp_path / "run", "--data-dir", tmp_path, setting=setting)
     assert code == 1
     assert err.startswith("error: LSUN's church_outdoor was not found")
     assert err.count("\n") == 1
