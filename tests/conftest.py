@@ -28,6 +28,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 import pytest  # noqa: E402
 
+# Begun first, so that no core is idle while the last of them ends.
+LONG = (
+    *("test_parity", "test_run", "test_benchmark", "test_cloning_command", "test_distributed"),
+    *("test_distributed_training", "test_transitions", "test_step"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
+
 
 @pytest.fixture(scope="module")
 def compiled_for_few_calls():

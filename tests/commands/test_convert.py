@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 OPTIONS = [
     *("--preset", "mnist", "--image-size", "28", "--images-per-class", "20", "--seed", "3"),
-    *("--diffusion-steps", "50", "--batch-size", "8", "--num-samples", "4", "--log-every", "1"),
+    *("--diffusion-steps", "25", "--batch-size", "8", "--num-samples", "4", "--log-every", "1"),
     *("--steps", "2"),
 ]
 
@@ -54,10 +54,10 @@ def test_a_converted_checkpoint_samples_as_the_original(original):
     key = jax.random.key(7)
     got = sample(trained.sampler, trained.denoiser, key, 3, trained.shape)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(3))
-    noise = [compare.nchw(normal(keys, jnp.int32(s), trained.shape)) for s in (*range(50), START)]
-    tables = torch_process.linear_schedule(50)
+    noise = [compare.nchw(normal(keys, jnp.int32(s), trained.shape)) for s in (*range(25), START)]
+    tables = torch_process.linear_schedule(25)
     want = torch_process.ancestral_chain(
-        tables, model, noise[50], torch.stack(noise[:50]), faithful=True
+        tables, model, noise[25], torch.stack(noise[:25]), faithful=True
     )
     assert compare.relative_error(got, compare.nhwc(want)) < 1e-4
     assert np.abs(got).max() > 0.5

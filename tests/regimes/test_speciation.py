@@ -231,7 +231,7 @@ def test_data_against_exact_roots():
     laws = swapped_halves(8, 0.25, 9.0)
     rng = np.random.default_rng(1)
     points = np.concatenate([law.sample(rng.standard_normal((2500, 8))) for law in laws])
-    times = np.linspace(0.3, 1.5, 25)
+    times = np.linspace(0.3, 1.5, 13)
     draws = posterior.draw(
         points.astype(np.float32), np.repeat([0, 1], 2500), times, jax.random.key(0), 4000
     )

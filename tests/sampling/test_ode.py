@@ -14,8 +14,6 @@ from diffusion_jax.sampling.ode import DDIMSampler, DPMSolver2M
 from diffusion_jax.sampling.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.schedule import from_time, linear_schedule
 
-pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
-
 CENTRE, SIGMA = 2.0, 0.5
 
 

@@ -59,7 +59,7 @@ def test_ancestral_sampling_of_a_gaussian(num_steps, faithful):
     schedule = linear_schedule(num_steps)
     denoiser, mean, values, vectors = gaussian(schedule)
     sampler = AncestralSampler(schedule, faithful)
-    n = 20_000
+    n = 10_000
     x = sample(sampler, denoiser, jax.random.key(1), n, (3,), batch_size=n)
     modes = x.astype(np.float64) @ vectors
     m, v = exact_law(schedule, faithful, mean @ vectors, values)

@@ -16,6 +16,8 @@ from diffusion_jax.training import loop
 from diffusion_jax.training.run import load_model
 from experiments.train_lsun import parse
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 IMAGES = Path(__file__).parents[1] / "reference" / "run" / "images.npz"
 SETTINGS = dj.TrainingConfig(batch_size=8, learning_rate=1e-2, warmup_steps=2)
 
