@@ -17,7 +17,8 @@ from diffusion_jax.runtime import backend  # noqa: E402  (after the settings tha
 
 # Compiles in a third of the time, to code nearly as fast; XLA_FLAGS= tests what users run.
 QUICK = backend.RUN_ONCE | {"xla_backend_optimization_level": 1}
-os.environ.setdefault("XLA_FLAGS", " ".join(f"--{k}={v}".lower() for k, v in QUICK.items()))
+FLAGS = " ".join(f"--{k}={v}".lower() for k, v in QUICK.items())
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 backend.configure()
 backend._remove_torn_entries(CACHE)  # tests kill processes
@@ -42,11 +43,15 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def compiled_for_few_calls():
-    """All programs of a module, and of the processes it starts, compiled as by `quick_jit`."""
-    option = "jax_disable_most_optimizations"
+    """All programs of a module, and of the processes it starts, compiled as by `quick_jit`.
+
+    But where XLA_FLAGS are the user's own.
+    """
+    option, quick = "jax_disable_most_optimizations", FLAGS in os.environ["XLA_FLAGS"]
     before = jax.config.read(option)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(option.upper(), "1")
-        jax.config.update(option, True)
+        if quick:
+            patch.setenv(option.upper(), "1")
+            jax.config.update(option, True)
         yield
         jax.config.update(option, before)
