@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -223,8 +222,3 @@ class UNet(nn.Module):
                 h = Conv(h.shape[-1], upsample=True, dtype=dtype, name=f"decoder{index}")(h)
                 index += 1
         return Block(self.channels, dtype=dtype, name="final_block")(h).astype(x.dtype)
-
-
-def num_parameters(params: object) -> int:
-    """Total number of entries of a pytree of arrays."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

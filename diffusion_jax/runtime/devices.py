@@ -17,18 +17,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXIS = "devices"
 
 
-def _mesh() -> Mesh:
+def all_devices() -> Mesh:
+    """The devices of all processes, along one axis."""
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
-def replicated() -> NamedSharding:
-    """Every device holds the whole array."""
-    return NamedSharding(_mesh(), PartitionSpec())
+def replicated(mesh: Mesh | None = None) -> NamedSharding:
+    """Every device holds the whole array; by default, all devices there are."""
+    return NamedSharding(mesh or all_devices(), PartitionSpec())
 
 
-def sharded() -> NamedSharding:
-    """The first axis is split over the devices."""
-    return NamedSharding(_mesh(), PartitionSpec(AXIS))
+def sharded(mesh: Mesh | None = None) -> NamedSharding:
+    """The first axis is split over the devices; by default, all there are."""
+    return NamedSharding(mesh or all_devices(), PartitionSpec(AXIS))
 
 
 def is_first_process() -> bool:
@@ -108,7 +109,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> Array:
         everywhere = leaf.is_fully_replicated and leaf.sharding.device_set == set(
             jax.local_devices()
         )
-        if everywhere and sharding.is_fully_replicated:  # as pmap returns it: no copies
+        if everywhere and sharding.is_fully_replicated:  # its parts are there: no copies
             parts = [part.data for part in leaf.addressable_shards]
             return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
     # Not jax.device_put, which would compare the processes' values first.

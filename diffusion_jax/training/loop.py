@@ -17,7 +17,6 @@ from diffusion_jax.data.batches import batch_shape, device_batches
 from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
-from diffusion_jax.nn.unet import num_parameters
 from diffusion_jax.runtime import backend, lock
 from diffusion_jax.runtime.devices import is_first_process, replicate
 from diffusion_jax.runtime.distributed import require_same
@@ -25,7 +24,8 @@ from diffusion_jax.runtime.preemption import Stopped, StopRequest
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.outputs import Outputs, summarize
 from diffusion_jax.training.recorder import Recorder
-from diffusion_jax.training.run import as_today, check_same_data, claim, metadata_of, state_like
+from diffusion_jax.training.run import check_same_data, claim, metadata_of
+from diffusion_jax.training.saved_state import SavedState, from_saved, structure_of, to_saved
 from diffusion_jax.training.step import (
     TrainState,
     argument_shapes,
@@ -63,7 +63,7 @@ def _train(config: Config) -> None:
         dispatches = list(_dispatches(config, start))
         compiling = run.compile(dispatches, stack)
         if newest is not None:
-            state = as_today(newest[1], run.like)
+            state = from_saved(newest[1], run.like)
             print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
         else:
             state = replicate(run.fresh())
@@ -73,7 +73,7 @@ def _train(config: Config) -> None:
                 Telemetry(folder, start, config.steps, config.training.batch_size)
             )
         # What was due when a signal or a kill came between.
-        run.outputs.make_up(start, state.ema_params, recorder)
+        run.outputs.make_up(start, state, recorder)
         if start >= config.steps:
             run.outputs.draw_curves()
             print(f"All {config.steps} steps are done; give a larger --steps to go on")
@@ -137,21 +137,18 @@ class _Run:
         metadata = metadata_of(config, shape, images.mean, classes, len(images.images), digest)
         require_same("data set", digest)
         if is_first_process():
-            summarize(config, images, num_parameters(like.params))
+            summarize(config, images, like.flat_params.size)
         outputs = Outputs(config, model, schedule, images, held_out)
         return cls(config, images, metadata, like, fresh, step, outputs)
 
-    def structure_of(self, saved: dict[str, Any]) -> TrainState:
+    def structure_of(self, saved: dict[str, Any]) -> SavedState:
         """What a checkpoint of this run is read into; see `Checkpoints.restore_newest`."""
         check_same_data(saved, self.metadata)
-        return state_like(self.like, saved)
+        return structure_of(self.like, saved)
 
     def compile(self, dispatches: list[int], stack: ExitStack) -> Future[Any] | None:
-        """Compiles the step beside what comes before the first update.
-
-        In several processes pmap lowers nothing but arrays, so the first update compiles it.
-        """
-        if not dispatches or jax.process_count() > 1:
+        """Compiles the step beside what comes before the first update."""
+        if not dispatches:
             return None
         shape, size = self.images.images.shape[1:], self.config.training.batch_size
         arguments = argument_shapes(self.like, batch_shape(shape, size, dispatches[0]))
@@ -182,9 +179,10 @@ def _update(
         last, stopping = step == config.steps, stop.agreed()
         if last or stopping or step % config.output.checkpoint_every == 0:
             recorder.drain()
-            _check_finite(step, state)
+            saved = to_saved(state)
+            _check_finite(step, saved)
             _check_unchanged(run.images, checkpoints)
-            checkpoints.save(step, replicate(state), run.metadata)
+            checkpoints.save(step, saved, run.metadata)
             recorder.pause(step)
         if stopping and not last:
             checkpoints.wait()
@@ -192,7 +190,7 @@ def _update(
                 f"stopped after step {step} of {config.steps}, which is saved; the same command "
                 f"goes on"
             )
-        run.outputs.make(step, state.ema_params, recorder)
+        run.outputs.make(step, state, recorder)
 
 
 def _dispatches(config: Config, start: int) -> Iterator[int]:
@@ -212,11 +210,10 @@ def _dispatches(config: Config, start: int) -> Iterator[int]:
         step += updates
 
 
-def _check_finite(step: int, state: TrainState) -> None:
-    # On the host, which the arrays go to in any case: to compile it takes longer.
-    saved = {"params": state.params, "average": state.ema_params, "optimizer": state.opt_state}
-    for path, leaf in jax.tree.leaves_with_path(saved):
-        if not np.isfinite(leaf.addressable_data(0)).all():
+def _check_finite(step: int, saved: SavedState) -> None:
+    arrays = {"params": saved.params, "average": saved.ema_params, "optimizer": saved.opt_state}
+    for path, leaf in jax.tree.leaves_with_path(arrays):
+        if not np.isfinite(leaf).all():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(
                 f"{name} is not finite after step {step}, which is not saved; try a lower "

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -32,6 +31,7 @@ from diffusion_jax.training.metrics import (
     read_metrics,
 )
 from diffusion_jax.training.recorder import Recorder
+from diffusion_jax.training.step import TrainState
 
 
 def summarize(config: Config, images: ImageSet, parameters: int) -> None:
@@ -82,14 +82,14 @@ class Outputs:
     def _due(self, step: int, every: int | None) -> bool:
         return every is not None and step > 0 and (step == self.config.steps or step % every == 0)
 
-    def make(self, step: int, params: Any, recorder: Recorder) -> None:
+    def make(self, step: int, state: TrainState, recorder: Recorder) -> None:
         """Evaluates and draws samples where it is time to."""
         if self._due(step, self.config.output.evaluate_every):
-            self._evaluate(step, params, recorder)
+            self._evaluate(step, state, recorder)
         if self._due(step, self.config.output.sample_every):
-            self._draw_samples(step, params, recorder)
+            self._draw_samples(step, state, recorder)
 
-    def make_up(self, step: int, params: Any, recorder: Recorder) -> None:
+    def make_up(self, step: int, state: TrainState, recorder: Recorder) -> None:
         """Makes what was due after a step, but is not there."""
         records = read_metrics(self.config.output.run_dir / "metrics.jsonl")
         evaluated = any(r["step"] == step and FRACTION in r for r in records)
@@ -98,9 +98,9 @@ class Outputs:
             from_first(lambda: json.dumps([not evaluated, not self._grid_path(step).exists()]))
         )
         if missing[0] and self._due(step, self.config.output.evaluate_every):
-            self._evaluate(step, params, recorder)
+            self._evaluate(step, state, recorder)
         if missing[1] and self._due(step, self.config.output.sample_every):
-            self._draw_samples(step, params, recorder)
+            self._draw_samples(step, state, recorder)
 
     def _grid_path(self, step: int) -> Path:
         return self.config.output.run_dir / "samples" / f"step_{step:08d}.png"
@@ -114,22 +114,25 @@ class Outputs:
             path = self.config.output.run_dir / "samples" / "training_images.png"
             save_image_grid(path, self.images.centred(order), self.images.mean)
 
-    def _draw_samples(self, step: int, params: Any, recorder: Recorder) -> None:
+    def _draw_samples(self, step: int, state: TrainState, recorder: Recorder) -> None:
         recorder.drain()
         # Its own key, so that drawing samples more or less often changes nothing in the training,
         # which has the keys that folding with 0 and 1 gives too.
         key = jax.random.fold_in(jax.random.key(self.config.seed), 3)
         sampler = AncestralSampler(self.schedule, self.config.training.faithful)
-        denoiser, shape = TrainedDenoiser(params, self.model), self.images.images.shape[1:]
+        denoiser, shape = (
+            TrainedDenoiser(state.ema_params, self.model),
+            self.images.images.shape[1:],
+        )
         images = sample(sampler, denoiser, key, self.config.output.num_samples, shape)
         if is_first_process():
             save_image_grid(self._grid_path(step), images, self.images.mean)
         recorder.pause(step)
 
-    def _evaluate(self, step: int, params: Any, recorder: Recorder) -> None:
+    def _evaluate(self, step: int, state: TrainState, recorder: Recorder) -> None:
         recorder.drain()
         metrics = evaluation.evaluate(
-            TrainedDenoiser(params, self.model),
+            TrainedDenoiser(state.ema_params, self.model),
             self.schedule,
             self.images,
             self.held_out,

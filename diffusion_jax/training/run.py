@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from diffusion_jax.config import Config
 from diffusion_jax.denoisers import TrainedDenoiser
@@ -22,10 +21,9 @@ from diffusion_jax.runtime.distributed import gather, require_same
 from diffusion_jax.sampling import AncestralSampler
 from diffusion_jax.training import saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
-from diffusion_jax.training.step import TrainState, init_state, make_optimizer, state_of
+from diffusion_jax.training.saved_state import VECTORS, SavedState, structure_of, to_saved
+from diffusion_jax.training.step import init_state, make_optimizer, state_of
 
-# What checkpoints say of their optimizer state; without it they are of an earlier form.
-_VECTORS = "vectors"
 # Seconds within which a shared file system shows a file to the other hosts.
 _VISIBLE = 60
 
@@ -116,34 +114,8 @@ def metadata_of(
         "classes": list(classes),
         "num_images": num_images,
         "fingerprint": digest,
-        "optimizer_state": _VECTORS,
+        "optimizer_state": VECTORS,
     }
-
-
-def state_like(like: TrainState, saved: dict[str, Any]) -> TrainState:
-    """The structure of a checkpoint's state, which may be an earlier version's.
-
-    That kept an array of the optimizer's for each parameter, in place of one vector.
-
-    Args:
-      like: a state as it is today, or its shapes.
-      saved: the checkpoint's metadata.
-    """
-    if saved.get("optimizer_state") == _VECTORS:
-        return like
-    trees = jax.tree.map(lambda leaf: like.params if leaf.ndim == 1 else leaf, like.opt_state)
-    return dataclasses.replace(like, opt_state=trees)
-
-
-def as_today(state: TrainState, like: TrainState) -> TrainState:
-    """A checkpoint's state, see `state_like`, as it is today."""
-    if len(jax.tree.leaves(state)) == len(jax.tree.leaves(like)):
-        return state
-    vector = jax.jit(lambda tree: ravel_pytree(tree)[0])
-    vectors = jax.tree.map(
-        lambda leaf, tree: vector(tree) if leaf.ndim == 1 else tree, like.opt_state, state.opt_state
-    )
-    return dataclasses.replace(state, opt_state=vectors)
 
 
 def check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -198,7 +170,7 @@ def import_parameters(
     try:
         claim(config)
         with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
-            checkpoints.save(0, state, metadata)
+            checkpoints.save(0, to_saved(state), metadata)
             checkpoints.wait()
     finally:
         lock.release(folder)
@@ -218,13 +190,13 @@ def load_model(run_dir: Path | str) -> TrainedModel:
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
 
-    def like(saved: dict[str, Any]) -> TrainState:
+    def like(saved: dict[str, Any]) -> SavedState:
         saved_config.require_same_model(run_dir, config, saved["config"])
         model, optimizer = config.model.build(saved["shape"][-1]), make_optimizer(config.training)
         today = jax.eval_shape(
             lambda: init_state(model, optimizer, jax.random.key(0), saved["shape"])
         )
-        return state_like(today, saved)
+        return structure_of(today, saved)
 
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
         newest = checkpoints.restore_newest(like)

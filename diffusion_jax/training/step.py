@@ -1,8 +1,9 @@
-"""Loss, train state with its moving average, optimizer, and the train step, plain and pmapped."""
+"""Loss, train state with its moving average, optimizer, and the train step, plain and parallel."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,12 @@ from flax import linen as nn
 from flax import struct
 from jax import Array
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, PartitionSpec
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import diffuse
-from diffusion_jax.runtime.devices import AXIS, replicated, sharded
+from diffusion_jax.runtime.devices import AXIS, all_devices, replicated, sharded
 from diffusion_jax.schedule import NoiseSchedule
 
 Metrics = dict[str, Array]
@@ -23,23 +25,43 @@ Metrics = dict[str, Array]
 
 @struct.dataclass
 class TrainState:
-    """Everything a run needs to go on, as one pytree.
+    """Everything a run needs to go on, as one pytree of few arrays.
+
+    The parameters, their average and Adam's moments are each one vector, the model's arrays laid
+    end to end (`ravel_pytree`): hundreds of small arrays would each be a kernel of its own to
+    compile, load and start, and cost the host milliseconds at every call.
 
     Attributes:
       step: number of updates done, int32 scalar.
-      params: the model's parameters.
-      ema_params: their exponential moving average, for sampling alone.
-      opt_state: Optax state of the parameters laid end to end in one vector (`ravel_pytree`):
-        hundreds of small arrays would each be a kernel of its own to compile, load and start.
+      flat_params: the model's parameters, in one vector.
+      flat_ema_params: their exponential moving average, for sampling alone.
+      opt_state: Optax state of that vector.
       key: typed PRNG key of the run, never changed; randomness comes from folding `step` and the
         example's global index into it.
+      unravel: makes the model's parameters of such a vector.
     """
 
     step: Array
-    params: Any
-    ema_params: Any
+    flat_params: Array
+    flat_ema_params: Array
     opt_state: Any
     key: Array
+    unravel: Callable[[Array], Any] = struct.field(pytree_node=False)
+
+    @property
+    def params(self) -> Any:
+        """The parameters as the model takes them: new arrays, at each call."""
+        return _as_tree(self.flat_params, self.unravel)
+
+    @property
+    def ema_params(self) -> Any:
+        """Their average as the model takes it: new arrays, at each call."""
+        return _as_tree(self.flat_ema_params, self.unravel)
+
+
+@partial(jax.jit, static_argnums=1)
+def _as_tree(vector: Array, unravel: Callable[[Array], Any]) -> Any:
+    return unravel(vector)
 
 
 def noise_loss(
@@ -135,12 +157,14 @@ def state_of(params: Any, optimizer: optax.GradientTransformation, key: Array) -
       optimizer: from `make_optimizer`.
       key: typed PRNG key from which the updates' randomness is folded.
     """
+    flat, unravel = ravel_pytree(params)
     return TrainState(
         step=jnp.int32(0),
-        params=jax.tree.map(jnp.array, params),
-        ema_params=jax.tree.map(jnp.array, params),
-        opt_state=optimizer.init(ravel_pytree(params)[0]),
+        flat_params=jnp.array(flat),
+        flat_ema_params=jnp.array(flat),
+        opt_state=optimizer.init(flat),
         key=key,
+        unravel=unravel,
     )
 
 
@@ -164,7 +188,7 @@ def make_train_step(
       optimizer: from `make_optimizer`.
       mean: per-channel mean of the training set (channels,), subtracted from the images.
       config: training configuration.
-      axis_name: axis over which gradients and loss are averaged, under pmap.
+      axis_name: axis of the devices over which gradients and loss are averaged.
 
     Returns:
       A function of (state, images, index): images (batch, height, width, channels), uint8 grey
@@ -198,13 +222,15 @@ def make_train_step(
     def train_step(state: TrainState, images: Array, index: Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         gradient = jax.value_and_grad(loss_of) if config.accumulation == 1 else accumulated
-        loss, grads = gradient(state.params, key, images, index)
-        flat, as_params = ravel_pytree(grads)
+        loss, grads = gradient(state.unravel(state.flat_params), key, images, index)
+        flat = ravel_pytree(grads)[0]
         if axis_name is not None:
-            loss, flat = jax.lax.pmean((loss, flat), axis_name)
+            # In one vector, they are one all-reduce.
+            flat = jax.lax.pmean(jnp.append(flat, loss.astype(flat.dtype)), axis_name)
+            flat, loss = flat[:-1], flat[-1]
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to an integer count
             updates, opt_state = optimizer.update(flat, state.opt_state)
-        params = optax.apply_updates(state.params, as_params(updates))
+        params = optax.apply_updates(state.flat_params, updates)
         # The moving average forgets the initial parameters in its first updates.
         decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
         metrics = {
@@ -212,12 +238,12 @@ def make_train_step(
             "grad_norm": optax.tree.norm(flat),
             "learning_rate": learning_rate(config, state.step),
         }
-        next_state = TrainState(
+        next_state = dataclasses.replace(
+            state,
             step=state.step + 1,
-            params=params,
-            ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
+            flat_params=params,
+            flat_ema_params=optax.incremental_update(params, state.flat_ema_params, 1 - decay),
             opt_state=opt_state,
-            key=state.key,
         )
         return next_state, metrics
 
@@ -230,11 +256,14 @@ def make_parallel_train_step(
     optimizer: optax.GradientTransformation,
     mean: Array,
     config: TrainingConfig,
+    implementation: Literal["shard_map", "pmap"] = "shard_map",
+    mesh: Mesh | None = None,
 ) -> jax.stages.Wrapped:
-    """The train step pmapped over all devices, with averaged gradients and its state donated.
+    """The data-parallel train step of all devices, with averaged gradients and its state donated.
 
-    The state has no device axis: every device holds the whole of it (`devices.replicated`).
-    Several updates in one call spare a fast device the wait for the host between them.
+    Every device, of every process, holds the whole of the state (`devices.replicated`) and computes
+    a part of the batch. Several updates in one call spare a fast device the wait for the host
+    between them.
 
     Args:
       model: the noise predictor.
@@ -242,6 +271,8 @@ def make_parallel_train_step(
       optimizer: from `make_optimizer`.
       mean: per-channel mean of the training set (channels,).
       config: training configuration.
+      implementation: shard_map, or pmap, the older spelling of the same program.
+      mesh: the devices, along the axis `devices.AXIS`; by default all that are there.
 
     Returns:
       A function of (state, images): uint8 images (devices, batch/devices, height, width, channels)
@@ -251,14 +282,15 @@ def make_parallel_train_step(
     Raises:
       UserError: the devices, or the parts of an accumulated batch, can't share it evenly.
     """
-    parts = jax.device_count() * config.accumulation
+    mesh = mesh or all_devices()
+    parts = mesh.size * config.accumulation
     if config.batch_size % parts:
         raise UserError(
-            f"a batch of {config.batch_size} can't be shared evenly by {jax.device_count()} "
+            f"a batch of {config.batch_size} can't be shared evenly by {mesh.size} "
             f"device(s) x {config.accumulation} accumulated part(s); choose a multiple of {parts}"
         )
     # XLA's CPU backend copies all gradients to sum those of one device.
-    axis_name = AXIS if jax.device_count() > 1 else None
+    axis_name = AXIS if mesh.size > 1 else None
     train_step = make_train_step(model, schedule, optimizer, mean, config, axis_name)
 
     def update(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
@@ -268,21 +300,40 @@ def make_parallel_train_step(
     def train(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
         return update(state, images) if images.ndim == 4 else jax.lax.scan(update, state, images)
 
-    return jax.pmap(train, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=(0,))
+    if implementation == "pmap":
+        return jax.pmap(
+            train,
+            AXIS,
+            in_axes=(None, 0),
+            out_axes=(None, None),
+            donate_argnums=(0,),
+            devices=mesh.devices.tolist(),
+        )
+
+    def share(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
+        return train(state, images[0])
+
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    mapped = jax.shard_map(
+        share, mesh=mesh, in_specs=(whole, split), out_specs=whole, check_vma=False
+    )
+    return jax.jit(mapped, donate_argnums=0)
 
 
-def argument_shapes(state: TrainState, images: tuple[int, ...]) -> tuple[Any, jax.ShapeDtypeStruct]:
+def argument_shapes(
+    state: TrainState, images: tuple[int, ...], mesh: Mesh | None = None
+) -> tuple[Any, jax.ShapeDtypeStruct]:
     """What the parallel train step can be lowered for while its arguments are still being made.
 
-    A later call finds the compiled program. In one process alone: in several, pmap lowers nothing
-    but arrays.
+    A later call finds the compiled program.
 
     Args:
       state: the train state, or its shapes.
       images: shape of the images, as the step takes them.
+      mesh: the step's devices; by default all that are there.
     """
-    whole = replicated()
+    whole = replicated(mesh)
     return (
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), state),
-        jax.ShapeDtypeStruct(images, jnp.uint8, sharding=sharded()),
+        jax.ShapeDtypeStruct(images, jnp.uint8, sharding=sharded(mesh)),
     )

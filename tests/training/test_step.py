@@ -90,9 +90,8 @@ def test_one_update_is_clipped_adam_with_its_average(state):
     # An optimizer that hands the raw gradients, in one vector, out as its state.
     spy = optax.GradientTransformation(lambda params: params, lambda grads, *_: (grads, grads))
     step = jax.jit(make_train_step(MODEL, SCHEDULE, spy, MEAN, config))
-    flat, as_params = ravel_pytree(state.params)
-    spied, _ = step(state.replace(opt_state=flat), jnp.asarray(IMAGES), INDEX)
-    grads = as_params(spied.opt_state)
+    spied, _ = step(state.replace(opt_state=state.flat_params), jnp.asarray(IMAGES), INDEX)
+    grads = state.unravel(spied.opt_state)
     grad_norm = norm(grads)
     after, metrics = plain_step(config)(state, jnp.asarray(IMAGES), INDEX)
     assert float(metrics["grad_norm"]) == pytest.approx(grad_norm, rel=1e-4)
@@ -199,6 +198,43 @@ def test_overfitting_eight_images_drives_the_loss_down():
     assert np.mean(losses[-20:]) < 0.15
 
 
+def test_pmap_is_another_spelling(state):
+    """To the last bit: metrics and state, of one update and of several."""
+    steps = (
+        parallel_step(),
+        make_parallel_train_step(
+            MODEL, SCHEDULE, make_optimizer(CONFIG), MEAN, CONFIG, implementation="pmap"
+        ),
+    )
+    images = np.random.default_rng(1).integers(0, 256, (8, 3, 2, *SHAPE), dtype=np.uint8)
+    for batch in (images[:, 0], images):
+        results = [
+            step(replicate(jax.tree.map(jnp.copy, state)), jax.device_put(batch, sharded()))
+            for step in steps
+        ]
+        one, other = (jax.tree.leaves((s.replace(key=None), metrics)) for s, metrics in results)
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_state_is_few_arrays_and_one_sum_over_the_devices(state):
+    """However many the parameters; a dispatch costs the host by the array."""
+    assert len(jax.tree.leaves(state)) == 8
+    shapes = argument_shapes(jax.eval_shape(lambda: state), batch_shape(SHAPE, 16))
+    text = parallel_step().lower(*shapes).as_text()
+    assert text.count("all_reduce") == 1
+
+
+def test_the_state_gives_trees(state):
+    """The model's parameters, from the vectors; the average has its own."""
+    flat, _ = ravel_pytree(state.params)
+    np.testing.assert_array_equal(flat, state.flat_params)
+    other = state.replace(flat_ema_params=2 * state.flat_params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(2 * a, b), state.params, other.ema_params
+    )
+
+
 def test_parallel_step_is_the_plain_step(state):
     """Eight devices against one: same loss, same moments, and the state given is consumed."""
     parallel, plain, one = parallel_step(), plain_step(), state
@@ -208,9 +244,9 @@ def test_parallel_step_is_the_plain_step(state):
         one, metrics = plain(one, jnp.asarray(IMAGES), INDEX)
         given = eight
         eight, parallel_metrics = parallel(given, batch)
-        assert given.params["first"]["kernel"].is_deleted()
+        assert given.flat_params.is_deleted()
         assert float(parallel_metrics["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
-    assert len(eight.params["first"]["kernel"].sharding.device_set) == 8
+    assert len(eight.flat_params.sharding.device_set) == 8
     assert_same_moments(one, eight)
 
 
@@ -248,7 +284,7 @@ def test_several_updates_in_one_call_are_the_same_updates(state):
         singly.append(metrics)
     given = together
     together, metrics = parallel(together, jax.device_put(images.swapaxes(0, 1), sharded()))
-    assert given.params["first"]["kernel"].is_deleted()
+    assert given.flat_params.is_deleted()
     assert int(together.step) == 3
     for name, values in metrics.items():
         np.testing.assert_allclose(values, [single[name] for single in singly], rtol=1e-5)

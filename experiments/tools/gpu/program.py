@@ -4,21 +4,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.nn.unet import UNet
-from diffusion_jax.runtime.devices import AXIS
 from diffusion_jax.schedule import linear_schedule
-from diffusion_jax.training.step import TrainState, init_state, make_optimizer, make_train_step
+from diffusion_jax.training.step import (
+    argument_shapes,
+    init_state,
+    make_optimizer,
+    make_parallel_train_step,
+)
 from experiments.tools.gpu import hlo, hlo_counts
 
 
 def lower_step(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh) -> Any:
-    """Lowers the train step of `step.make_parallel_train_step` for so many GPUs.
-
-    That one is pmapped over the devices that are there, and so cannot be lowered for others; what
-    every device does is the same here.
+    """Lowers the train step for GPUs.
 
     Args:
       model: the noise predictor.
@@ -31,31 +32,12 @@ def lower_step(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh)
     """
     optimizer = make_optimizer(config)
     shape = (image_size, image_size, model.channels)
-    train_step = make_train_step(
-        model, linear_schedule(), optimizer, jnp.zeros(model.channels), config, AXIS
+    step = make_parallel_train_step(
+        model, linear_schedule(), optimizer, jnp.zeros(model.channels), config, mesh=mesh
     )
-
-    def train(state: TrainState, images: jax.Array) -> Any:
-        images = images[0]
-        batch = images.shape[0]
-        return train_step(state, images, jax.lax.axis_index(AXIS) * batch + jnp.arange(batch))
-
-    whole, split = PartitionSpec(), PartitionSpec(AXIS)
-    mapped = jax.shard_map(
-        train, mesh=mesh, in_specs=(whole, split), out_specs=whole, check_vma=False
-    )
-
-    def abstract(spec: PartitionSpec, tree: Any) -> Any:
-        sharding = NamedSharding(mesh, spec)
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
-        )
-
-    state = jax.eval_shape(lambda key: init_state(model, optimizer, key, shape), jax.random.key(0))
-    images = jax.ShapeDtypeStruct((mesh.size, config.batch_size // mesh.size, *shape), jnp.uint8)
-    traced = jax.jit(mapped, donate_argnums=0).trace(
-        abstract(whole, state), abstract(split, images)
-    )
+    state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), shape))
+    images = (mesh.size, config.batch_size // mesh.size, *shape)
+    traced = step.trace(*argument_shapes(state, images, mesh))
     return traced.lower(lowering_platforms=("cuda",))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.metrics import read_metrics
 from diffusion_jax.training.saved_config import from_dict
+from diffusion_jax.training.saved_state import structure_of
 from diffusion_jax.training.step import init_state, make_optimizer
 
 Process = subprocess.Popen[str]
@@ -55,8 +56,8 @@ class Run:
             config, shape = from_dict(metadata["config"]), metadata["shape"]
             model, optimizer = config.model.build(shape[-1]), make_optimizer(config.training)
             like = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), shape))
-            state = checkpoints.restore(step, like)
-        state = state.replace(key=jax.random.key_data(state.key))
+            state = checkpoints.restore(step, structure_of(like, metadata))
+        state = dataclasses.replace(state, key=jax.random.key_data(state.key))
         leaves = jax.tree.leaves_with_path(state)
         return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
