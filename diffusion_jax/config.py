@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.unet import UNet
-from diffusion_jax.runtime.backend import has_fused_attention
+from diffusion_jax.runtime.backend import best_dtype, has_fused_attention
 from diffusion_jax.schedule import (
     NoiseSchedule,
     constant_schedule,
@@ -63,18 +63,21 @@ class ModelConfig:
     """Residual blocks a level."""
     dropout: float = 0.1
     """Probability of dropping a channel in training."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type; parameters are float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type of the training; parameters are float32. auto: that of the run if it goes on;
+    else bfloat16 on TPUs and on GPUs that have it, float32 elsewhere. What measures a trained model
+    computes in float32."""
     remat: bool = False
     """Compute the activations again in the backward pass: less memory, more time. On the CPU XLA
     merges the two computations again, and nothing is gained."""
 
     def build(self, channels: int) -> UNet:
-        """The model for images of so many channels."""
+        """The model for images of so many channels; `auto` as for a run that begins here."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        dtype = jnp.dtype(self.dtype)
-        fused = dtype.itemsize == 2 and has_fused_attention()
-        return UNet(channels, **(fields | {"dtype": dtype, "fused_attention": fused}))
+        dtype = jnp.dtype(best_dtype() if self.dtype == "auto" else self.dtype)
+        return UNet(
+            channels, **(fields | {"dtype": dtype, "fused_attention": has_fused_attention()})
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +125,11 @@ class TrainingConfig:
     """Decay of the moving average of the parameters, min(this, (1 + step)/(10 + step))."""
     accumulation: int = 1
     """Parts into which a device's batch is split to save memory; the gradients add up."""
-    steps_per_dispatch: int = 1
+    steps_per_dispatch: int | Literal["auto"] = "auto"
     """Updates that the host hands to the devices at a time; more help where a device is so fast
     that it waits for the host. Best a divisor of checkpoint_every, sample_every, evaluate_every and
     steps: updates that would pass one of these are handed over singly, which compiles a second
-    program."""
+    program. auto: on CPUs 1, elsewhere the largest divisor of all these up to 10."""
     faithful: bool = False
     """Reproduce the authors' code: step 0 is never trained, and sampling adds no noise at steps 1
     and 0 (by default: step 0 is trained, and no noise at step 0 alone)."""
@@ -140,7 +143,8 @@ class TrainingConfig:
             "learning_rate",
             "clip_norm",
         ):
-            if not getattr(self, name) > 0:  # NaN is not either
+            value = getattr(self, name)
+            if value != "auto" and not value > 0:  # NaN is not either
                 raise UserError(f"{name} = {getattr(self, name)} must be positive")
         if self.warmup_steps < 0:
             raise UserError(f"warmup_steps = {self.warmup_steps} must not be negative")

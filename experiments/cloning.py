@@ -43,7 +43,8 @@ class Options:
     run_dir: Annotated[Path, tyro.conf.Positional]
     """The run's folder, as experiments.train_lsun or experiments.convert writes it."""
     out: Path | None = None
-    """Folder for the results; by default RUN_DIR/cloning, or cloning_exact for --score exact."""
+    """Folder for the results; by default RUN_DIR/cloning, or cloning_exact for --score exact,
+    and the type behind it where it is bfloat16."""
     num_trunks: int = 256
     """Trunks, each forked at every branch time; at least 30."""
     times: tuple[float, ...] | None = None
@@ -58,6 +59,9 @@ class Options:
     """Steps of the ancestral sampler; by default all of the run's schedule."""
     clock: Clock = "step"
     """What fewer steps are spread evenly over."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the network, whatever the run was trained in; docs/sampling.md shows what
+    bfloat16 changes."""
     batch_size: int = 64
     """Trunks at a time."""
     classifier_per_class: int | None = None
@@ -149,7 +153,8 @@ def _measure(
     )
     return Findings(
         name="trained model" if options.score == "trained" else "exact score, trajectories",
-        settings=settings | {"run_dir": str(options.run_dir), "num_trunks": count},
+        settings=settings
+        | {"run_dir": str(options.run_dir), "num_trunks": count, "dtype": options.dtype},
         images=images,
         points=points,
         outcomes=outcomes,
@@ -188,9 +193,10 @@ def main() -> None:
     options = tyro.cli(Options, prog=program("cloning"), description=__doc__)
     options.check()
     start()
-    model = run.load_model(options.run_dir)
+    model = run.load_model(options.run_dir, options.dtype)
     images = forking.training_images(model)
     default = "cloning" if options.score == "trained" else "cloning_exact"
+    default += "" if options.dtype == "float32" else f"_{options.dtype}"
     out, console = options.out or options.run_dir / default, Console()
     findings = _measure(options, model, images, out, console)
     if is_first_process():

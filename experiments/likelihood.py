@@ -7,7 +7,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,12 @@ class Options:
     """Images at a time."""
     seed: int = 1
     """Seed of the choice, the dequantization and the probes."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the network, whatever the run was trained in; docs/sampling.md shows what
+    bfloat16 changes."""
     out: Path | None = None
-    """JSON file; by default RUN_DIR/likelihood/STEP_seed_SEED.json."""
+    """JSON file; by default RUN_DIR/likelihood/STEP_seed_SEED.json, with the type behind the seed
+    where it is bfloat16."""
 
 
 def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
@@ -80,9 +84,10 @@ def main() -> None:
     if not 0 <= options.seed < 2**32:
         raise UserError("seed must lie between 0 and 2^32 - 1")
     start()
-    model = run.load_model(options.run_dir)
-    name = f"step_{model.step:08d}_seed_{options.seed}.json"
-    out = options.out or options.run_dir / "likelihood" / name
+    model = run.load_model(options.run_dir, options.dtype)
+    name = f"step_{model.step:08d}_seed_{options.seed}"
+    name += "" if options.dtype == "float32" else f"_{options.dtype}"
+    out = options.out or options.run_dir / "likelihood" / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)  # here, so that a bad path loses no work
     images = load_images(options, model).images
     chosen = np.random.default_rng(options.seed).permutation(len(images))[: options.num_images]
@@ -112,6 +117,7 @@ def main() -> None:
         "data": str(options.data) if options.data else "training images",
         "levels": len(steps),
         "probes": options.probes,
+        "dtype": options.dtype,
         "seed": options.seed,
         "first_noise_deviation": float(jnp.sqrt(jnp.expm1(2 * schedule.time[steps[0]]))),
     }

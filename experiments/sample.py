@@ -38,9 +38,12 @@ class Options:
     """Calls of the network a sample; by default all steps of the run's schedule."""
     clock: Clock = "log-snr"
     """What the steps of fewer calls are spread evenly over; docs/sampling.md compares them."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the network, whatever the run was trained in; docs/sampling.md shows what
+    bfloat16 changes."""
     out: Path | None = None
     """Writes OUT.png and OUT.npy; by default RUN_DIR/samples/STEP_seed_SEED, and the sampler's name
-    and calls behind it where they are not the default."""
+    and calls, and the type, behind it where they are not the default."""
 
 
 def choose(model: run.TrainedModel, options: Options) -> tuple[Sampler, Denoiser]:
@@ -65,12 +68,14 @@ def main() -> None:
             "num_samples and batch_size must be at least 1, seed between 0 and 2^32 - 1"
         )
     start()
-    model = run.load_model(options.run_dir)
+    model = run.load_model(options.run_dir, options.dtype)
     sampler, denoiser = choose(model, options)
     calls = sampler.schedule.num_steps
     name = f"step_{model.step:08d}_seed_{options.seed}"
     if options.sampler != "ancestral" or options.calls is not None:
         name += f"_{options.sampler}_{calls}"
+    if options.dtype != "float32":
+        name += f"_{options.dtype}"
     default = options.run_dir / "samples" / name
     out = options.out or default
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,9 @@ backward pass, which computes the weights again: they stay in the cache. Fewer p
 all at once.
 """
 
+import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -26,15 +28,62 @@ def attention(q: Array, k: Array, v: Array, fused: bool = False) -> Array:
       q: queries (batch, pixels, heads, size).
       k: keys, the same shape.
       v: values, the same shape.
-      fused: use cuDNN's fused attention, which takes 16-bit inputs on a GPU alone and never holds
-        the pixels x pixels weights.
+      fused: use cuDNN's fused attention where it can be, on a GPU alone: it never holds the weights
+        (pixels, pixels). It takes 16-bit inputs, and heads of a size that 8 divides, up to 128.
+        float32 goes to it as float16, whose mantissa is as long as that of TF32, in which a GPU
+        multiplies float32, unless `jax_default_matmul_precision` asks for "highest".
 
     Returns:
       The same shape and dtype.
     """
-    if fused:
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    return _attention(q, k, v)
+    if not (fused and _takes(q.shape[-1])):
+        return _attention(q, k, v)
+    if q.dtype.itemsize == 2:
+        return _fused(q, k, v)
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    exact = precision in ("highest", "float32")
+    return _attention(q, k, v) if exact or q.dtype == jnp.float64 else _fused_float16(q, k, v)
+
+
+@cache
+def _takes(size: int) -> bool:
+    """Whether cuDNN's fused attention takes heads of this size; where not, it is said, once."""
+    if size % 8 == 0 and size <= 128:
+        return True
+    print(
+        f"note: cuDNN's fused attention takes no heads of {size} channels (only multiples of 8, up "
+        f"to 128), so they are computed without it: slower, with more memory",
+        file=sys.stderr,
+    )
+    return False
+
+
+def _fused(q: Array, k: Array, v: Array) -> Array:
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+@jax.custom_vjp
+def _fused_float16(q: Array, k: Array, v: Array) -> Array:
+    """`_fused` of float32."""
+    return _fused(*(x.astype(jnp.float16) for x in (q, k, v))).astype(q.dtype)
+
+
+def _fused_float16_forward(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
+    out, pullback = jax.vjp(_fused, *(x.astype(jnp.float16) for x in (q, k, v)))
+    return out.astype(q.dtype), pullback
+
+
+def _fused_float16_backward(pullback: Any, gradient: Array) -> tuple[Array, Array, Array]:
+    # A loss's gradient lies far below 6e-5, where float16 loses digits: each example's is brought
+    # to the order of one by a power of two, which rounds nothing.
+    largest = jnp.max(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
+    exponent = jnp.clip(jnp.frexp(largest)[1], -100, 100)
+    up, down = (jnp.ldexp(jnp.ones_like(largest), sign * exponent) for sign in (-1, 1))
+    found = pullback((gradient * up).astype(jnp.float16))
+    return tuple(d.astype(gradient.dtype) * down for d in found)
+
+
+_fused_float16.defvjp(_fused_float16_forward, _fused_float16_backward)
 
 
 def _heads_first(x: Array) -> Array:

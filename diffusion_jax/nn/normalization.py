@@ -24,11 +24,20 @@ def _sum_over_groups(h: Array, groups: int) -> Array:
 
 
 def _statistics(x: Array, groups: int, epsilon: float) -> tuple[Array, Array]:
-    """Mean and 1/sqrt(variance + epsilon) of each group, (batch, channels), by two passes."""
-    count = x.shape[1] * x.shape[2] * x.shape[3] // groups
-    mean = _sum_over_groups(jnp.sum(x, axis=(1, 2)), groups) / count
-    deviation = x - mean[:, None, None, :]
-    variance = _sum_over_groups(jnp.sum(deviation * deviation, axis=(1, 2)), groups) / count
+    """Mean and 1/sqrt(variance + epsilon) of each group, (batch, channels), by one pass.
+
+    Sums of x and x^2 cancel where the mean is large: each channel is shifted by one of its own
+    pixels first, and the channels' variances are joined pairwise (Chan, Golub & LeVeque 1983).
+    """
+    _, height, width, channels = x.shape
+    pixels, members = height * width, channels // groups
+    shift = x[:, height // 2, width // 2, :]
+    shifted = x - shift[:, None, None, :]
+    offset = jnp.sum(shifted, axis=(1, 2)) / pixels
+    within = jnp.sum(shifted * shifted, axis=(1, 2)) / pixels - offset * offset
+    mean = _sum_over_groups(shift + offset, groups) / members
+    deviation = shift + offset - mean
+    variance = _sum_over_groups(within + deviation * deviation, groups) / members
     return mean, jax.lax.rsqrt(variance + epsilon)
 
 
@@ -75,16 +84,19 @@ def _backward(
     groups: int, epsilon: float, silu: bool, kept: tuple[Array, ...], gradient: Array
 ) -> tuple[Array, Array, Array]:
     x, scale, bias, mean, rate = kept
+
     normal = _normalized(x.astype(scale.dtype), mean, rate)
     dy = gradient.astype(scale.dtype)
     if silu:
         y = normal * scale[None, None, None] + bias[None, None, None]
         sigmoid = jax.nn.sigmoid(y)
         dy = dy * sigmoid * (1 + y * (1 - sigmoid))
+    # On a GPU dy goes to memory, since XLA fuses it into neither of its uses: so as narrow as x.
+    dy = off_cpu_barrier(dy.astype(x.dtype)).astype(scale.dtype)
     sum_dy = jnp.sum(dy, axis=(1, 2))
     sum_dy_normal = jnp.sum(dy * normal, axis=(1, 2))
     # Without it XLA makes the sums over the batch below sums over all of dy, which no longer go
-    # with these and leave dy in memory.
+    # with these.
     sum_dy, sum_dy_normal = off_cpu_barrier((sum_dy, sum_dy_normal))
     # dx = rate (g - <g> - normal <g normal>), g = scale dy, the averages over each group.
     count = x.shape[1] * x.shape[2] * x.shape[3] // groups

@@ -1,7 +1,10 @@
 """The UNet that predicts the noise: the original model's architecture, in Flax linen and NHWC."""
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -15,6 +18,8 @@ from diffusion_jax.nn.layers import GROUPS, Conv, Dense, add, group_norm, param_
 
 HEADS = 4
 TIME_STEPS = 1000
+# What computes in float32, or more, whatever the model's type: norms, and what handles the time.
+_WIDE = {"norm", "time_dense1", "time_dense2", "dense"}
 
 
 def sinusoidal_table(channels: int) -> np.ndarray:
@@ -85,8 +90,8 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Array, time: Array, keep: Array | None = None) -> Array:
         """(batch, height, width, any) and time (batch, 4C) to (batch, height, width, features)."""
         h = Block(self.features, dtype=self.dtype, name="block1")(x)
-        shift = Dense(self.features, self.dtype, name="dense")(nn.silu(time))
-        h = add(h, shift.astype(param_dtype(self.dtype))[:, None, None, :])
+        shift = Dense(self.features, time.dtype, name="dense")(nn.silu(time))
+        h = add(h, shift[:, None, None, :])
         h = Block(self.features, self.dropout, self.dtype, name="block2")(h, keep)
         if x.shape[-1] != self.features:
             x = Conv(self.features, kernel=1, dtype=self.dtype, name="res_conv")(x)
@@ -160,6 +165,21 @@ class UNet(nn.Module):
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout = {self.dropout} must lie in [0, 1)")
 
+    def cast(self, params: Any) -> Any:
+        """The parameters in the types that they are computed in, which changes no result.
+
+        A loop that calls the model often, and changes no parameter, need not cast them each time.
+
+        Args:
+          params: the model's parameters.
+        """
+
+        def one(path: Any, leaf: Array) -> Array:
+            wide = not _WIDE.isdisjoint(key.key for key in path)
+            return leaf if wide else leaf.astype(self.dtype)
+
+        return jax.jit(partial(jax.tree.map_with_path, one))(params)
+
     @nn.compact
     def __call__(self, x: Array, step: Array, dropout_keys: Array | None = None) -> Array:
         """Predicts the noise in x.
@@ -189,10 +209,11 @@ class UNet(nn.Module):
             block = make(features, attention, self.dropout, dtype, self.fused_attention, name=name)
             return block(h, time, keep)
 
-        table = jnp.asarray(sinusoidal_table(width), dtype)
-        time = Dense(4 * width, dtype, name="time_dense1")(table[step])
-        time = nn.gelu(time, approximate=False)
-        time = Dense(4 * width, dtype, name="time_dense2")(time)
+        # The time in float32: its few numbers reach all features.
+        wide = param_dtype(dtype)
+        time = jnp.asarray(sinusoidal_table(width), wide)[step]
+        time = Dense(4 * width, wide, name="time_dense1")(time)
+        time = Dense(4 * width, wide, name="time_dense2")(nn.gelu(time, approximate=False))
 
         h = Conv(width, dtype=dtype, name="init_conv")(x)
         skips = [h]

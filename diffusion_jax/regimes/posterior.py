@@ -23,6 +23,7 @@ given x_t is the posterior's entropy, and of |z|^2/2, which fluctuates and says 
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,25 @@ _TIME_RANGE = (1e-6, 30.0)
 # Neighbours whose differences are formed explicitly. |a|^2 + |b|^2 - 2 a.b has lost all digits
 # where a and b nearly agree, and those are the points that matter at small t.
 _NEIGHBOURS = 8
-_CHUNK_BYTES = 2**25
+
+
+class _Chunk(NamedTuple):
+    """What is computed at a time on one device.
+
+    Attributes:
+      bytes: that the arrays of the draws may take.
+      draws: at most.
+      logits: bytes that the logits of several times may take; at least one time is computed.
+    """
+
+    bytes: int
+    draws: int
+    logits: int
+
+
+# The CPU's caches hold so much; a GPU wants to be filled.
+_ON_CPU = _Chunk(bytes=2**25, draws=256, logits=0)
+_ELSEWHERE = _Chunk(bytes=2**29, draws=4096, logits=2**30)
 
 
 @struct.dataclass
@@ -188,11 +207,20 @@ def _statistics(
     return entropy, collision, -total, evidence
 
 
-@partial(jax.jit, static_argnames="num_times")
+@partial(jax.jit, static_argnames=("num_times", "together"))
 def _chunk(
-    training: TrainingSet, source: Array, keys: Array, r: Array, active: Array, num_times: int
+    training: TrainingSet,
+    source: Array,
+    keys: Array,
+    r: Array,
+    active: Array,
+    num_times: int,
+    together: int,
 ) -> tuple[Array, ...]:
-    """The statistics of some draws, each (draws, num_times, ...), at the first `active` times."""
+    """The statistics of some draws, each (draws, num_times, ...), at the first `active` times.
+
+    So many times `together`, a divisor of num_times, are computed at once.
+    """
     shape = (training.points.shape[1],)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
     squared, overlap = _differences(training, source, noise)
@@ -205,13 +233,17 @@ def _chunk(
         return _statistics(logits, alone, training.offsets)
 
     def body(i: Array, out: tuple[Array, ...]) -> tuple[Array, ...]:
-        return jax.tree.map(lambda table, row: table.at[i].set(row), out, at(i))
+        first = i * together
+        rows = jax.vmap(at)(first + jnp.arange(together))
+        return jax.tree.map(
+            partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=0), out, rows
+        )
 
     empty = jax.tree.map(
         lambda leaf: jnp.full((num_times, *leaf.shape), jnp.nan, leaf.dtype),
         jax.eval_shape(at, jnp.int32(0)),
     )
-    tables = jax.lax.fori_loop(0, active, body, empty)
+    tables = jax.lax.fori_loop(0, -(-active // together), body, empty)
     return jax.tree.map(lambda table: jnp.swapaxes(table, 0, 1), tables)
 
 
@@ -230,8 +262,10 @@ def draw_from(training: TrainingSet, times: np.ndarray, key: Array, first: int, 
     n, d = training.points.shape
     devices = jax.device_count()
     # About eight arrays of (draws, n) and four of (draws, d) live at once.
-    per_device = int(np.clip(_CHUNK_BYTES // (4 * (8 * n + 4 * d)), 1, 256))
-    chunk = min(per_device, -(-(last - first) // devices)) * devices
+    most = _ON_CPU if jax.default_backend() == "cpu" else _ELSEWHERE
+    per_device = int(np.clip(most.bytes // (4 * (8 * n + 4 * d)), 1, most.draws))
+    per_device = min(per_device, -(-(last - first) // devices))
+    chunk = per_device * devices
     times = np.asarray(times, np.float64)
     if last <= first or not np.all((times >= _TIME_RANGE[0]) & (times <= _TIME_RANGE[1])):
         raise UserError(
@@ -239,6 +273,8 @@ def draw_from(training: TrainingSet, times: np.ndarray, key: Array, first: int, 
             f"{_TIME_RANGE[1]:g}"
         )
     active, padded = len(times), -(-len(times) // 16) * 16
+    fit = max(1, most.logits // (4 * per_device * n))
+    together = max(k for k in range(1, min(fit, padded) + 1) if padded % k == 0)
     r = np.ones(padded)
     r[:active] = 1 / np.sqrt(np.expm1(2 * times))
     key_source, key_noise = jax.random.split(key)
@@ -247,7 +283,7 @@ def draw_from(training: TrainingSet, times: np.ndarray, key: Array, first: int, 
 
     def batch(numbers: np.ndarray) -> tuple[Array, ...]:
         arguments = shard((source[numbers], fold_in_each(key_noise, first + numbers)))
-        return _chunk(training, *arguments, *constants, num_times=padded)
+        return _chunk(training, *arguments, *constants, num_times=padded, together=together)
 
     tables = in_batches(batch, last - first, chunk)
     entropy, collision, log_own, evidence = (table[:, :active] for table in tables)

@@ -7,12 +7,14 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jaxlib
 from jax import Array
+from jax._src.config import threefry_gpu_kernel_lowering  # has no public name
 
 # Of the programs kept in the default folder; the least recently used go first.
 _CACHE_LIMIT = 2 * 2**30
@@ -143,17 +145,28 @@ def has_bfloat16() -> bool:
     return jax.default_backend() == "tpu" or has_fused_attention()
 
 
-def has_fused_attention() -> bool:
-    """Whether the first device runs cuDNN's fused attention: NVIDIA GPUs from Ampere (8.0) on.
+def best_dtype() -> Literal["float32", "bfloat16"]:
+    """The type that the first device trains fastest in: bfloat16 where it has it, or float32."""
+    return "bfloat16" if has_bfloat16() else "float32"
 
-    It takes 16-bit inputs only.
-    """
+
+def has_fused_attention() -> bool:
+    """Whether the first device runs cuDNN's fused attention: NVIDIA GPUs from Ampere (8.0) on."""
     if jax.default_backend() != "gpu":
         return False
     try:
         return float(jax.local_devices()[0].compute_capability) >= 8.0
     except (AttributeError, TypeError, ValueError):  # another maker's
         return False
+
+
+def random_kernels() -> AbstractContextManager[None]:
+    """Random numbers of what is compiled within are drawn by a kernel of JAX's own on a GPU.
+
+    They are the same numbers. XLA would write each draw out: the initial weights, some 200 draws,
+    then take minutes to compile, and seconds like this.
+    """
+    return threefry_gpu_kernel_lowering(True)
 
 
 def off_cpu_barrier(tree: Any) -> Any:

@@ -1,11 +1,13 @@
 """The training loop of a run: started, resumed, evaluated, sampled from and saved."""
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +19,28 @@ from diffusion_jax.data.batches import batch_shape, device_batches
 from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
-from diffusion_jax.runtime import backend, lock
-from diffusion_jax.runtime.devices import is_first_process, replicate
-from diffusion_jax.runtime.distributed import require_same
+from diffusion_jax.runtime import lock
+from diffusion_jax.runtime.devices import is_first_process
+from diffusion_jax.runtime.distributed import from_first, require_same
 from diffusion_jax.runtime.preemption import Stopped, StopRequest
+from diffusion_jax.training import saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.outputs import Outputs, summarize
 from diffusion_jax.training.recorder import Recorder
-from diffusion_jax.training.run import check_same_data, claim, metadata_of
+from diffusion_jax.training.run import check_same_data, claim, has_checkpoint, metadata_of
 from diffusion_jax.training.saved_state import SavedState, from_saved, structure_of, to_saved
 from diffusion_jax.training.step import (
     TrainState,
     argument_shapes,
+    fresh_state,
     init_state,
     make_optimizer,
     make_parallel_train_step,
 )
 from diffusion_jax.training.telemetry import Profile, Telemetry
+
+# Updates a dispatch where `steps_per_dispatch` is auto: more would save next to nothing.
+_AT_MOST = 10
 
 
 def train(config: Config) -> None:
@@ -47,7 +54,7 @@ def train(config: Config) -> None:
     """
     config.check()
     try:
-        _train(config)
+        _train(decide(config))
     finally:
         lock.release(config.output.run_dir)
 
@@ -66,7 +73,7 @@ def _train(config: Config) -> None:
             state = from_saved(newest[1], run.like)
             print(f"Resuming after step {start} from {checkpoints.folder / str(start)}")
         else:
-            state = replicate(run.fresh())
+            state = run.fresh()
         recorder = Recorder(config, checkpoints)
         if is_first_process():
             recorder.telemetry = stack.enter_context(
@@ -91,6 +98,15 @@ def _train(config: Config) -> None:
     print(f"Done: {config.steps} steps. Samples, loss curve and checkpoints are in {folder}")
 
 
+def decide(config: Config) -> Config:
+    """The configuration with a compute type in place of `auto`: process 0's, for all."""
+    if config.model.dtype != "auto":
+        return config
+    binding = has_checkpoint(config.output.run_dir)
+    dtype: Any = from_first(lambda: saved_config.dtype_of(config, binding))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+
+
 @dataclass(frozen=True)
 class _Run:
     """What a training is made of, before it is known where it begins.
@@ -109,7 +125,7 @@ class _Run:
     images: ImageSet
     metadata: dict[str, Any]
     like: TrainState
-    fresh: jax.stages.Wrapped
+    fresh: Callable[[], TrainState]
     step: jax.stages.Wrapped
     outputs: Outputs
 
@@ -127,18 +143,16 @@ class _Run:
         mean = jnp.asarray(images.mean)
         step = make_parallel_train_step(model, schedule, optimizer, mean, config.training)
 
-        # Hundreds of random draws, each compiled for itself.
-        @partial(jax.jit, compiler_options=backend.RUN_ONCE)
-        def fresh() -> TrainState:
-            return init_state(model, optimizer, jax.random.key(config.seed), shape)
-
-        like = jax.eval_shape(fresh)
+        key = jax.random.key(config.seed)
+        like = jax.eval_shape(lambda: init_state(model, optimizer, key, shape))
+        fresh = partial(fresh_state, model, optimizer, key, shape)
         classes, digest = images.class_names, fingerprint(images)
         metadata = metadata_of(config, shape, images.mean, classes, len(images.images), digest)
         require_same("data set", digest)
         if is_first_process():
             summarize(config, images, like.flat_params.size)
-        outputs = Outputs(config, model, schedule, images, held_out)
+        measuring = dataclasses.replace(config.model, dtype="float32").build(shape[-1])
+        outputs = Outputs(config, measuring, schedule, images, held_out)
         return cls(config, images, metadata, like, fresh, step, outputs)
 
     def structure_of(self, saved: dict[str, Any]) -> SavedState:
@@ -199,15 +213,24 @@ def _dispatches(config: Config, start: int) -> Iterator[int]:
     steps_per_dispatch, or one where that would pass a checkpoint, a grid of samples, an evaluation
     or the end: two programs at most are compiled.
     """
-    together, step, output = config.training.steps_per_dispatch, start, config.output
+    output, step = config.output, start
     stops = [output.checkpoint_every, output.sample_every]
     if output.evaluate_every is not None:
         stops.append(output.evaluate_every)
+    together = _together(config.training.steps_per_dispatch, config.steps, *stops)
     while step < config.steps:
         room = min(config.steps - step, *(every - step % every for every in stops))
         updates = together if together <= room else 1
         yield updates
         step += updates
+
+
+def _together(asked: int | Literal["auto"], *stops: int) -> int:
+    """Updates a dispatch, `auto` such that all that has to stop the updates is a multiple of it."""
+    if asked != "auto":
+        return asked
+    common = 1 if jax.default_backend() == "cpu" else math.gcd(*stops)
+    return max(n for n in range(1, _AT_MOST + 1) if common % n == 0)
 
 
 def _check_finite(step: int, saved: SavedState) -> None:

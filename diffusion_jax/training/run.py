@@ -7,7 +7,7 @@ loss.png, and memorisation.png and profile/ if asked for.
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -51,7 +51,8 @@ class TrainedModel:
     step: int
 
 
-def _has_checkpoint(folder: Path) -> bool:
+def has_checkpoint(folder: Path) -> bool:
+    """Whether something of a run is saved, complete or not, so that it binds those who go on."""
     return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
 
 
@@ -86,7 +87,7 @@ def _claim(config: Config) -> None:
         raise UserError(
             f"cannot write to the run's folder {folder}: {error}; give another --run-dir"
         ) from error
-    saved_config.settle(config, binding=_has_checkpoint(folder))
+    saved_config.settle(config, binding=has_checkpoint(folder))
 
 
 def metadata_of(
@@ -160,7 +161,7 @@ def import_parameters(
     """
     config.check()
     folder = config.output.run_dir
-    if _has_checkpoint(folder):
+    if has_checkpoint(folder):
         raise UserError(f"{folder} holds a run already; give another --run-dir")
     model, optimizer = config.model.build(shape[-1]), make_optimizer(config.training)
     model.check(*shape)
@@ -176,11 +177,15 @@ def import_parameters(
         lock.release(folder)
 
 
-def load_model(run_dir: Path | str) -> TrainedModel:
+def load_model(
+    run_dir: Path | str, dtype: Literal["float32", "bfloat16"] = "float32"
+) -> TrainedModel:
     """Opens a run to sample from it.
 
     Args:
       run_dir: the run's folder.
+      dtype: compute type of the network, whatever it was trained in. Three digits are too few for
+        what happens at small times: see docs/sampling.md.
 
     Raises:
       UserError: no run there, nothing saved in it yet, or a model other than config.json's.
@@ -204,9 +209,11 @@ def load_model(run_dir: Path | str) -> TrainedModel:
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
     step, state, saved = newest
     height, width, channels = saved["shape"]
+    model = dataclasses.replace(config.model, dtype=dtype).build(channels)
+    params = state.ema_params if dtype == "float32" else model.cast(state.ema_params)
     return TrainedModel(
         config=config,
-        denoiser=TrainedDenoiser(state.ema_params, config.model.build(channels)),
+        denoiser=TrainedDenoiser(params, model),
         sampler=AncestralSampler(config.schedule.build(), config.training.faithful),
         shape=(height, width, channels),
         mean=np.asarray(saved["mean"], np.float32),

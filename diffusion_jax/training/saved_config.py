@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusion_jax.config import Config
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_bytes
 
 NAME = "config.json"
@@ -15,6 +16,21 @@ NAME = "config.json"
 def text_of(config: Config) -> str:
     """What config.json holds of a configuration."""
     return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def dtype_of(config: Config, binding: bool) -> str:
+    """The compute type that `auto` means: that of the run in the folder, or the device's best.
+
+    Args:
+      config: the configuration asked for.
+      binding: whether the one in its folder is kept to; see `settle`.
+
+    Raises:
+      UserError: the one there is damaged.
+    """
+    folder = config.output.run_dir
+    began = read(folder).model.dtype if binding and (folder / NAME).exists() else "auto"
+    return backend.best_dtype() if began == "auto" else began
 
 
 def settle(config: Config, binding: bool) -> None:
@@ -150,7 +166,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     for name in sorted(set(old) | set(new)):
         path = prefix + name
         a, b = old.get(name), new.get(name)
-        if path in _FREE or a == b:
+        # A run that was imported chooses its compute type when it is trained first.
+        if path in _FREE or a == b or (path == "model.dtype" and a == "auto"):
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, path + ".")

@@ -17,7 +17,8 @@ from jax.sharding import Mesh, PartitionSpec
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import diffuse
-from diffusion_jax.runtime.devices import AXIS, all_devices, replicated, sharded
+from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.devices import AXIS, all_devices, replicate, replicated, sharded
 from diffusion_jax.schedule import NoiseSchedule
 
 Metrics = dict[str, Array]
@@ -147,6 +148,20 @@ def init_state(
     image, step = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
     params = model.init(init_key, image, step)["params"]
     return state_of(params, optimizer, run_key)
+
+
+def fresh_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    shape: tuple[int, int, int],
+) -> TrainState:
+    """`init_state` on every device, by a program that is quickly compiled."""
+    make = jax.jit(
+        partial(init_state, model, optimizer, shape=shape), compiler_options=backend.RUN_ONCE
+    )
+    with backend.random_kernels():
+        return replicate(make(key=key))
 
 
 def state_of(params: Any, optimizer: optax.GradientTransformation, key: Array) -> TrainState:

@@ -1,7 +1,6 @@
 """Training without a run's folder: a network of one's own, on an array of one's own."""
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import repeat
 
 import jax
@@ -15,13 +14,11 @@ from diffusion_jax.data.arrays import image_set
 from diffusion_jax.data.batches import device_batches
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
-from diffusion_jax.runtime import backend
-from diffusion_jax.runtime.devices import replicate
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.training.step import (
     Metrics,
     TrainState,
-    init_state,
+    fresh_state,
     make_optimizer,
     make_parallel_train_step,
 )
@@ -67,8 +64,7 @@ def updates(
     shape, optimizer = chosen.images.shape[1:], make_optimizer(config)
     mean = jnp.asarray(chosen.mean)
     step = make_parallel_train_step(network, schedule, optimizer, mean, config)
-    fresh = partial(init_state, network, optimizer, shape=shape)
-    state = replicate(jax.jit(fresh, compiler_options=backend.RUN_ONCE)(key=jax.random.key(seed)))
+    state = fresh_state(network, optimizer, jax.random.key(seed), shape)
     batches = device_batches(
         chosen.images, seed, 0, config.batch_size, updates=repeat(1, num_updates)
     )

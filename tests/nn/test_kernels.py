@@ -66,12 +66,33 @@ def test_group_norm_is_flax_group_norm_then_silu(silu):
 
 
 def test_group_norm_keeps_its_digits_far_from_zero():
-    """Two passes: a mean 10^4 deviations away costs four digits, not eight."""
+    """One pass, shifted: a mean 10^4 deviations away costs four digits, not eight."""
     x = 1e4 + normal(3, 2, 8, 8, 8)
+    keeps_digits(x, 2e-3)
+
+
+def test_group_norm_keeps_its_digits_where_channels_differ():
+    """One channel of a group far from the others, all far from zero."""
+    keeps_digits(
+        1e3 * jnp.arange(1, 9.0).reshape(1, 1, 1, 8) + np.asarray(normal(3, 2, 8, 8, 8)), 2e-6
+    )
+
+
+def test_group_norm_keeps_its_digits_beside_an_outlier():
+    """In any place, that of the shift among them."""
+    for place in ((0, 0), (4, 4), (7, 3)):
+        keeps_digits(jnp.asarray(normal(3, 2, 8, 8, 8)).at[:, *place].add(1e4), 1e-4)
+
+
+def test_group_norm_of_constants_is_its_bias():
+    keeps_digits(jnp.broadcast_to(jnp.arange(8.0).reshape(1, 1, 1, 8) // 4 * 1e3, (2, 8, 8, 8)), 0)
+
+
+def keeps_digits(x, atol):
     ones, zeros = jnp.ones(8, jnp.float32), jnp.zeros(8, jnp.float32)
     exact = group_norm(x, jnp.ones(8), jnp.zeros(8), 2)
     got = group_norm(x.astype(jnp.float32), ones, zeros, 2)
-    np.testing.assert_allclose(got, exact, atol=2e-3)
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=atol)
 
 
 def plain_attention(q, k, v):

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,44 @@ def test_bfloat16_approximates_float32(small_params, small_inputs):
         rough = apply(model, small_params, *small_inputs)
     error = np.abs(rough - exact).max() / np.abs(exact).max()
     assert 1e-6 < error < 0.05
+
+
+def test_the_time_is_computed_in_float32_under_bfloat16(small_params, small_inputs):
+    """Neighbouring steps are one in bfloat16 at most frequencies."""
+
+    def times(dtype):
+        _, seen = SMALL.copy(dtype=dtype).apply(
+            {"params": small_params}, *small_inputs, capture_intermediates=True
+        )
+        layers = seen["intermediates"]
+        blocks = [layers[name]["dense"] for name in ("encoder0", "bottleneck1", "decoder0")]
+        return jax.tree.leaves([layers["time_dense2"], blocks])
+
+    for a, b in zip(times(jnp.bfloat16), times(jnp.float32), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_array_equal(a, b)
+
+
+def test_parameters_cast_once_change_nothing(small_params, small_inputs):
+    """And a loop with them casts none of them any more."""
+    model = SMALL.copy(dtype=jnp.bfloat16)
+    cast = model.cast(small_params)
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(cast)}
+    assert kinds == {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)}
+    expected, got = (apply(model, params, *small_inputs) for params in (small_params, cast))
+    np.testing.assert_array_equal(got, expected)
+
+    def casts(params):
+        text = jax.jit(model.apply).lower({"params": params}, *small_inputs).as_text()
+        lines = (line for line in text.splitlines() if "stablehlo.convert" in line)
+        shapes = {"x".join(map(str, leaf.shape)) for leaf in jax.tree.leaves(small_params)}
+        found = [
+            re.search(r"tensor<([\dx]+)xf32>\) -> tensor<[\dx]+xbf16>", line) for line in lines
+        ]
+        return sum(match is not None and match[1] in shapes for match in found)
+
+    assert casts(small_params) > 20
+    assert casts(cast) == 0
 
 
 def test_initial_distribution_is_torchs():

@@ -7,6 +7,7 @@ from scipy.stats import binomtest
 
 from diffusion_jax.denoisers import EmpiricalDenoiser
 from diffusion_jax.errors import UserError
+from diffusion_jax.regimes import posterior
 from diffusion_jax.regimes.posterior import draw, stratified, training_set
 from diffusion_jax.sampling import AncestralSampler, normal, sampling_loop
 from diffusion_jax.schedule import linear_schedule
@@ -53,6 +54,18 @@ def digits_like():
     points[4] = points[3]
     labels = rng.permutation(np.repeat([0, 1, 2], [9, 20, 31]))
     return points.astype(np.float32), labels
+
+
+@pytest.mark.parametrize(("draws", "logits"), [(4096, 2**30), (2, 4 * 2 * 60 * 5)])
+def test_times_at_once_change_nothing(digits_like, monkeypatch, draws, logits):
+    """As on a GPU: all of 16 padded times in one, and so many as fit, 4 of 5 asked for."""
+    expected = draw(*digits_like, TIMES, jax.random.key(1), 30)
+    most = posterior._Chunk(bytes=2**29, draws=draws, logits=logits)
+    monkeypatch.setattr(posterior, "_ON_CPU", most)
+    found = draw(*digits_like, TIMES, jax.random.key(1), 30)
+    for name in ("entropy", "collision", "log_own", "log_evidence"):
+        a, b = getattr(found, name), getattr(expected, name)
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
 def test_agrees_with_float64_at_every_time(digits_like):

@@ -125,7 +125,7 @@ def test_the_users_own_choices_stand(tmp_path, monkeypatch, capsys, cache_settin
         ("gpu", "gfx90a", False),
     ],
 )
-def test_fused_attention_is_chosen_by_device_and_type(monkeypatch, platform, capability, fused):
+def test_types_and_fused_attention_are_chosen_by_device(monkeypatch, platform, capability, fused):
     class Device:
         compute_capability = capability
 
@@ -133,8 +133,11 @@ def test_fused_attention_is_chosen_by_device_and_type(monkeypatch, platform, cap
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     assert backend.has_fused_attention() == fused
     assert backend.has_bfloat16() == (fused or platform == "tpu")
-    assert ModelConfig(dtype="bfloat16").build(3).fused_attention == fused
-    assert not ModelConfig(dtype="float32").build(3).fused_attention
+    for dtype in ("bfloat16", "float32"):
+        assert ModelConfig(dtype=dtype).build(3).fused_attention == fused
+        assert ModelConfig(dtype=dtype).build(3).dtype == dtype
+    best = "bfloat16" if backend.has_bfloat16() else "float32"
+    assert ModelConfig().build(3).dtype == backend.best_dtype() == best
     assert ModelConfig(remat=True).build(3).remat
 
 
