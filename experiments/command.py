@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Callable
 
 import absl.logging
+import jax
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.runtime import backend, distributed, preemption
+from diffusion_jax.runtime import backend, distributed, gpu, preemption
 
 
 def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
@@ -58,6 +59,12 @@ def _sentence(error: Exception) -> str | None:
     """What a user can put right, in a sentence; None for a fault of the program."""
     if isinstance(error, UserError | OSError):
         return str(error)
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            f"the device has no memory for it ({str(error).splitlines()[0][:200]}): {gpu.MEMORY}; "
+            f"less is needed by a smaller --batch-size, and in training by --accumulation N or "
+            f"--remat True"
+        )
     if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "safetensors"):
         return (
             f"this needs {error.name}, of the extra torch: pip install 'diffusion-jax[torch]', or "
@@ -73,10 +80,11 @@ def program(module: str) -> str:
 
 
 def start() -> None:
-    """What comes before the first JAX computation: XLA's settings, and the other processes."""
+    """What comes before the first JAX computation: XLA's settings, other processes, devices."""
     backend.configure()
     backend.keep_freed_memory()
     distributed.join()
+    gpu.start_devices()
 
 
 def exit_if_broken(broken: list[str]) -> None:

@@ -56,7 +56,7 @@ def summarize(config: Config, images: ImageSet, parameters: int) -> None:
     print(f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
     print(f"Model: {parameters:,} parameters ({config.model.dtype})")
     if config.model.dtype == "bfloat16" and not backend.has_bfloat16():
-        print("Note: this device has no bfloat16 of its own, so it will not be faster than float32")
+        print("Note: this device has no bfloat16 of its own: --dtype float32 would not be slower")
     print(
         f"Data: {len(images.images):,} images {shape}, {config.data.data} "
         f"({', '.join(images.class_names)})"
