@@ -16,7 +16,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 from diffusion_jax.runtime import backend  # noqa: E402  (after the settings that it reads)
 
 # Compiles in a third of the time, to code nearly as fast; XLA_FLAGS= tests what users run.
-QUICK = backend.RUN_ONCE | {"xla_backend_optimization_level": 1}
+QUICK = backend.RUN_ONCE | backend.known({"xla_backend_optimization_level": 1})
 FLAGS = " ".join(f"--{k}={v}".lower() for k, v in QUICK.items())
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 

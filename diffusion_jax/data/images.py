@@ -91,7 +91,7 @@ class ImageSet:
         step = max(1, min(2**16, 2**26 // max(1, self.images[:1].nbytes)))
         for start in range(0, len(self.images), step):
             part = self.images[start : start + step]
-            summed = part.sum(axis=0, dtype=np.uint32 if integer else np.float64)
+            summed: np.ndarray = part.sum(axis=0, dtype=np.uint32 if integer else np.float64)
             total += summed.sum(axis=(0, 1), dtype=total.dtype)
         pixels = self.images.size // self.images.shape[-1]
         return (total / ((255 if integer else 1) * pixels)).astype(np.float32)

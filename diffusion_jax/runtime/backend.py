@@ -22,10 +22,31 @@ _CACHE_LIMIT = 2 * 2**30
 _LONG_COMPILATION = 3
 # Less room than this on the disk, and writing a program may fail half-way.
 _CACHE_ROOM = 256 * 2**20
+# Options of XLA, and the releases of jaxlib that were seen to start with them: on an option that it
+# does not know XLA aborts, so a release that is not named gets none.
+_SEEN = {
+    "xla_backend_optimization_level": ("0.10.2", "0.11.2", "0.12.0"),
+    "xla_cpu_experimental_ynn_fusion_type": ("0.10.2", "0.11.2", "0.12.0"),
+    "xla_cpu_parallel_codegen_split_count": ("0.10.2", "0.11.2", "0.12.0"),
+    "xla_cpu_use_fusion_emitters": ("0.10.2",),
+    "xla_gpu_all_reduce_combine_threshold_bytes": ("0.10.2", "0.11.2", "0.12.0"),
+}
+
+
+def known(options: dict[str, Any], version: str = jaxlib.__version__) -> dict[str, Any]:
+    """Those of XLA's options that a release of jaxlib was seen to start with."""
+    release = ".".join(version.split(".")[:3])  # 0.12.0.1 is 0.12.0, built again
+    return {name: value for name, value in options.items() if release in _SEEN[name]}
+
+
 # Options of jax.jit for what runs a few times: compiles in half the time, to slow code on the CPU.
-RUN_ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}
-if jaxlib.__version__.startswith("0.10."):  # other versions may not know them
-    RUN_ONCE |= {"xla_cpu_parallel_codegen_split_count": 1, "xla_cpu_use_fusion_emitters": False}
+RUN_ONCE = known(
+    {
+        "xla_backend_optimization_level": 0,
+        "xla_cpu_parallel_codegen_split_count": 1,
+        "xla_cpu_use_fusion_emitters": False,
+    }
+)
 
 
 def configure() -> None:
@@ -39,19 +60,18 @@ def configure() -> None:
 def _choose_xla_options() -> None:
     """Chooses the faster convolutions on the CPU, and one all-reduce of gradients and loss on GPUs.
 
-    jaxlib 0.10 sends convolutions to YNN, which is slower than Eigen on the UNet; matrix products
-    stay with it. It combines all-reduces up to 30 MB; the paper's gradients are 102.5 MB. Other
-    versions may not know the options, and XLA aborts on an unknown one.
+    XLA sends convolutions to YNN, which is slower than Eigen on the UNet; matrix products stay
+    with it. It combines all-reduces up to 30 MB; the paper's gradients are 102.5 MB.
     """
+    chosen = {
+        "xla_cpu_experimental_ynn_fusion_type": "-individual_convolution",
+        "xla_gpu_all_reduce_combine_threshold_bytes": 2**28,
+    }
     flags = os.environ.get("XLA_FLAGS", "")
-    if jaxlib.__version__.startswith("0.10."):
-        for name, value in (
-            ("xla_cpu_experimental_ynn_fusion_type", "-individual_convolution"),
-            ("xla_gpu_all_reduce_combine_threshold_bytes", 2**28),
-        ):
-            if name not in flags:
-                flags = f"{flags} --{name}={value}".strip()
-        os.environ["XLA_FLAGS"] = flags
+    for name, value in known(chosen).items():
+        if name not in flags:
+            flags = f"{flags} --{name}={value}".strip()
+    os.environ["XLA_FLAGS"] = flags
 
 
 def keep_freed_memory() -> None:

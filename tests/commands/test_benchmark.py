@@ -89,7 +89,7 @@ def test_a_time_limit_ends_what_takes_longer():
 
 @pytest.fixture(scope="module")
 def sides():
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="torch is not installed")
     return make_sides(8, 1, **TINY)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from diffusion_jax.errors import UserError  # noqa: E402
 from diffusion_jax.sampling import START, normal, sample  # noqa: E402

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from weights import random_params
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from diffusion_jax.errors import UserError  # noqa: E402
 from diffusion_jax.nn import unet  # noqa: E402

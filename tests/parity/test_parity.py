@@ -16,7 +16,7 @@ import pytest
 from compiling import quick_jit
 from scipy import stats
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from diffusion_jax import process, schedule  # noqa: E402
 from diffusion_jax.config import TrainingConfig  # noqa: E402

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch_ref import process, training  # noqa: E402
 from torch_ref.unet import UNet, sinusoidal_table  # noqa: E402

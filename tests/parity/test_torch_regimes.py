@@ -5,7 +5,7 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import binom, chi2, multivariate_normal
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch_ref import regimes  # noqa: E402  (after torch is known to be there)
 

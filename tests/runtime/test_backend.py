@@ -114,6 +114,25 @@ def test_the_users_own_choices_stand(tmp_path, monkeypatch, capsys, cache_settin
     assert capsys.readouterr().err == ""
 
 
+def test_options_are_given_to_the_releases_that_know_them():
+    options = {"xla_cpu_parallel_codegen_split_count": 1, "xla_cpu_use_fusion_emitters": False}
+    assert backend.known(options, "0.10.2") == options
+    one = {"xla_cpu_parallel_codegen_split_count": 1}
+    assert backend.known(options, "0.11.2") == backend.known(options, "0.12.0.1") == one
+    assert backend.known(options, "0.13.0") == backend.known(options, "0.12.1") == {}
+
+
+def test_this_release_starts_with_every_option_that_it_is_said_to_know():
+    values = dict.fromkeys(backend._SEEN, 1) | {
+        "xla_cpu_experimental_ynn_fusion_type": "-individual_convolution",
+        "xla_cpu_use_fusion_emitters": "false",
+    }
+    flags = " ".join(f"--{name}={value}" for name, value in backend.known(values).items())
+    words = [sys.executable, "-c", "import jax; jax.devices()"]
+    done = subprocess.run(words, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("platform", "capability", "fused"),
     [
