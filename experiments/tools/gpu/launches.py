@@ -161,10 +161,33 @@ def _runs(entry: str, bodies: _Bodies, rounds: int) -> Iterator[tuple[str, int]]
 
 
 def _is_launch(line: Line) -> bool:
-    return not (
-        line.opcode in _NOTHING | _BODIES_COUNT
-        or line.opcode.endswith(("-done", "-update"))
-        and line.opcode != "dynamic-update"
+    ends = line.opcode.endswith("-done") or line.opcode == "async-update"
+    return not (ends or line.opcode in _NOTHING | _BODIES_COUNT)
+
+
+def _launch(line: Line, types: dict[str, tuple[Shape, ...]], times: int, bodies: _Bodies) -> Launch:
+    """The launch that an instruction is."""
+    results, operations = types[line.name], frozenset([line.opcode])
+    if line.opcode == "custom-call":
+        results = tuple(shape for shape in results if shape.dtype != "u8")
+    if line.opcode == "fusion":
+        body = bodies[next(line.called())]
+        operations = frozenset(inner.opcode for inner in body) - _NOTHING
+        read, written = _fusion_bytes(body, results)
+    else:
+        given = dict.fromkeys(line.operands())
+        operands = [shape for name in given for shape in types.get(name, ())]
+        read, written = _bytes(line, operands, results)
+    return Launch(
+        name=line.name,
+        opcode=line.opcode,
+        target=attribute(line.rest, "custom_call_target"),
+        origin=attribute(line.rest, "op_name"),
+        operations=operations,
+        results=results,
+        read=read,
+        written=written,
+        times=times,
     )
 
 
@@ -179,26 +202,9 @@ def launches(text: str, rounds: int = 1) -> list[Launch]:
     found = []
     for computation, times in _runs(entry, bodies, rounds):
         types = {line.name: read_shapes(line.shape) for line in bodies[computation]}
-        for line in filter(_is_launch, bodies[computation]):
-            target = attribute(line.rest, "custom_call_target")
-            results = types[line.name]
-            operations = frozenset([line.opcode])
-            if line.opcode == "custom-call":
-                results = tuple(shape for shape in results if shape.dtype != "u8")
-            if line.opcode == "fusion":
-                body = bodies[next(line.called())]
-                operations = frozenset(inner.opcode for inner in body) - _NOTHING
-                read, written = _fusion_bytes(body, results)
-            else:
-                given = dict.fromkeys(line.operands())
-                operands = [shape for name in given for shape in types.get(name, ())]
-                read, written = _bytes(line, operands, results)
-            origin = attribute(line.rest, "op_name")
-            found.append(
-                Launch(
-                    line.name, line.opcode, target, origin, operations, results, read, written, times
-                )
-            )
+        found += [
+            _launch(line, types, times, bodies) for line in bodies[computation] if _is_launch(line)
+        ]
     return found
 
 
@@ -235,11 +241,32 @@ def kind(launch: Launch) -> str:
     return next((name for name, at in _KINDS if re.search(at, launch.origin)), "other in the UNet")
 
 
-def by_kind(found: Sequence[Launch]) -> dict[str, tuple[int, int]]:
-    """Launches and bytes of each `kind`, the most bytes first."""
-    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+def by_kind(found: Sequence[Launch]) -> dict[str, list[Launch]]:
+    """Launches of each `kind`, that with the most bytes first."""
+    kinds = defaultdict[str, list[Launch]](list)
     for launch in found:
-        sums[kind(launch)][0] += launch.times
-        sums[kind(launch)][1] += launch.times * launch.traffic
-    ordered = sorted(sums.items(), key=lambda item: -item[1][1])
-    return {name: (number, size) for name, (number, size) in ordered}
+        kinds[kind(launch)].append(launch)
+
+    def traffic(item: tuple[str, list[Launch]]) -> int:
+        return sum(launch.times * launch.traffic for launch in item[1])
+
+    return dict(sorted(kinds.items(), key=traffic, reverse=True))
+
+
+def float32_activations(
+    found: Sequence[Launch], batch: int, image_size: int, levels: int
+) -> list[Launch]:
+    """The launches that write float32 arrays of the features' shape.
+
+    That is (batch, height, width, channels), or with neighbouring axes of those laid together, the
+    height and width those of one of the levels, and more channels than an image has. In a model
+    that computes in 16 bits each of them moves twice the bytes that it might.
+    """
+    sides = {image_size >> level for level in range(levels)}
+    shapes: set[tuple[int, ...]] = {(batch, side, side) for side in sides}
+    shapes |= {(batch, side**2) for side in sides} | {(batch * side**2,) for side in sides}
+
+    def is_one(shape: Shape) -> bool:
+        return shape.dtype == "f32" and shape.dims[:-1] in shapes and shape.dims[-1] > 4
+
+    return [launch for launch in found if any(map(is_one, launch.results))]
