@@ -202,14 +202,3 @@ def off_cpu_barrier(tree: Any) -> Any:
 
     leaves = jax.lax.platform_dependent(*leaves, cpu=lambda *leaves: list(leaves), default=barrier)
     return jax.tree.unflatten(structure, leaves)
-
-
-def quick_draws() -> AbstractContextManager[None]:
-    """Compiles random draws on GPUs in less time, for programs with many of them that run once.
-
-    XLA unrolls the threefry generator in each; here each calls a kernel, with the same numbers. Its
-    bits go through memory, so that what draws noise at every step is better without. The CPU's
-    programs stay as they are. To be entered around the call that traces and compiles, by one thread
-    for itself.
-    """
-    return threefry_gpu_kernel_lowering(True)

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
 from diffusion_jax.config import ModelConfig, TrainingConfig
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.unet import HEADS
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
 from diffusion_jax.schedule import linear_schedule
@@ -85,10 +87,19 @@ class Options:
     """Where the numbers go."""
 
 
-def attentions(config: ModelConfig) -> int:
-    """Attention layers of the model: those of the levels named, and the bottleneck's."""
-    per_level = 2 * config.num_res_blocks + 1
-    return len(config.attention_levels) * per_level + 1
+def attentions(config: ModelConfig, target: Target) -> int:
+    """Attention layers that cuDNN should fuse: at the levels named, and in the bottleneck.
+
+    It does on GPUs from Ampere on, for heads of a multiple of 8 channels, up to 128.
+    """
+    levels = [(level, 2 * config.num_res_blocks + 1) for level in config.attention_levels]
+    levels.append((len(config.multiples), 1))
+    heads = [
+        (config.base_channels * config.multiples[level - 1] // HEADS, number)
+        for level, number in levels
+    ]
+    fused = sum(number for size, number in heads if size % 8 == 0 and size <= 128)
+    return fused if target.capability >= 8.0 else 0
 
 
 def _is_papers(options: Options, batch: int, devices: int) -> bool:
@@ -124,16 +135,14 @@ def report_row(
         compiled = compile_program(lowered)
         parameters = parameter_shapes(model, size)
     part = batch // devices // config.accumulation
-    # cuDNN's heads are of a multiple of 8 entries, so that the model's widths are one of 32.
-    fused = target.capability >= 8.0 and options.model.base_channels % 32 == 0
     return {
         "program": program,
         "batch": batch,
         "devices": devices,
-        "dtype": options.model.dtype,
+        "dtype": str(jnp.dtype(model.dtype)),
         "remat": options.model.remat,
         "paper": _is_papers(options, batch, devices),
-        "attentions": attentions(options.model) if fused else 0,
+        "attentions": attentions(options.model, target),
         "model_flops": flops,
         **describe(compiled, parameters, (part, size, len(options.model.multiples)), rounds),
     }
@@ -201,7 +210,7 @@ def main() -> None:
     title = f"Compiled for {target.name}, CUDA {cuda_version()}, {options.model.dtype}"
     title += ", rematerialized" if options.model.remat else ""
     columns = table(title, options.memory or target.memory / GIB, rows)
-    Console(width=max(console.width, 40 + 18 * len(rows))).print(columns)
+    Console(width=max(console.width, 40 + 21 * len(rows))).print(columns)
     share = f"a GPU's memory counts for {100 * SHARE:.0f} %, what JAX takes of it by default"
     console.print(f"fits: {share} (XLA_PYTHON_CLIENT_MEM_FRACTION)")
     console.print("What such a compilation cannot know:")

@@ -1,5 +1,6 @@
 """The project's programs, lowered for GPUs that need not be there."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.denoisers.trained import TrainedDenoiser
 from diffusion_jax.nn.unet import UNet
-from diffusion_jax.runtime.backend import quick_draws
+from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import replicated, sharded
 from diffusion_jax.sampling.ancestral import AncestralSampler
 from diffusion_jax.sampling.loop import _sample_batch
@@ -67,7 +68,8 @@ def lower_sampler(model: UNet, batch: int, image_size: int, mesh: Mesh) -> Any:
 
     Arguments and results as in `lower_step`.
     """
-    denoiser = TrainedDenoiser(parameter_shapes(model, image_size), model)
+    parameters = jax.eval_shape(model.cast, parameter_shapes(model, image_size))
+    denoiser = TrainedDenoiser(parameters, model)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharded(mesh))
     sampler, denoiser = _whole((AncestralSampler(linear_schedule()), denoiser), mesh)
@@ -77,10 +79,11 @@ def lower_sampler(model: UNet, batch: int, image_size: int, mesh: Mesh) -> Any:
 
 
 def lower_weights(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh) -> Any:
-    """Lowers the program that draws a training's initial weights; arguments as in `lower_step`."""
-    optimizer = make_optimizer(config)
-    shape = (image_size, image_size, model.channels)
+    """Lowers the program of `step.fresh_state`; arguments and results as in `lower_step`."""
+    optimizer, shape = make_optimizer(config), (image_size, image_size, model.channels)
     key = _whole(jax.eval_shape(lambda: jax.random.key(0)), mesh)
-    with quick_draws():
-        traced = jax.jit(lambda key: init_state(model, optimizer, key, shape)).trace(key)
-        return traced.lower(lowering_platforms=("cuda",))
+    make = jax.jit(
+        partial(init_state, model, optimizer, shape=shape), compiler_options=backend.RUN_ONCE
+    )
+    with backend.random_kernels():
+        return make.trace(key=key).lower(lowering_platforms=("cuda",))
