@@ -55,6 +55,7 @@ LIMITS = (
     "No out-of-memory error: short of the target's memory, XLA rematerializes and only warns.",
     "Not counted: the CUDA context, the libraries' and NCCL's own buffers, fragmentation, and "
     "batches on their way to the device.",
+    "Bytes are those of each launch by itself: what a cache keeps from one to the next counts.",
     "Nothing is run: no time, no speed, and no proof that the results are right.",
 )
 

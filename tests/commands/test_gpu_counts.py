@@ -224,6 +224,9 @@ GOOD = {
     "traffic": 31e9,
     "launches": 1_550.0,
     "compile_processor_seconds": 90.0,
+    "float32_activations": [0, 0.0],
+    "graphs": 109,
+    "outside_graphs": {"Convolution": 197, "CustomKernel": 182},
     "loops": [10],
     "convolutions": {"cuDNN forward": 80},
     "convolutions_not_nhwc": {},
@@ -266,7 +269,7 @@ def test_every_bound_on_what_a_program_is_is_seen_to_be_broken():
         ({"traffic": 61e9, "dtype": "float32"}, "61.0 GB moved, over 60"),
         ({"memory": {"temporary": 6 * GIB}, "dtype": "float32"}, "6.00 GiB of"),
         ({"launches": 581, "program": "sample"}, "581 launches, over 580"),
-        ({"program": "weights"}, "90 s of processors to compile, over 30"),
+        ({"program": "weights"}, "90 s of processors to compile, over 60"),
     ],
 )
 def test_every_bound_on_what_the_papers_model_costs_is_seen_to_be_broken(changed, words):

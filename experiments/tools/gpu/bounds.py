@@ -6,14 +6,14 @@ GIB = 2**30
 
 # The paper's model, batch 64, 64 pixels, on one H100: gigabytes moved and launches an update, or a
 # call of the network in sampling; GiB of temporary memory, plain and rematerialized; and seconds of
-# all processors together to compile. Less is less than as many by the clock, wherever one of them
-# is free; by the clock a busy machine would break the bound.
+# all processors together to compile. The weights' are what two cores have in 30 s: by the clock a
+# busy machine would break the bound.
 PAPER: dict[tuple[str, str], dict[str, float]] = {
     ("train", "bfloat16"): {"traffic": 32, "launches": 1600, "temporary": 2.6, "remat": 1.2},
     ("train", "float32"): {"traffic": 60, "temporary": 5},
     ("sample", "bfloat16"): {"launches": 580},
-    ("weights", "bfloat16"): {"seconds": 30},
-    ("weights", "float32"): {"seconds": 30},
+    ("weights", "bfloat16"): {"seconds": 60},
+    ("weights", "float32"): {"seconds": 60},
 }
 # Of one dispatch of the train step: the host hands each over, every time.
 STATE_ARRAYS = 12
@@ -22,21 +22,22 @@ STATE_ARRAYS = 12
 def _costs(row: dict[str, Any]) -> list[str]:
     """The bounds of the paper's model that are broken."""
     bounds = PAPER.get((row["program"], row["dtype"]), {}) if row["paper"] else {}
-    broken, traffic = [], row["traffic"] / 1e9
-    temporary = row["memory"]["temporary"] / GIB
-    # What is computed again costs launches and bytes, for memory.
-    if not row["remat"]:
-        if traffic > bounds.get("traffic", traffic):
-            broken.append(f"{traffic:.1f} GB moved, over {bounds['traffic']}")
-        if row["launches"] > bounds.get("launches", row["launches"]):
-            broken.append(f"{row['launches']:.0f} launches, over {bounds['launches']}")
-    most = bounds.get("remat" if row["remat"] else "temporary", temporary)
-    if temporary > most:
-        broken.append(f"{temporary:.2f} GiB of temporary memory, over {most}")
-    seconds = row["compile_processor_seconds"]
-    if seconds > bounds.get("seconds", seconds):
-        broken.append(f"{seconds:.0f} s of processors to compile, over {bounds['seconds']}")
-    return broken
+    costs = {
+        "temporary": (row["memory"]["temporary"] / GIB, "{:.2f} GiB of temporary memory"),
+        "seconds": (row["compile_processor_seconds"], "{:.0f} s of processors to compile"),
+        "traffic": (row["traffic"] / 1e9, "{:.1f} GB moved"),
+        "launches": (row["launches"], "{:.0f} launches"),
+        "float32": (row["float32_activations"][0], "{:.0f} launches writing float32 features"),
+        "graphs": (row["graphs"], "{} CUDA graphs"),
+        "outside": (sum(row["outside_graphs"].values()), "{} launches outside of CUDA graphs"),
+    }
+    if row["remat"]:  # what is computed again costs everything else, for memory
+        costs = {"remat": costs["temporary"]}
+    return [
+        f"{words.format(cost)}, over {bounds[name]}"
+        for name, (cost, words) in costs.items()
+        if cost > bounds.get(name, cost)
+    ]
 
 
 def _training(row: dict[str, Any]) -> list[str]:
