@@ -238,6 +238,7 @@ GOOD = {
     "donated": 8,
     "arguments": 9,
 }
+SAMPLING = {"program": "sample", "graphs": 51, "outside_graphs": {"Convolution": 66}}
 
 
 def test_every_bound_on_what_a_program_is_is_seen_to_be_broken():
@@ -268,7 +269,10 @@ def test_every_bound_on_what_a_program_is_is_seen_to_be_broken():
         ({"memory": {"temporary": 2 * GIB}, "remat": True}, "2.00 GiB of temporary memory"),
         ({"traffic": 61e9, "dtype": "float32"}, "61.0 GB moved, over 60"),
         ({"memory": {"temporary": 6 * GIB}, "dtype": "float32"}, "6.00 GiB of"),
-        ({"launches": 581, "program": "sample"}, "581 launches, over 580"),
+        ({"float32_activations": [26, 1e9]}, "26 launches writing float32 features, over 25"),
+        ({"graphs": 116}, "116 CUDA graphs, over 115"),
+        ({"outside_graphs": {"Convolution": 381}}, "381 launches outside of CUDA graphs"),
+        (SAMPLING | {"launches": 581}, "581 launches, over 580"),
         ({"program": "weights"}, "90 s of processors to compile, over 60"),
     ],
 )
