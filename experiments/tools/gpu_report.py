@@ -135,7 +135,7 @@ def report_row(
             flops = devices * model_flops(plain)
         compiled = compile_program(lowered)
         parameters = parameter_shapes(model, size)
-    part = batch // devices // config.accumulation
+    part = batch // devices // (1 if program == "sample" else config.accumulation)
     return {
         "program": program,
         "batch": batch,

@@ -20,7 +20,7 @@ from experiments.tools.gpu.program import (
     lower_weights,
     parameter_shapes,
 )
-from experiments.tools.gpu.target import as_if_on, gpu_mesh, load_target
+from experiments.tools.gpu.target import as_if_on, cuda_version, gpu_mesh, load_target
 from experiments.tools.gpu_report import Options, check
 
 SIZE, BATCH, DEVICES = 16, 4, 2
@@ -234,6 +234,17 @@ def test_what_cannot_be_compiled_is_said_in_one_line(tmp_path):
         load_target(str(wrong))
     with pytest.raises(UserError, match="a batch of 64 can't be shared evenly by 3 device"):
         check(Options(devices=(1, 3)))
-    if importlib.util.find_spec("jax_plugins") is None:
-        with pytest.raises(UserError, match="install it with EXTRAS=gpu-report"):
+
+
+@pytest.mark.parametrize(
+    ("installed", "words"),
+    [((), "install it with EXTRAS=gpu-report"), ((12, 13), "both installed"), ((13,), "")],
+)
+def test_the_compiler_is_found_or_said_to_be_missing(installed, words, monkeypatch):
+    names = ["jax_plugins"] * bool(installed) + [f"jax_plugins.xla_cuda{n}" for n in installed]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in names else None)
+    if words:
+        with pytest.raises(UserError, match=words):
             gpu_mesh(load_target("a100"), 1)
+    else:
+        assert cuda_version() == installed[0]
