@@ -1,16 +1,22 @@
-"""Compiles the train step for a GPU that need not be there: python -m experiments.tools.gpu_report.
+"""Compiles what trains and samples for a GPU that need not be there.
 
-Reads from the compiled program what it needs of a GPU's memory at every batch size, and whether it
-is what it ought to be: library calls, layouts, precision of sums, collectives, donated memory. It
-takes about a minute a program, and these wheels (the extra `gpu-report`, or a part of `cuda12`):
-jax-cuda12-plugin, jax-cuda12-pjrt, nvidia-cuda-nvcc-cu12. The default is the paper's model,
-in bfloat16.
+python -m experiments.tools.gpu_report
+
+The programs are the train step, of one update and of several in a dispatch, the sampler, and the
+initial weights. What is read from each: what it starts on the GPU and the bytes that moves
+(`gpu/launches.py` has the rules), what breaks CUDA's graphs, the memory at every batch size, and
+whether it is what it ought to be: library calls, layouts, precision of sums, collectives, donated
+memory. The bounds are in `gpu/bounds.py`. It takes about a minute a program, and the extra
+`gpu-report`, with the compiler of CUDA 12 or 13: jax-cuda12-plugin, jax-cuda12-pjrt,
+nvidia-cuda-nvcc-cu12, or jax-cuda13-plugin, jax-cuda13-pjrt, nvidia-cuda-nvcc, nvidia-nvvm. The
+default is the paper's model, in bfloat16.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,24 +25,39 @@ from rich.console import Console
 
 from diffusion_jax.config import ModelConfig, TrainingConfig
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.unet import HEADS
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
+from diffusion_jax.schedule import linear_schedule
 from experiments.command import exit_if_broken, reports_errors
+from experiments.tools.gpu.bounds import GIB, broken_bounds
+from experiments.tools.gpu.compiled import compile_program, describe
 from experiments.tools.gpu.flops import model_flops
-from experiments.tools.gpu.program import describe, lower_step
-from experiments.tools.gpu.table import GIB, SHARE, table
-from experiments.tools.gpu.target import Target, cudnn_answers, gpu_mesh, load_target
+from experiments.tools.gpu.program import (
+    lower_sampler,
+    lower_step,
+    lower_weights,
+    parameter_shapes,
+)
+from experiments.tools.gpu.table import SHARE, table
+from experiments.tools.gpu.target import (
+    Target,
+    as_if_on,
+    cuda_version,
+    gpu_mesh,
+    load_target,
+)
 
+Name = Literal["train", "scan", "sample", "weights"]
 PROGRAM = "python -m experiments.tools.gpu_report"
 LIMITS = (
     "No autotuning: a real GPU may choose other kernels, and cuDNN's workspaces are not counted.",
     "No out-of-memory error: short of the target's memory, XLA rematerializes and only warns.",
     "Not counted: the CUDA context, the libraries' and NCCL's own buffers, fragmentation, and "
     "batches on their way to the device.",
+    "Bytes are those of each launch by itself: what a cache keeps from one to the next counts.",
     "Nothing is run: no time, no speed, and no proof that the results are right.",
 )
-# The paper's model, batch 64, 64 pixels, bfloat16, on an H100: temporary memory in GiB.
-TEMPORARY_BOUND = {False: 2.6, True: 1.2}
 
 
 @dataclass(frozen=True)
@@ -46,9 +67,14 @@ class Options:
     target: str = "h100"
     """h100, a100, or a file with another GPU's target specification (OpenXLA's text format)."""
     batch_sizes: tuple[int, ...] = (64,)
-    """Images an update, over all devices; one program each."""
+    """Images an update, or sampled at a time, over all devices; one program each."""
     devices: tuple[int, ...] = (1, 8)
     """Numbers of GPUs; one program each."""
+    programs: tuple[Name, ...] = get_args(Name)
+    """The train step, that of several updates in a dispatch (scan), the sampler, the initial
+    weights; the last three for the first batch size and number of GPUs alone."""
+    updates: int = 10
+    """Updates in a dispatch of the scan."""
     memory: float | None = None
     """Memory of the GPU in GiB, for whether a batch fits; by default the target's."""
     image_size: int = 64
@@ -62,64 +88,75 @@ class Options:
     """Where the numbers go."""
 
 
-def attentions(config: ModelConfig) -> int:
-    """Attention layers of the model: those of the levels named, and the bottleneck's."""
-    per_level = 2 * config.num_res_blocks + 1
-    return len(config.attention_levels) * per_level + 1
+def attentions(config: ModelConfig, target: Target) -> int:
+    """Attention layers that cuDNN should fuse: at the levels named, and in the bottleneck.
 
-
-def broken_bounds(options: Options, row: dict[str, Any]) -> list[str]:
-    """What a program ought to have and has not, one line each.
-
-    The bounds on memory are for the paper's model at batch 64 on one H100, the others for all.
+    It does on GPUs from Ampere on, for heads of a multiple of 8 channels, up to 128.
     """
-    paper = dataclasses.replace(options, model=dataclasses.replace(options.model, remat=False))
-    same = ("target", "image_size", "channels", "accumulation", "model")
-    is_paper = all(getattr(paper, name) == getattr(Options(), name) for name in same)
-    remat, memory = options.model.remat, row["memory"]["temporary"] / GIB
-    where = f"{row['devices']} device(s), batch {row['batch']}"
-    broken = []
-    if is_paper and row["devices"] == 1 and row["batch"] == 64 and memory > TEMPORARY_BOUND[remat]:
-        broken.append(f"{memory:.2f} GiB of temporary memory, over {TEMPORARY_BOUND[remat]}")
-    if row["fused"]:
-        want, found = attentions(options.model), row["fused_attentions"]
-        if found["backward"] != want or found["forward"] < want:
-            broken.append(f"fused attentions {found}, not {want} forward and backward")
-    if row["convolutions_not_nhwc"] or "XLA" in row["convolutions"]:
-        broken.append("convolutions that are not cuDNN's on NHWC")
-    if row["transposes"]:
-        broken.append(f"{len(row['transposes'])} transposes of activations")
-    if row["narrow_sums"]:
-        broken.append(f"{len(row['narrow_sums'])} sums in less than float32")
-    if row["host_calls"]:
-        broken.append(f"calls to the host: {row['host_calls']}")
-    if row["donated"] != row["state_arrays"]:
-        broken.append(f"{row['donated']} of {row['state_arrays']} arrays of the state donated")
-    if (
-        row["collectives"].keys() - {"all-reduce"}
-        or row["collectives"].get("all-reduce", (0,))[0] > 1
-    ):
-        broken.append(f"more than one all-reduce: {row['collectives']}")
-    return [f"{where}: {line}" for line in broken]
+    levels = [(level, 2 * config.num_res_blocks + 1) for level in config.attention_levels]
+    levels.append((len(config.multiples), 1))
+    heads = [
+        (config.base_channels * config.multiples[level - 1] // HEADS, number)
+        for level, number in levels
+    ]
+    fused = sum(number for size, number in heads if size % 8 == 0 and size <= 128)
+    return fused if target.capability >= 8.0 else 0
 
 
-def report_row(options: Options, target: Target, batch: int, devices: int) -> dict[str, Any]:
+def _is_papers(options: Options, batch: int, devices: int) -> bool:
+    """Whether it is the paper's model, in whichever type, at batch 64 on one H100."""
+    default = Options()
+    model = dataclasses.replace(options.model, remat=default.model.remat, dtype=default.model.dtype)
+    same = ("target", "image_size", "channels", "accumulation")
+    return (batch, devices, model) == (64, 1, default.model) and all(
+        getattr(options, name) == getattr(default, name) for name in same
+    )
+
+
+def report_row(
+    options: Options, target: Target, batch: int, devices: int, program: Name = "train"
+) -> dict[str, Any]:
     """Compiles one program and describes it."""
     config = TrainingConfig(batch_size=batch, accumulation=options.accumulation)
-    model = options.model.build(options.channels)
-    fused = jnp.dtype(model.dtype).itemsize == 2 and target.capability >= 8.0
-    model = dataclasses.replace(model, fused_attention=fused)
-    mesh = gpu_mesh(target, devices)
-    with cudnn_answers(target.cudnn):
-        lowered = lower_step(model, config, options.image_size, mesh)
-        plain = lowered
-        if model.remat or config.accumulation > 1:  # computed again, or in a loop that counts once
-            once = dataclasses.replace(config, accumulation=1)
-            plain_model = dataclasses.replace(model, remat=False)
-            plain = lower_step(plain_model, once, options.image_size, mesh)
-    found = describe(lowered, lowered.compile())
-    flops = devices * model_flops(plain)
-    return {"batch": batch, "devices": devices, "fused": fused, "model_flops": flops, **found}
+    size, mesh, rounds, flops = options.image_size, gpu_mesh(target, devices), 1, 0.0
+    with as_if_on(target):
+        model = options.model.build(options.channels)
+        if program == "weights":
+            lowered = lower_weights(model, config, size, mesh)
+        elif program == "sample":
+            lowered, rounds = lower_sampler(model, batch, size, mesh), linear_schedule().num_steps
+        else:
+            updates = options.updates if program == "scan" else 0
+            lowered, rounds = lower_step(model, config, size, mesh, updates), updates or 1
+            plain = lowered
+            if model.remat or config.accumulation > 1:  # computed again, or counted once for all
+                once = dataclasses.replace(config, accumulation=1)
+                plain = lower_step(dataclasses.replace(model, remat=False), once, size, mesh)
+            flops = devices * model_flops(plain)
+        compiled = compile_program(lowered)
+        parameters = parameter_shapes(model, size)
+    part = batch // devices // (1 if program == "sample" else config.accumulation)
+    return {
+        "program": program,
+        "batch": batch,
+        "devices": devices,
+        "dtype": str(jnp.dtype(model.dtype)),
+        "remat": options.model.remat,
+        "paper": _is_papers(options, batch, devices),
+        "attentions": attentions(options.model, target),
+        "model_flops": flops,
+        **describe(compiled, parameters, (part, size, len(options.model.multiples)), rounds),
+    }
+
+
+def programs(options: Options) -> Iterator[tuple[Name, int, int]]:
+    """What is to be compiled: name, batch size and number of GPUs of each."""
+    for name in options.programs:
+        if name == "train":
+            for batch in options.batch_sizes:
+                yield from ((name, batch, devices) for devices in options.devices)
+        else:
+            yield name, options.batch_sizes[0], options.devices[0]
 
 
 def check(options: Options) -> None:
@@ -132,8 +169,10 @@ def check(options: Options) -> None:
                     f"a batch of {batch} can't be shared evenly by {devices} device(s) x "
                     f"{options.accumulation} accumulated part(s)"
                 )
-    if not options.batch_sizes or not options.devices:
-        raise UserError("give at least one of --batch-sizes and of --devices")
+    if not (options.batch_sizes and options.devices and options.programs):
+        raise UserError("give at least one of --batch-sizes, of --devices and of --programs")
+    if options.updates < 1:
+        raise UserError(f"updates = {options.updates} must be at least 1")
     if options.memory is not None and not options.memory > 0:
         raise UserError(f"memory = {options.memory} must be positive")
     model = options.model.build(options.channels)
@@ -155,23 +194,24 @@ def main() -> None:
     target = load_target(options.target)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     console, rows, broken = Console(), [], []
-    for batch in options.batch_sizes:
-        for devices in options.devices:
-            with console.status(f"Compiling batch {batch} for {devices} GPU(s), about a minute"):
-                rows.append(report_row(options, target, batch, devices))
-            broken += broken_bounds(options, rows[-1])
+    for name, batch, devices in programs(options):
+        with console.status(f"Compiling {name}, batch {batch}, for {devices} GPU(s): a minute"):
+            rows.append(report_row(options, target, batch, devices, name))
+        broken += broken_bounds(rows[-1])
     report = {
         "target": target.name,
         "jax": jax.__version__,
+        "cuda": cuda_version(),
         "options": options,
         "programs": rows,
         "not_known": LIMITS,
         "broken_bounds": broken,
     }
     write_json(options.out, report)
-    title = f"The train step compiled for {target.name}, {options.model.dtype}"
+    title = f"Compiled for {target.name}, CUDA {cuda_version()}, {options.model.dtype}"
     title += ", rematerialized" if options.model.remat else ""
-    console.print(table(title, options.memory or target.memory / GIB, rows))
+    columns = table(title, options.memory or target.memory / GIB, rows)
+    Console(width=max(console.width, 40 + 21 * len(rows))).print(columns)
     share = f"a GPU's memory counts for {100 * SHARE:.0f} %, what JAX takes of it by default"
     console.print(f"fits: {share} (XLA_PYTHON_CLIENT_MEM_FRACTION)")
     console.print("What such a compilation cannot know:")

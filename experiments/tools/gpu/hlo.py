@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 # Bytes an entry, of the types that a model's arrays have.
-_BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "u64": 8, "s64": 8, "u32": 4, "s32": 4}
+_BYTES = {"f64": 8, "u64": 8, "s64": 8, "f32": 4, "u32": 4, "s32": 4}
+_BYTES |= {"bf16": 2, "f16": 2, "u16": 2, "s16": 2, "token": 0}
 
 _NAME = r"%?[\w.~-]+"
 _COMPUTATION = re.compile(rf"^(ENTRY )?({_NAME}) (?:\(.*\) -> .* )?{{$")
 _INSTRUCTION = re.compile(rf"^\s+(ROOT )?({_NAME}) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)[^}]*\})?")
+# Commas between operands, not those of their sizes and layouts.
+_COMMAS = re.compile(r",(?![^\[{]*[\]}])")
+_COMMENT = re.compile(r"/\*.*?\*/")
 _CALLED = re.compile(
     r"(?:to_apply|calls|body|condition|branch_computations|called_computations|"
     rf"true_computation|false_computation)=({_NAME}|{{[^}}]*}})"
@@ -41,7 +45,12 @@ class Shape:
     @property
     def bytes(self) -> int:
         """Bytes that the entries take."""
-        return math.prod(self.dims) * _BYTES.get(self.dtype, 1)
+        return self.entries * _BYTES.get(self.dtype, 1)
+
+    @property
+    def entries(self) -> int:
+        """Number of entries."""
+        return math.prod(self.dims)
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.dims))}]"
@@ -79,11 +88,18 @@ class Instruction:
 
     def attribute(self, name: str) -> str:
         """An attribute's value, empty if it has none; quotes and braces removed."""
-        found = re.search(rf'\b{name}=(?:"([^"]*)"|{{([^}}]*)}}|([^\s,]+))', self.attributes)
-        return next((group for group in found.groups() if group), "") if found else ""
+        return attribute(self.attributes, name)
 
 
-def _shapes(text: str, layouts: bool) -> tuple[Shape, ...]:
+def attribute(text: str, name: str) -> str:
+    """An attribute's value in an instruction's line; empty if it has none."""
+    found = re.search(rf'\b{name}=(?:"([^"]*)"|{{([^}}]*)}}|([^\s,]+))', text)
+    return next((group for group in found.groups() if group), "") if found else ""
+
+
+def read_shapes(text: str, layouts: bool = False) -> tuple[Shape, ...]:
+    """The arrays of a type as it is written, a tuple's one after the other."""
+
     def numbers(text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(",") if number)
 
@@ -104,7 +120,7 @@ def _closing(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """An instruction as it is written, in the body of a computation.
 
     Attributes:
@@ -121,26 +137,31 @@ class _Line:
     opcode: str
     rest: str
 
+    def operands(self) -> list[str]:
+        """Names of the instructions that it takes."""
+        given = _COMMAS.split(self.rest[: _closing(self.rest)])
+        return [word.strip().rsplit(" ", 1)[-1].lstrip("%") for word in given if word.strip()]
+
     def called(self) -> Iterator[str]:
         """Names of the computations that it comes to."""
         for callees in _CALLED.findall(self.rest):
             yield from (callee.strip().lstrip("%") for callee in callees.strip("{}").split(","))
 
 
-def _computations(text: str) -> tuple[str, dict[str, list[_Line]]]:
+def read_computations(text: str) -> tuple[str, dict[str, list[Line]]]:
     """The name of a module's entry, and the bodies of all its computations."""
-    entry, found, body = "", dict[str, list[_Line]](), list[_Line]()
-    for line in text.splitlines():
+    entry, found, body = "", dict[str, list[Line]](), list[Line]()
+    for line in _COMMENT.sub("", text).splitlines():
         if header := _COMPUTATION.match(line):
             name = header[2].lstrip("%")
             body = found.setdefault(name, [])
             entry = name if header[1] else entry
         elif m := _INSTRUCTION.match(line):
-            body.append(_Line(bool(m[1]), m[2].lstrip("%"), m[3], m[4], m[5]))
+            body.append(Line(bool(m[1]), m[2].lstrip("%"), m[3], m[4], m[5]))
     return entry, found
 
 
-def _visits(entry: str, computations: dict[str, list[_Line]]) -> dict[str, int]:
+def _visits(entry: str, computations: dict[str, list[Line]]) -> dict[str, int]:
     """How often the program comes to each computation that its entry comes to, callees first."""
     called = {
         name: [c for line in body for c in line.called()] for name, body in computations.items()
@@ -166,19 +187,17 @@ def instructions(text: str) -> list[Instruction]:
     """The instructions of an HLO module, of all computations that its entry comes to."""
     # Before compilation a layout only says in which order the axes came about.
     layouts = "is_scheduled=true" in text.split("\n", 1)[0]
-    entry, computations = _computations(text)
+    entry, computations = read_computations(text)
     roots = {
         name: next((line.opcode for line in body if line.is_root), "")
         for name, body in computations.items()
     }
     result = []
     for name, times in _visits(entry, computations).items():
-        types = {line.name: _shapes(line.shape, layouts) for line in computations[name]}
+        types = {line.name: read_shapes(line.shape, layouts) for line in computations[name]}
         for line in computations[name]:
             end = _closing(line.rest)
-            given = line.rest[:end].split(",")
-            words = [word.strip().rsplit(" ", 1)[-1].lstrip("%") for word in given]
-            operands = tuple(shape for word in words for shape in types.get(word, ()))
+            operands = tuple(shape for word in line.operands() for shape in types.get(word, ()))
             reducer = ""
             if line.opcode.startswith(("reduce", "all-reduce")):
                 reducer = next((roots.get(callee, "") for callee in line.called()), "")

@@ -1,5 +1,6 @@
-"""The train step's program for a GPU: lowered, and described once it is compiled."""
+"""The project's programs, lowered for GPUs that need not be there."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,7 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from diffusion_jax.config import TrainingConfig
+from diffusion_jax.denoisers.trained import TrainedDenoiser
 from diffusion_jax.nn.unet import UNet
+from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.devices import replicated, sharded
+from diffusion_jax.sampling.ancestral import AncestralSampler
+from diffusion_jax.sampling.loop import _sample_batch
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training.step import (
     argument_shapes,
@@ -15,17 +21,32 @@ from diffusion_jax.training.step import (
     make_optimizer,
     make_parallel_train_step,
 )
-from experiments.tools.gpu import hlo, hlo_counts
 
 
-def lower_step(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh) -> Any:
-    """Lowers the train step for GPUs.
+def parameter_shapes(model: UNet, image_size: int) -> Any:
+    """The shapes of a model's parameters."""
+    image, step = jnp.zeros((1, image_size, image_size, model.channels)), jnp.zeros(1, jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), image, step)["params"]
+
+
+def _whole(tree: Any, mesh: Mesh) -> Any:
+    """Shapes of arrays that every device holds."""
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), tree
+    )
+
+
+def lower_step(
+    model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh, updates: int = 0
+) -> Any:
+    """Lowers the train step.
 
     Args:
       model: the noise predictor.
       config: training configuration, with the batch over all devices.
       image_size: pixels a side.
       mesh: from `target.gpu_mesh`; other devices will do where nothing is to be compiled.
+      updates: how many in one dispatch; 0 for the step of one update.
 
     Returns:
       The lowered program.
@@ -36,46 +57,33 @@ def lower_step(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh)
         model, linear_schedule(), optimizer, jnp.zeros(model.channels), config, mesh=mesh
     )
     state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), shape))
-    images = (mesh.size, config.batch_size // mesh.size, *shape)
+    each = (updates,) if updates else ()
+    images = (mesh.size, *each, config.batch_size // mesh.size, *shape)
     traced = step.trace(*argument_shapes(state, images, mesh))
     return traced.lower(lowering_platforms=("cuda",))
 
 
-def memory(compiled: Any) -> dict[str, int]:
-    """Bytes that a compiled program needs on each device, by the compiler's own analysis.
+def lower_sampler(model: UNet, batch: int, image_size: int, mesh: Mesh) -> Any:
+    """Lowers ancestral sampling of so many images, over all devices, in all steps of the schedule.
 
-    `arguments` (parameters, optimizer state, images), `results` that take no argument's memory,
-    `temporary` (activations, gradients), and `peak`, the most that is in use at a time.
+    Arguments and results as in `lower_step`.
     """
-    analysis = compiled.memory_analysis()
-    return {
-        "arguments": analysis.argument_size_in_bytes,
-        "results": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        "temporary": analysis.temp_size_in_bytes,
-        "peak": analysis.peak_memory_in_bytes,
-    }
+    parameters = jax.eval_shape(model.cast, parameter_shapes(model, image_size))
+    denoiser = TrainedDenoiser(parameters, model)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharded(mesh))
+    sampler, denoiser = _whole((AncestralSampler(linear_schedule()), denoiser), mesh)
+    shape = (image_size, image_size, model.channels)
+    traced = _sample_batch.trace(sampler, denoiser, keys, shape)
+    return traced.lower(lowering_platforms=("cuda",))
 
 
-def describe(lowered: Any, program: Any) -> dict[str, Any]:
-    """What a compiled train step consists of, as JSON can hold it."""
-    text = program.as_text()
-    instructions = hlo.instructions(text)
-    arguments = jax.tree.leaves(lowered.in_avals)
-    kernels = {a.shape for a in arguments if jnp.issubdtype(a.dtype, jnp.floating)}
-
-    def named(counts: dict[Any, int]) -> list[list[Any]]:
-        return [[*name, number] for name, number in counts.items()]
-
-    return {
-        "memory": memory(program),
-        "convolutions": hlo_counts.convolutions(instructions),
-        "convolutions_not_nhwc": hlo_counts.other_layouts(instructions),
-        "fused_attentions": hlo_counts.fused_attentions(instructions),
-        "matrix_products": hlo_counts.products(instructions),
-        "transposes": named(hlo_counts.transposes(instructions, kernels)),
-        "narrow_sums": named(hlo_counts.narrow_sums(instructions)),
-        "collectives": hlo_counts.collectives(instructions),
-        "host_calls": hlo_counts.host_calls(instructions),
-        "donated": hlo.donated(text),
-        "state_arrays": len(arguments) - 1,
-    }
+def lower_weights(model: UNet, config: TrainingConfig, image_size: int, mesh: Mesh) -> Any:
+    """Lowers the program of `step.fresh_state`; arguments and results as in `lower_step`."""
+    optimizer, shape = make_optimizer(config), (image_size, image_size, model.channels)
+    key = _whole(jax.eval_shape(lambda: jax.random.key(0)), mesh)
+    make = jax.jit(
+        partial(init_state, model, optimizer, shape=shape), compiler_options=backend.RUN_ONCE
+    )
+    with backend.random_kernels():
+        return make.trace(key=key).lower(lowering_platforms=("cuda",))

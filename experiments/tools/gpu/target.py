@@ -1,5 +1,6 @@
 """A GPU to compile for, which need not be there: its specification, its devices, its cuDNN."""
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from unittest import mock
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from diffusion_jax import config
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import AXIS
 
 TARGETS = Path(__file__).parent / "targets"
@@ -66,12 +69,38 @@ def load_target(name: str) -> Target:
     )
 
 
+def cuda_version() -> int:
+    """The CUDA, 12 or 13, for which the compiler is installed.
+
+    Raises:
+      UserError: there is none, or there are two.
+    """
+    found = [
+        version
+        for version in (12, 13)
+        if importlib.util.find_spec("jax_plugins")
+        and importlib.util.find_spec(f"jax_plugins.xla_cuda{version}")
+    ]
+    if not found:
+        raise UserError(
+            "no compiler for GPUs; install it with EXTRAS=gpu-report ./launch.sh ... or pip "
+            "install 'diffusion-jax[gpu-report]'"
+        )
+    if len(found) > 1:
+        raise UserError(
+            "the compilers of CUDA 12 and of CUDA 13 are both installed; make an environment with "
+            "one of them: VENV=.venv-gpu EXTRAS=gpu-report ./launch.sh ..."
+        )
+    return found[0]
+
+
 def gpu_mesh(target: Target, devices: int) -> Mesh:
     """So many GPUs that need not be there, to compile for.
 
     Raises:
       UserError: the compiler for GPUs is not installed, or refuses the target.
     """
+    version = cuda_version()
     try:
         topology = topologies.get_topology_desc(
             platform="cuda", topology=f"1x1x{devices}", target_config=target.text
@@ -79,16 +108,24 @@ def gpu_mesh(target: Target, devices: int) -> Mesh:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
-            f"no compiler for GPUs ({reason}); install it with EXTRAS=gpu-report ./launch.sh ... "
-            f"or pip install 'diffusion-jax[gpu-report]'"
+            f"the compiler of CUDA {version} can't be used for {target.name}: {reason}"
         ) from error
     return Mesh(topology.devices, (AXIS,))
 
 
 @contextmanager
-def cudnn_answers(version: int) -> Iterator[None]:
-    """Answers JAX's question for the version of a cuDNN that need not be installed."""
+def as_if_on(target: Target) -> Iterator[None]:
+    """Answers what JAX and the project ask a GPU for, as the target would."""
     from jax._src.cudnn import fused_attention_stablehlo
 
-    with mock.patch.object(fused_attention_stablehlo, "check_cudnn_version", return_value=version):
+    def has_fused_attention() -> bool:
+        return target.capability >= 8.0
+
+    with (
+        mock.patch.object(
+            fused_attention_stablehlo, "check_cudnn_version", return_value=target.cudnn
+        ),
+        mock.patch.object(backend, "has_fused_attention", has_fused_attention),
+        mock.patch.object(config, "has_fused_attention", has_fused_attention),
+    ):
         yield
