@@ -97,7 +97,11 @@ def drawn_params(model: UNet) -> Any:
     side = 2 ** (len(model.multiples) - 1)
     image = jax.ShapeDtypeStruct((1, side, side, model.channels), jnp.float32)
     step = jax.ShapeDtypeStruct((1,), jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image, step)["params"]
+    return drawn_like(jax.eval_shape(model.init, jax.random.key(0), image, step)["params"])
+
+
+def drawn_like(shapes: Any) -> Any:
+    """Parameters of these shapes, float32, drawn on the host."""
     rng = np.random.default_rng(0)
 
     def draw(path: tuple[Any, ...], leaf: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from experiments.tools.speed import programs, turns
@@ -100,10 +101,11 @@ def measure(
         else:
             if what != "sampling":  # which is made of forward passes, and has their layout
                 layout, trial = reference.faster_layout(calls[what], bfloat16)
+            its = reference, calls[what], reference.setting(layout, bfloat16)
+            compiled = partial(turns.compile_reference, *its)
             *_, row = turns.side_by_side(
-                *(made[what], reference, calls[what], reference.setting(layout, bfloat16)),
-                take_turns,
-                compile=compile and what != "sampling",
+                *(made[what], *its, take_turns),
+                compiled if compile and what != "sampling" else None,
             )
             row["ratios"]["layout_trial_seconds"] = trial
             if name in BOUNDS:

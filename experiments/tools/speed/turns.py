@@ -71,13 +71,49 @@ def alone(program: Program, take_turns: TakeTurns) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A call of the reference through `torch.compile`.
+
+    Attributes:
+      in_a_row: makes so many calls and one wait.
+      seconds: that compiling took, and the first call.
+    """
+
+    in_a_row: Callable[[int], Callable[[], Any]]
+    seconds: float
+
+
+def compile_reference(
+    reference: "Reference", make: "MakeCall", setting: "Setting", seconds: float = COMPILE_LIMIT
+) -> Compiled | None:
+    """Compiles a call of the reference; None, and a note, where that does not work.
+
+    Args:
+      reference: the PyTorch model.
+      make: makes its call.
+      setting: how it runs.
+      seconds: after which it is given up.
+    """
+    try:
+        with time_limit(max(round(seconds), 1)):
+            start = time.perf_counter()
+            call = reference.call(make, setting, compile=True)
+            call(1)()
+        return Compiled(call, time.perf_counter() - start)
+    except Exception as error:  # a missing compiler raises almost anything
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        note(f"torch.compile does not work here, eager alone is timed: {reason[0]}")
+        return None
+
+
 def side_by_side(
     program: Program,
     reference: "Reference",
     make: "MakeCall",
     setting: "Setting",
     take_turns: TakeTurns,
-    compile: bool,
+    compiled: Callable[[], "Compiled | None"] | None,
 ) -> Iterator[dict[str, Any]]:
     """Times one program against the forms of the reference, eager and, where asked, compiled.
 
@@ -90,7 +126,7 @@ def side_by_side(
       make: makes its call.
       setting: how the reference runs.
       take_turns: times calls.
-      compile: whether the reference is also compiled.
+      compiled: gives the compiled reference, if it is to be timed too and there is one.
 
     Yields:
       After each form, what the benchmark's report says of a row, in its `seconds`,
@@ -110,16 +146,7 @@ def side_by_side(
     eager = reference.call(make, setting)
     timed = {"eager": take_turns(program.in_a_row, eager)}
     yield row()
-    if not compile:
-        return
-    try:
-        with time_limit(COMPILE_LIMIT):
-            start = time.perf_counter()
-            compiled = reference.call(make, setting, compile=True)
-            compiled(1)()
-        compile_seconds["torch.compile"] = time.perf_counter() - start
-        timed["compiled"] = take_turns(program.in_a_row, compiled)
-    except Exception as error:  # a missing compiler raises almost anything
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        note(f"torch.compile does not work here, eager alone is timed: {reason[0]}")
-    yield row()
+    if compiled is not None and (found := compiled()) is not None:
+        compile_seconds["torch.compile"] = found.seconds
+        timed["compiled"] = take_turns(program.in_a_row, found.in_a_row)
+        yield row()
