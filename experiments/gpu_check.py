@@ -32,6 +32,7 @@ from experiments.tools.check import report
 from experiments.tools.check.items import ITEMS, Item
 from experiments.tools.check.task import BROKEN, last_line
 
+INTERRUPTED = "interrupted"
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "torch")
 
 
@@ -137,6 +138,8 @@ def measure(item: Item, options: Options, seconds: float) -> dict[str, Any]:
                 end = {"status": "failed", "error": f"{last_line(log)} (exit status {status})"}
         except subprocess.TimeoutExpired:
             end = {"status": "timed out", "error": f"ended after {seconds:.0f} s"}
+        except KeyboardInterrupt:
+            end = {"status": INTERRUPTED, "error": "SIGTERM or Ctrl-C"}
         finally:
             _end(process)
         path = Path(scratch) / "found.json"
@@ -182,6 +185,8 @@ def check(options: Options) -> Sequence[Mapping[str, Any]]:
                 line = measure(item, options, min(item.limit, left))
             lines.append(line)
             _write(options.out, line)
+            if line["status"] == INTERRUPTED:
+                raise KeyboardInterrupt
             if line["status"] in ("failed", "timed out"):
                 print(f"{item.name} {line['status']}: {line['error']}", flush=True)
     finally:

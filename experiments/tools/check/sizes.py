@@ -67,6 +67,7 @@ _SMALL = {"base_channels": 32, "multiples": (1,), "attention_levels": (), "num_r
 _SMALL_RUN = (
     *("--base-channels", "8", "--multiples", "1", "--attention-levels", "1"),
     *("--num-res-blocks", "1", "--images-per-class", "40", "--batch-size", "8"),
+    *("--diffusion-steps", "21", "--num-samples", "1"),
 )
 FULL = Sizes()
 TINY = Sizes(
@@ -88,7 +89,8 @@ TINY = Sizes(
     run_updates=4,
     forms=1,
     options=3,
-    paper=(*_SMALL_RUN, "--image-size", "8", "--steps", "4", "--diffusion-steps", "10"),
-    samples=("--num-samples", "2"),
-    cloning=("--num-trunks", "30", "--classifier-per-class", "40", "--accuracy", "0.05"),
+    # One class needs no classifier.
+    paper=(*_SMALL_RUN, "--image-size", "28", "--classes", "1", "--steps", "4"),
+    samples=("--num-samples", "2", "--calls", "5"),
+    cloning=(*("--num-trunks", "30", "--calls", "5", "--times", "1.0", "--accuracy", "0.05"),),
 )
