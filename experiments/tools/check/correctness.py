@@ -37,7 +37,7 @@ BOUNDS = {
 }
 # 16-bit inputs; the weights of the softmax are rounded to 4e-3 too.
 ATTENTION = {"output": 1e-2, "gradient": 2e-2}
-CHANNELS, PIXELS, BATCH = 32, 16, 4
+CHANNELS = 32
 
 TYPES = {
     "float32, highest": (jnp.float32, "highest"),
@@ -65,27 +65,29 @@ def _modules(task: Task, dtype: Any, fused: bool) -> dict[str, nn.Module]:
     }
 
 
-def _inputs() -> dict[str, list[np.ndarray]]:
+def _inputs(task: Task) -> dict[str, list[np.ndarray]]:
     """The inputs of each, drawn on the host: the same in every type."""
+    batch, pixels = task.sizes.compared_images
     rng = np.random.default_rng(0)
-    h = rng.standard_normal((BATCH, PIXELS, PIXELS, CHANNELS), np.float32)
+    h = rng.standard_normal((batch, pixels, pixels, CHANNELS), np.float32)
     names = ("block", "residual block", "down-sampling", "up-sampling", "attention")
     found = {name: [h] for name in names}
-    found["residual block"] = [h, rng.standard_normal((BATCH, 4 * CHANNELS), np.float32)]
-    found["UNet"] = [h[..., :3], rng.integers(0, 1000, BATCH, np.int32)]
+    found["residual block"] = [h, rng.standard_normal((batch, 4 * CHANNELS), np.float32)]
+    found["UNet"] = [h[..., :3], rng.integers(0, 1000, batch, np.int32)]
     return found
 
 
-def _batches(updates: int) -> list[np.ndarray]:
+def _batches(task: Task) -> list[np.ndarray]:
     """Images, steps and noise of each update, drawn on the host."""
+    updates, (batch, pixels) = task.sizes.updates, task.sizes.compared_images
     rng = np.random.default_rng(0)
-    x_0, noise = rng.standard_normal((2, updates, BATCH, PIXELS, PIXELS, 3), np.float32)
-    return [x_0, rng.integers(0, 1000, (updates, BATCH), np.int32), noise]
+    x_0, noise = rng.standard_normal((2, updates, batch, pixels, pixels, 3), np.float32)
+    return [x_0, rng.integers(0, 1000, (updates, batch), np.int32), noise]
 
 
 def _params(task: Task) -> dict[str, Any]:
     """Parameters of each, drawn on the host."""
-    inputs = _inputs()
+    inputs = _inputs(task)
     return {
         name: programs.drawn_like(
             jax.eval_shape(module.init, jax.random.key(0), *inputs[name])["params"]
@@ -134,7 +136,7 @@ def _compute(task: Task, params: Any, dtype: Any, fused: bool) -> dict[str, dict
         }
         return found | {"training": {"losses": _losses(modules["UNet"], params["UNet"], batches)}}
 
-    arguments = params, _inputs(), _batches(task.sizes.updates)
+    arguments = params, _inputs(task), _batches(task)
     return _in_float64_arrays(compute(*_cast(arguments, wide)))
 
 

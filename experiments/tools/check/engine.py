@@ -27,7 +27,7 @@ def measure(task: Task) -> None:
         task.add({f"{n} points": {"draws/s": task.sizes.draws / found["seconds"]}})
     program = f"from {__name__} import on_cpu; on_cpu({task.tiny})"
     log = tasks.run(task, "cpu", ["-c", program], JAX_PLATFORMS="cpu")
-    for n, found in json.loads(tasks.last_line(log)).items():
+    for n, found in tasks.last_json(log).items():
         ours = here[n]
         task.add(
             {

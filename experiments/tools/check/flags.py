@@ -36,7 +36,7 @@ def measure(task: Task) -> None:
         except RuntimeError as error:  # such as an option that this version has not
             task.add({name: {"failed": str(error)}})
             continue
-        found = {"ms an update": 1e3 * json.loads(tasks.last_line(log))}
+        found = {"ms an update": 1e3 * tasks.last_json(log)}
         if "ms an update" in (plain := task.found.get("plain", {})):
             found["ratio to plain"] = found["ms an update"] / plain["ms an update"]
         task.add({name: found})

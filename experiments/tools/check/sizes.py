@@ -21,6 +21,7 @@ class Sizes:
       copied: MiB that are read, and as many written, to time the memory.
       side: of the square matrices multiplied.
       compared: fields of the UNet that is held against float64.
+      compared_images: how many images it takes, and of how many pixels a side.
       updates: whose losses are held against float64's.
       points: training points of the posterior engine, for each of its timings.
       draws: of it.
@@ -50,6 +51,7 @@ class Sizes:
             "num_res_blocks": 1,
         }
     )
+    compared_images: tuple[int, int] = (4, 16)
     updates: int = 50
     points: tuple[int, ...] = (1_000, 10_000)
     draws: int = 2_048
@@ -82,6 +84,7 @@ TINY = Sizes(
     copied=8,
     side=128,
     compared=_SMALL,
+    compared_images=(2, 8),
     updates=3,
     points=(50, 100),
     draws=64,

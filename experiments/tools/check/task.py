@@ -1,5 +1,7 @@
 """What a function that measures an item is given, and how it tells what it has found."""
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -125,6 +127,18 @@ def run(task: Task, name: str, arguments: Sequence[str], **environment: str) -> 
     log = task.scratch / f"{name}.log"
     finish(start(arguments, log, environment), log, task.seconds)
     return log
+
+
+def last_json(log: Path) -> Any:
+    """The last line of a file that is JSON: libraries may warn of something after it.
+
+    Raises:
+      RuntimeError: there is none.
+    """
+    for line in reversed(log.read_text(errors="replace").splitlines()):
+        with contextlib.suppress(ValueError):
+            return json.loads(line)
+    raise RuntimeError(last_line(log))
 
 
 def last_line(log: Path) -> str:
