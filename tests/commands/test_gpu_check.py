@@ -83,13 +83,13 @@ def test_the_table_is_written_with_what_it_is_worth_nothing_without(checked):
     assert all(f"| {name} " in table for name in NAMES)
 
 
-def failing(monkeypatch, name, **changes):
-    item = replace(next(item for item in ITEMS if item.name == name), **changes)
+def only(monkeypatch, chosen, **changes):
+    item = replace(next(item for item in ITEMS if item.name == chosen), **changes)
     monkeypatch.setattr(gpu_check, "ITEMS", (item,))
 
 
 def test_what_was_found_before_the_time_was_up_is_kept(monkeypatch, tmp_path, capsys):
-    failing(monkeypatch, "machine", limit=1, least=0)
+    only(monkeypatch, "machine", limit=1, least=0)
     gpu_check.check(Options(out=tmp_path, tiny=True))
     (line,) = lines_of(tmp_path)[1:]
     assert line["status"] == "timed out"
@@ -97,7 +97,7 @@ def test_what_was_found_before_the_time_was_up_is_kept(monkeypatch, tmp_path, ca
 
 
 def test_an_item_that_fails_says_why(monkeypatch, tmp_path):
-    failing(monkeypatch, "machine", name="nothing")
+    only(monkeypatch, "machine", name="nothing")
     gpu_check.check(Options(out=tmp_path, tiny=True))
     (line,) = lines_of(tmp_path)[1:]
     assert line["status"] == "failed"
