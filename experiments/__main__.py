@@ -18,6 +18,7 @@ COMMANDS = {
     "likelihood": "likelihood",
     "convert": "convert",
     "parity": "parity",
+    "gpu_check": "gpu_check",
 }
 ROOMS = {"paper": "Figures of the paper and of the docs", "tools": "For maintainers"}
 

@@ -6,6 +6,8 @@ take turns in one process, call by call, on equal threads; the ratio of each pai
 and the median of the ratios counts, with a distribution-free interval. The two are first held
 against each other: models that disagree are not timed.
 
+On a GPU a call is 20 updates (or forward passes, or samplings) that are waited for once.
+
 Before each call both rest for a moment: torch's workers spin after a call (5 to 7 ms of processor
 time on two cores; JAX's do not), on cores that the other then wants. Neither loses by the rest.
 
@@ -17,7 +19,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +34,7 @@ from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
 from experiments.command import exit_if_broken, reports_errors
 from experiments.tools.speed import agreement, data_pipeline, fresh_start, rows, timing
-from experiments.tools.speed.effort import FULL, QUICK, SIZES, Effort
+from experiments.tools.speed.effort import FULL, QUICK, SIZES, TOGETHER, Effort
 from experiments.tools.speed.notes import note, stopwatch
 from experiments.tools.speed.programs import Program, pixels
 from experiments.tools.speed.ratios import BOUNDS, against_quickest_adam, bounded, broken_bounds
@@ -57,7 +59,8 @@ class Options:
     batch: int | None = None
     """Images a batch; by default 8 on a CPU, 64 on a GPU."""
     peak_tflops: float | None = None
-    """The GPU's peak in bfloat16, dense, for the utilisation; by default from its name."""
+    """The GPU's peak in bfloat16, dense, for the utilisation; by default from its name. For float32
+    half of it counts, the peak in TF32."""
 
 
 def measure_case(
@@ -78,7 +81,7 @@ def measure_case(
     if reference is not None:
         name, forward = f"forward_{suffix}", reference.forward(*sides.inputs(size))
         errors = agreement.outputs(
-            name, made["forward"], reference.call(forward, bfloat16=bfloat16)
+            name, made["forward"], reference.call(forward, reference.setting(bfloat16=bfloat16))(1)
         )
         report.setdefault("agreement", {})[name] = errors
     rows.measure(report, sides, effort, made, case, say)
@@ -94,7 +97,7 @@ def measure_case(
         row = report["ratios"][name]
         row["against_quickest_adam"] = against_quickest_adam(row, report["optimizer_seconds"])
     if on_gpu():
-        found = throughput(sides.batch, update, seconds, peak_tflops)
+        found = throughput(sides.batch, update, seconds, bfloat16, peak_tflops)
         report.setdefault("throughput", {})[name] = found
 
 
@@ -141,6 +144,8 @@ def _choose_device(device: str) -> jax.Device:
     Raises:
       UserError: there is none, or more than one.
     """
+    # JAX would take three quarters of a GPU's memory, which the reference needs too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     backend.configure()
     backend.keep_freed_memory()
     for name, value in fresh_start.XLA_CACHES_OFF.items():
@@ -184,6 +189,8 @@ def main() -> None:
     batch = options.batch or (64 if on_gpu() else 8)
     load = timing.warn_if_busy(threads)
     effort, sides = QUICK if options.quick else FULL, make_sides(batch, threads)
+    if on_gpu():
+        effort = replace(effort, together=TOGETHER)
     report = measure(sides, effort, options.peak_tflops) | {
         "device": device.device_kind,
         "processor": platform.processor() or platform.machine(),
@@ -192,6 +199,7 @@ def main() -> None:
         "batch": batch,
         "quick": options.quick,
         "pause": effort.pause,
+        "together": effort.together,
         "bounds": BOUNDS,
         "versions": {
             "python": platform.python_version(),

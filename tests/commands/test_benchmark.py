@@ -15,7 +15,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.plots.benchmark import draw_ratios
 from diffusion_jax.plots.style import save
 from experiments.tools import benchmark, speed
-from experiments.tools.speed import fresh_start, ratios, tables, timing, turns
+from experiments.tools.speed import cards, fresh_start, ratios, tables, timing, turns
 from experiments.tools.speed.effort import QUICK
 from experiments.tools.speed.rows import compile_programs
 from experiments.tools.speed.sides import make_sides
@@ -60,6 +60,33 @@ def test_calls_take_turns_and_the_warm_up_is_not_counted():
     seconds = timing.alternate(2, lambda: calls.append("a"), lambda: calls.append("b"))
     assert "".join(calls) == "baabba"
     assert [len(record) for record in seconds] == [2, 2]
+
+
+def test_work_in_a_row_is_waited_for_once_and_shares_its_seconds():
+    said = []
+    call = timing.in_a_row(lambda: said.append("launch"), lambda _: said.append("wait"), 3)
+    clock = iter(range(0, 100, 6))  # a call takes six seconds
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing.time, "perf_counter", lambda: next(clock))
+        assert timing.alternate(2, call, warm_up=0, together=3) == [[2.0, 2.0]]
+    assert said == 2 * ["launch", "launch", "launch", "wait"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bfloat16", "tf32"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4, 494.7),
+        ("NVIDIA H100 PCIe", 756.0, 378.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0, 156.0),
+        ("NVIDIA L40S", 362.0, 181.0),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+        ("cpu", None, None),
+    ],
+)
+def test_the_peak_of_a_card_follows_from_its_name(kind, bfloat16, tf32):
+    assert cards.peak_tflops(kind, bfloat16=True) == bfloat16
+    assert cards.peak_tflops(kind, bfloat16=False) == tf32
 
 
 def test_extrapolation_is_proportional_to_the_steps_not_run():

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SIZES = (32, 64)
+# Updates, or other work, of a GPU that are timed together.
+TOGETHER = 20
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Effort:
       sampled: steps of sampling that a call runs.
       compared: sizes at which gradients are compared, and fields of the UNet that are others there.
       full: torch.compile and fresh starts are measured.
+      together: pieces of work that a call does before it waits: one on a CPU; on a GPU waiting
+        after each would show the host's time, which a training hides.
       pause: seconds of rest before each timed call, ten times as long as torch's workers spin
         after one.
     """
@@ -28,6 +32,7 @@ class Effort:
     sampled: int
     compared: Mapping[int, Mapping[str, Any]]
     full: bool
+    together: int = 1
     pause: float = 0.1
 
 

@@ -18,8 +18,10 @@ import psutil
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.nn.unet import UNet
 from diffusion_jax.runtime import backend
+from experiments.tools.speed import timing
 from experiments.tools.speed.notes import note
 from experiments.tools.speed.programs import MEAN, fresh_params, pixels, train_step
+from experiments.tools.speed.sides import on_gpu
 
 # XLA's own caches for GPUs put the folder's name into each program's key: a program could then not
 # be taken from another folder.
@@ -69,20 +71,24 @@ def report_jax(batch: int, size: int) -> None:
 
 
 def report_torch(batch: int, size: int) -> None:
-    """The same for the reference, as it is by default."""
+    """The same for the reference, as it is by default, on a GPU where torch has one."""
     import torch
 
     from experiments.tools.speed import torch_speed
     from torch_ref.unet import UNet as TorchUNet
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    setting = torch_speed.Setting("cuda" if torch.cuda.is_available() else "cpu")
+    if setting.device == "cuda":
+        torch_speed.prepare_gpu()
     images = torch.from_numpy(pixels(batch, size)).permute(0, 3, 1, 2)
     mean = torch.from_numpy(MEAN)
-    _report(
-        lambda: torch_speed.train_step(
-            torch_speed.Setting(), TorchUNet(), images, mean, 1.0, 0.9999
-        )
-    )
+
+    def make_call() -> Callable[[], Any]:
+        update = torch_speed.train_step(setting, TorchUNet(), images, mean, 1.0, 0.9999)
+        return timing.in_a_row(update, lambda _: torch_speed.synchronize(setting))
+
+    _report(make_call)
 
 
 def fresh_start(function: str, batch: int, size: int, cache: Path | None = None) -> dict[str, Any]:
@@ -96,7 +102,7 @@ def fresh_start(function: str, batch: int, size: int, cache: Path | None = None)
 
     Returns:
       `seconds`, from before the interpreter starts, imports and compilation included; `peak`,
-      bytes by which resident memory grew from after the imports to the highest point.
+      bytes by which the host's resident memory grew from after the imports to the highest point.
 
     Raises:
       RuntimeError: the process failed; its last line says why.
@@ -110,6 +116,8 @@ def fresh_start(function: str, batch: int, size: int, cache: Path | None = None)
         environment |= XLA_CACHES_OFF
     if function == "report_torch":
         environment["JAX_PLATFORMS"] = "cpu"
+        if not on_gpu():
+            environment["CUDA_VISIBLE_DEVICES"] = ""
     start = time.time()
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True

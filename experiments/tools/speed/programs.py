@@ -27,6 +27,7 @@ from diffusion_jax.training.step import (
     make_parallel_train_step,
     state_of,
 )
+from experiments.tools.speed import timing
 
 MEAN = np.full(3, 0.5, np.float32)
 
@@ -36,18 +37,26 @@ class Program:
     """A compiled program with its arguments.
 
     Attributes:
-      call: runs it once and waits for the result, which it returns.
+      launch: runs it once, and returns the result without waiting for it.
       compile_seconds: what tracing and compiling took, or reading it from the cache, perhaps beside
         other programs.
-      memory: bytes of `temporary` buffers and of `arguments` (weights, optimizer state, images),
-        by the compiler's own analysis; empty where the device has none.
+      memory: bytes of `temporary` buffers, of `arguments` (weights, optimizer state, images) and
+        of the `peak`, by the compiler's own analysis; empty where the device has none.
       lowered: the program before compilation.
     """
 
-    call: Callable[[], Any]
+    launch: Callable[[], Any]
     compile_seconds: float
     memory: dict[str, int]
     lowered: Any
+
+    def call(self) -> Any:
+        """Runs it once and waits for the result, which it returns."""
+        return jax.block_until_ready(self.launch())
+
+    def in_a_row(self, count: int) -> Callable[[], Any]:
+        """A function that runs it so many times and waits once."""
+        return timing.in_a_row(self.launch, jax.block_until_ready, count)
 
 
 def _compile(lowered: Any, start: float) -> tuple[Any, float, dict[str, int], Any]:
@@ -59,6 +68,7 @@ def _compile(lowered: Any, start: float) -> tuple[Any, float, dict[str, int], An
         memory = {
             "temporary": analysis.temp_size_in_bytes,
             "arguments": analysis.argument_size_in_bytes,
+            "peak": analysis.peak_memory_in_bytes,
         }
     return compiled, seconds, memory, lowered
 
@@ -76,7 +86,31 @@ def forward(model: UNet, params: Any, x: np.ndarray, step: np.ndarray) -> Progra
     apply = jax.jit(lambda params, x, step: model.apply({"params": params}, x, step))
     start = time.perf_counter()
     compiled, *rest = _compile(apply.lower(*arguments), start)
-    return Program(lambda: jax.block_until_ready(compiled(*arguments)), *rest)
+    return Program(lambda: compiled(*arguments), *rest)
+
+
+def drawn_params(model: UNet) -> Any:
+    """Parameters as large as fresh ones, drawn on the host.
+
+    Compiling a UNet's own draws takes minutes on a GPU, and to time it any will do.
+    """
+    side = 2 ** (len(model.multiples) - 1)
+    image = jax.ShapeDtypeStruct((1, side, side, model.channels), jnp.float32)
+    step = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return drawn_like(jax.eval_shape(model.init, jax.random.key(0), image, step)["params"])
+
+
+def drawn_like(shapes: Any) -> Any:
+    """Parameters of these shapes, float32, drawn on the host."""
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
+        values = rng.standard_normal(leaf.shape, np.float32)
+        if path[-1].key == "kernel":
+            return values / np.float32(np.sqrt(3 * np.prod(leaf.shape[:-1])))
+        return np.float32(path[-1].key == "scale") + np.float32(0.1) * values
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def fresh_params(model: UNet) -> Callable[[], Any]:
@@ -88,11 +122,21 @@ def fresh_params(model: UNet) -> Callable[[], Any]:
         shape = (side, side, model.channels)
         return init_state(model, optax.identity(), jax.random.key(0), shape).params
 
-    return jax.jit(fresh, compiler_options=backend.RUN_ONCE)
+    make = jax.jit(fresh, compiler_options=backend.RUN_ONCE)
+
+    def params() -> Any:
+        with backend.random_kernels():
+            return make()
+
+    return params
 
 
 def train_step(
-    model: UNet, params: Callable[[], Any], images: np.ndarray, config: TrainingConfig
+    model: UNet,
+    params: Callable[[], Any],
+    images: np.ndarray,
+    config: TrainingConfig,
+    updates: int = 1,
 ) -> Program:
     """One whole update as a run makes it, compiled while the state is made, which is donated.
 
@@ -104,6 +148,7 @@ def train_step(
       params: makes its parameters to start from.
       images: uint8 (batch, height, width, channels).
       config: training configuration.
+      updates: that a call makes (`steps_per_dispatch`), all of these images.
     """
     optimizer = make_optimizer(config)
     fresh = partial(state_of, optimizer=optimizer, key=jax.random.key(0))
@@ -111,7 +156,7 @@ def train_step(
         model, linear_schedule(), optimizer, jnp.asarray(MEAN[: model.channels]), config
     )
     like = jax.eval_shape(fresh, jax.eval_shape(params))
-    batch = next(device_batches(images, 0, 0, len(images)))
+    batch = next(device_batches(images, 0, 0, len(images), updates=[updates]))
     start = time.perf_counter()
     lowered = step.lower(*argument_shapes(like, batch.shape))
     with ThreadPoolExecutor(1) as pool:
@@ -120,12 +165,12 @@ def train_step(
         state = jax.device_put(state, replicated())
     compiled, *rest = compiling.result()
 
-    def call() -> Any:
+    def launch() -> Any:
         nonlocal state
         state, metrics = compiled(state, batch)
-        return jax.block_until_ready((state, metrics))[1]
+        return metrics
 
-    return Program(call, *rest)
+    return Program(launch, *rest)
 
 
 def sampling(model: UNet, params: Any, x: np.ndarray, num_steps: int) -> Program:
@@ -138,13 +183,13 @@ def sampling(model: UNet, params: Any, x: np.ndarray, num_steps: int) -> Program
       num_steps: steps that are run, out of 1000.
     """
     sampler = AncestralSampler(linear_schedule())
-    denoiser = TrainedDenoiser(jax.tree.map(jnp.asarray, params), model)
+    denoiser = TrainedDenoiser(model.cast(params), model)
     keys = jax.random.split(jax.random.key(0), len(x))
     loop = jax.jit(partial(sampling_loop, start=1000, stop=1000 - num_steps))
     arguments = (sampler, denoiser, jnp.asarray(x), keys)
     start = time.perf_counter()
     compiled, *rest = _compile(loop.lower(*arguments), start)
-    return Program(lambda: jax.block_until_ready(compiled(*arguments)), *rest)
+    return Program(lambda: compiled(*arguments), *rest)
 
 
 def pixels(batch: int, size: int, channels: int = 3) -> np.ndarray:

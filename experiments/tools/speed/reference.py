@@ -10,7 +10,7 @@ import torch
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.nn.unet import UNet
-from experiments.tools.speed import torch_speed
+from experiments.tools.speed import timing, torch_speed
 from experiments.tools.speed.notes import note
 from torch_ref import bridge
 from torch_ref.unet import UNet as TorchUNet
@@ -63,30 +63,35 @@ class Reference:
         (start,) = tensors(x)
         return partial(torch_speed.sampling, model=self.model, x=start, num_steps=num_steps)
 
+    def setting(
+        self, layout: str = "contiguous", bfloat16: bool = False, optimizer: str = "default"
+    ) -> torch_speed.Setting:
+        """See `torch_speed.Setting`."""
+        return torch_speed.Setting(self.device, layout, optimizer, bfloat16)
+
     def call(
         self,
         make: MakeCall,
-        layout: str = "contiguous",
-        bfloat16: bool = False,
+        setting: torch_speed.Setting,
         compile: bool = False,
-    ) -> Call:
-        """A call that ends when the device has done its work.
+    ) -> Callable[[int], Call]:
+        """Makes the call: from a number, a function that does it so often and waits once.
 
         Args:
           make: makes the call.
-          layout: see `torch_speed.Setting`.
-          bfloat16: see there.
+          setting: how it runs.
           compile: the model through `torch.compile`.
         """
-        setting = torch_speed.Setting(self.device, layout, bfloat16=bfloat16)
         made = make(setting, compile=compile)
+        return partial(timing.in_a_row, made, lambda _: torch_speed.synchronize(setting))
 
-        def waited() -> Any:
-            result = made()
-            torch_speed.synchronize(setting)
-            return result
-
-        return waited
+    def peak_memory(self) -> int | None:
+        """The most bytes of a GPU that torch's tensors took since the last question."""
+        if self.device != "cuda":
+            return None
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
 
     def faster_layout(self, make: MakeCall, bfloat16: bool) -> tuple[str, dict[str, float]]:
         """See `torch_speed.faster_layout`."""
@@ -110,10 +115,8 @@ def make_reference(gpu: bool, threads: int, fields: Mapping[str, Any]) -> Refere
         return None
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    if gpu:  # as JAX does by default
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+    if gpu:
+        torch_speed.prepare_gpu()
     elif not torch.backends.mkldnn.is_available():
         note("this torch has no oneDNN: the reference is slower than it is elsewhere")
     return Reference(TorchUNet(**fields), "cuda" if gpu else "cpu")

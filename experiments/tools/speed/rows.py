@@ -5,10 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
-
-from diffusion_jax.runtime import backend
-from experiments.tools.speed import programs, timing, turns
+from experiments.tools.speed import programs, turns
 from experiments.tools.speed.effort import SIZES, Effort
 from experiments.tools.speed.programs import Program
 from experiments.tools.speed.ratios import BOUNDS, extrapolate
@@ -49,10 +46,7 @@ def compile_programs(
 def _makers(
     sides: Sides, effort: Effort, size: int, bfloat16: bool
 ) -> dict[str, Callable[[], Program]]:
-    model, params = sides.model, sides.params
-    if bfloat16:
-        fused = backend.has_fused_attention()
-        model = model.copy(dtype=jnp.bfloat16, fused_attention=fused)
+    model, params = sides.model_in(bfloat16), sides.params
     (x, step), images = sides.inputs(size), sides.images(size)
     makers: dict[str, Callable[[], Program]] = {
         "forward": lambda: programs.forward(model, params, x, step),
@@ -101,16 +95,19 @@ def measure(
             continue
         name, pairs = f"{what}_{end}", effort.pairs[f"{what}_{size}"]
         say(f"Measuring {name}")
-        take_turns = partial(timing.alternate, pairs, pause=effort.pause, warm_up=effort.warm_up)
+        take_turns = turns.TakeTurns(pairs, effort.pause, effort.warm_up, effort.together)
         if reference is None:
             row = turns.alone(made[what], take_turns)
         else:
             if what != "sampling":  # which is made of forward passes, and has their layout
-                layout = reference.faster_layout(calls[what], bfloat16)
-            row = turns.side_by_side(
-                *(made[what], reference, calls[what], take_turns, layout, bfloat16),
-                compile=compile and what != "sampling",
+                layout, trial = reference.faster_layout(calls[what], bfloat16)
+            its = reference, calls[what], reference.setting(layout, bfloat16)
+            compiled = partial(turns.compile_reference, *its)
+            *_, row = turns.side_by_side(
+                *(made[what], *its, take_turns),
+                compiled if compile and what != "sampling" else None,
             )
+            row["ratios"]["layout_trial_seconds"] = trial
             if name in BOUNDS:
                 row["ratios"]["bound"] = BOUNDS[name]
         for part, value in row.items():

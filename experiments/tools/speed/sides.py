@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.nn.unet import UNet
+from diffusion_jax.runtime import backend
 from experiments.tools.speed import programs
 from experiments.tools.speed.notes import note
 
@@ -33,6 +35,12 @@ class Sides:
     reference: "Reference | None"
     batch: int
     fields: Mapping[str, Any]
+
+    def model_in(self, bfloat16: bool) -> UNet:
+        """JAX's model in bfloat16, with fused attention where the device has it, or float32."""
+        if not bfloat16:
+            return self.model
+        return self.model.copy(dtype=jnp.bfloat16, fused_attention=backend.has_fused_attention())
 
     @property
     def config(self) -> TrainingConfig:
@@ -66,7 +74,7 @@ def make_sides(batch: int, threads: int, **fields: Any) -> Sides:
     reference = _reference(threads, fields)
     if reference is None:
         model = UNet(**fields)
-        return Sides(model, programs.fresh_params(model)(), None, batch, fields)
+        return Sides(model, programs.drawn_params(model), None, batch, fields)
     return Sides(*reference.weights(), reference, batch, fields)
 
 

@@ -3,30 +3,33 @@
 import jax
 
 from experiments.tools.gpu.flops import model_flops
+from experiments.tools.speed.cards import peak_tflops
 from experiments.tools.speed.notes import note
 from experiments.tools.speed.programs import Program
 
-# Dense bfloat16 peak in TFLOP/s, from NVIDIA's data sheets (SXM forms).
-PEAK_TFLOPS = {"H100": 989.4, "H200": 989.4, "A100": 312.0}
-
 
 def throughput(
-    batch: int, update: Program, seconds: float, peak_tflops: float | None
+    batch: int,
+    update: Program,
+    seconds: float,
+    bfloat16: bool,
+    peak: float | None = None,
 ) -> dict[str, float]:
-    """What the benchmark's report says of a train step.
+    """What is said of a train step of one update beside its seconds.
 
     Args:
       batch: images an update.
       update: the train step.
-      seconds: what one takes.
-      peak_tflops: the GPU's peak; by default from its name, without which there is no utilisation.
+      seconds: what one update takes.
+      bfloat16: whether it computes in bfloat16; else in TF32, of which the peak is half.
+      peak: the GPU's in bfloat16, in TFLOP/s; by default from its name, without which there is no
+        utilisation.
     """
     found = {"images_per_second": batch / seconds}
     kind, flops = jax.devices()[0].device_kind, model_flops(update.lowered)
-    known = (peak for name, peak in PEAK_TFLOPS.items() if name in kind)
-    peak = peak_tflops or next(known, None)
-    if peak is None:
-        note(f"the peak of {kind} is not known, so no utilisation: give --peak-tflops")
+    known = peak_tflops(kind, bfloat16) if peak is None else peak if bfloat16 else peak / 2
+    if known is None:
+        note(f"the peak of {kind} is not known, so there is no utilisation")
     elif flops:
-        found["model_flop_utilisation"] = flops / seconds / (1e12 * peak)
+        found["model_flop_utilisation"] = flops / seconds / (1e12 * known)
     return found

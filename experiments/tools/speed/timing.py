@@ -49,8 +49,35 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Median
     return Median(median(ordered), (ordered[k - 1], ordered[n - k]), coverage[k - 1], n)
 
 
+def in_a_row(
+    launch: Callable[[], Any], wait: Callable[[Any], Any], count: int = 1
+) -> Callable[[], Any]:
+    """A function that launches so much work, waits once, and returns the last result.
+
+    A device that is waited for after each piece of work shows what the host takes to hand over the
+    next; a training, which waits for nothing, hides it.
+
+    Args:
+      launch: hands a piece of work to the device.
+      wait: waits for its result.
+      count: pieces of work.
+    """
+
+    def call() -> Any:
+        for _ in range(count):
+            result = launch()
+        wait(result)
+        return result
+
+    return call
+
+
 def alternate(
-    repeats: int, *functions: Callable[[], Any], pause: float = 0.0, warm_up: int = 1
+    repeats: int,
+    *functions: Callable[[], Any],
+    pause: float = 0.0,
+    warm_up: int = 1,
+    together: int = 1,
 ) -> list[list[float]]:
     """Seconds of each function's calls, run in turns after a warm-up that is not timed.
 
@@ -62,6 +89,7 @@ def alternate(
       pause: seconds of sleep before each call. Worker threads of a pool spin for some milliseconds
         after their last task, which the next call would pay for.
       warm_up: calls of each before the first timed one.
+      together: pieces of work that a call does, among which its seconds are shared.
     """
     seconds: list[list[float]] = [[] for _ in functions]
     for repeat in range(-warm_up, repeats):
@@ -71,7 +99,7 @@ def alternate(
             start = time.perf_counter()
             function()
             if repeat >= 0:
-                record.append(time.perf_counter() - start)
+                record.append((time.perf_counter() - start) / together)
     return seconds
 
 

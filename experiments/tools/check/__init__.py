@@ -1,0 +1,1 @@
+"""What `gpu_check` measures, an item a module; `items` lists them."""
