@@ -65,9 +65,10 @@ def _sentence(error: Exception) -> str | None:
             f"less is needed by a smaller --batch-size, and in training by --accumulation N or "
             f"--remat True"
         )
-    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "safetensors"):
+    missing = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing in ("torch", "safetensors"):
         return (
-            f"this needs {error.name}, of the extra torch: pip install 'diffusion-jax[torch]', or "
+            f"this needs {missing}, of the extra torch: pip install 'diffusion-jax[torch]', or "
             f"EXTRAS=torch ./launch.sh ... in a checkout"
         )
     return None

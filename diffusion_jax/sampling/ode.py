@@ -62,11 +62,14 @@ class DDIMSampler(Sampler):
 
 
 class _TwoStep(NamedTuple):
-    """State of a two-step method; `known` says whether there has been a step."""
+    """State of a two-step method: D of the step before, and where that was.
+
+    -inf stands for no step before: no step is infinitely long, so nothing is extrapolated from it.
+    """
 
     x: Array
     data: Array
-    known: Array
+    log_snr: Array
 
 
 @struct.dataclass
@@ -86,20 +89,19 @@ class DPMSolver2M(Sampler):
 
     def init(self, x: Array) -> _TwoStep:
         """See `Sampler`."""
-        return _TwoStep(x, jnp.zeros_like(x), jnp.asarray(False))
+        nowhere = jnp.full_like(self.schedule.log_snr[0], -jnp.inf)
+        return _TwoStep(x, jnp.zeros_like(x), nowhere)
 
     def step(self, denoiser: Denoiser, state: _TwoStep, step: Array, noise: Array) -> _TwoStep:
         """See `Sampler`; the noise is not used."""
         x = state.x
         data = _predict_data(self.schedule, denoiser, x, step)
-        log_snr = self.schedule.log_snr
-        here = log_snr[step]
-        h = log_snr[jnp.maximum(step - 1, 0)] - here  # zero at step 0
-        before = here - log_snr[jnp.minimum(step + 1, self.schedule.num_steps - 1)]
-        weight = jnp.where(state.known, h / (2 * jnp.where(state.known, before, 1)), 0)
+        here = self.schedule.log_snr[step]
+        h = self.schedule.log_snr[jnp.maximum(step - 1, 0)] - here  # zero at step 0
+        weight = h / (2 * (here - state.log_snr))
         mean = data + weight.astype(x.dtype) * (data - state.data)
         after = _exponential_step(self.schedule, x, mean, step)
-        return _TwoStep(after, data, jnp.asarray(True))
+        return _TwoStep(after, data, here)
 
     def output(self, state: _TwoStep) -> Array:
         """See `Sampler`."""
