@@ -28,6 +28,8 @@ def checked(tmp_path_factory, compiled_for_few_calls):
     """Every item measured: the folder, and what was found by item."""
     out = tmp_path_factory.mktemp("gpu_check")
     with pytest.MonkeyPatch.context() as patch:
+        # What one item compiles, another may need, with nothing compiled before too.
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
         # Two busy cores are no GPU.
         patch.setattr(gpu_check, "ITEMS", tuple(replace(item, limit=600) for item in ITEMS))
         gpu_check.check(Options(budget=3600, out=out, tiny=True))

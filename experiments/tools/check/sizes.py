@@ -69,7 +69,7 @@ _SMALL = {"base_channels": 32, "multiples": (1,), "attention_levels": (), "num_r
 _SMALL_RUN = (
     *("--base-channels", "8", "--multiples", "1", "--attention-levels", "1"),
     *("--num-res-blocks", "1", "--images-per-class", "40", "--batch-size", "8"),
-    *("--diffusion-steps", "21", "--num-samples", "1"),
+    *("--diffusion-steps", "21", "--num-samples", "1", "--data", "mnist", "--image-size", "28"),
 )
 FULL = Sizes()
 TINY = Sizes(
