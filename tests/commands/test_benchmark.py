@@ -95,7 +95,7 @@ def test_extrapolation_is_proportional_to_the_steps_not_run():
 
 
 def test_bounds_are_upper_and_nan_breaks_them():
-    values = {"forward_32": 0.95, "train_64": 1.01, "second_start": math.nan, "unknown": 9.0}
+    values = {"forward_32": 1.2, "train_64": 1.21, "second_start": math.nan, "unknown": 9.0}
     assert [line.split(":")[0] for line in ratios.broken_bounds(values)] == [
         "train_64",
         "second_start",
