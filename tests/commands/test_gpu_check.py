@@ -36,6 +36,7 @@ def checked(tmp_path_factory, compiled_for_few_calls):
     return out, {line["item"]: line for line in lines_of(out)[1:]}
 
 
+@pytest.mark.slow
 def test_every_item_is_measured(checked):
     _, lines = checked
     assert list(lines) == NAMES
@@ -43,6 +44,7 @@ def test_every_item_is_measured(checked):
     assert all(task.BROKEN not in line["found"] for line in lines.values())
 
 
+@pytest.mark.slow
 def test_training_and_sampling_are_measured_on_both_sides(checked):
     _, lines = checked
     for name in ("train_64", "train_32", "float32"):
@@ -61,6 +63,7 @@ def test_training_and_sampling_are_measured_on_both_sides(checked):
         assert found["PyTorch compiled"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_the_engine_are_held_against_their_like(checked):
     _, lines = checked
     straight, stopped = lines["resume"]["found"]["losses deterministic"]
@@ -69,6 +72,7 @@ def test_a_resumed_run_and_the_engine_are_held_against_their_like(checked):
     assert lines["engine"]["found"]["50 points"]["draws/s on the CPU"] > 0
 
 
+@pytest.mark.slow
 def test_the_papers_run_stays_and_is_forked(checked):
     out, lines = checked
     assert lines["paper"]["found"]["updates"] == 4
@@ -76,6 +80,7 @@ def test_the_papers_run_stays_and_is_forked(checked):
     assert (out / "paper" / "cloning_4" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_table_is_written_with_what_it_is_worth_nothing_without(checked):
     out, _ = checked
     table = (out / "table.md").read_text()
