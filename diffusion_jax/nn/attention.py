@@ -40,8 +40,8 @@ def attention(q: Array, k: Array, v: Array, fused: bool = False) -> Array:
         return _attention(q, k, v)
     if q.dtype.itemsize == 2:
         return _fused(q, k, v)
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    exact = precision in ("highest", "float32")
+    config: Any = jax.config  # not all versions declare the type of this one
+    exact = config.jax_default_matmul_precision in ("highest", "float32")
     return _attention(q, k, v) if exact or q.dtype == jnp.float64 else _fused_float16(q, k, v)
 
 
