@@ -111,7 +111,7 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made a folder: {error.strerror}") from error
-    console = Console()
+    console = Console(emoji=False)
     console.print(study.describe(images))
     _warn(console, warnings)
     with console.status("Measuring") as status:

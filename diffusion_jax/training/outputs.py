@@ -1,6 +1,7 @@
 """What a run shows of its model: a summary, evaluations, grids of samples, curves."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,9 @@ def summarize(config: Config, images: ImageSet, parameters: int) -> None:
     )
     for name, values in spectrum.items():
         label = name.replace("_", " ")
-        print(f"Spectrum, {label}: Lambda = {values['Lambda']:.3f}, t_S = {values['t_S']:.3f}")
+        time = values["t_S"]
+        said = f"t_S = {time:.3f}" if math.isfinite(time) else "no t_S, since Lambda is at most 1"
+        print(f"Spectrum, {label}: Lambda = {values['Lambda']:.3f}, {said}")
 
 
 @dataclass(frozen=True)
