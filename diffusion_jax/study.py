@@ -275,7 +275,7 @@ def _number(value: float) -> str:
 
 def _interval(estimate: Estimate) -> str:
     if not math.isfinite(estimate.value):
-        return "none: Lambda is at most 1"
+        return "none: Lambda <= 1"
     if not math.isfinite(estimate.low):
         return _number(estimate.value)
     return f"{_number(estimate.value)} [{_number(estimate.low)}, {_number(estimate.high)}]"

@@ -38,7 +38,7 @@ def pictures_of(analysis: Analysis, images: ImageSet) -> Iterator[page.Picture]:
     if is_picture:
         yield _noisy_samples(images, analysis.times)
     if analysis.schedule is not None:
-        yield _schedule(analysis.schedule, analysis.times)
+        yield _schedule(analysis.schedule, _marks(analysis.times, ("t_C_phi", "t_S_phi")))
 
 
 def _spectrum(analysis: Analysis, shape: tuple[int, ...] | None) -> page.Picture:
@@ -78,7 +78,8 @@ def _noisy_samples(images: ImageSet, times: dict[str, Estimate]) -> page.Picture
         names = range(min(4, len(images.class_names)))
         each = 2 if len(names) < 4 else 1
         chosen = np.concatenate([np.flatnonzero(images.labels == c)[:each] for c in names])
-    named = {"image": 0.0, "": 5.0} | _marks(times)
+    shown = ("t_C_entropy", "t_C_phi", "t_S_phi", "t_S_spectrum")
+    named = {"image": 0.0, "": 5.0} | _marks(times, shown)
     return page.Picture.of(
         "samples.png",
         regimes.draw_noisy_samples(images.centred(chosen), images.mean, named),
@@ -86,20 +87,19 @@ def _noisy_samples(images: ImageSet, times: dict[str, Estimate]) -> page.Picture
     )
 
 
-def _marks(times: dict[str, Estimate]) -> dict[str, float]:
-    """The times that are marked in figures, by their symbols, where they exist."""
-    symbols = {name: level_of(name)[1].symbol for name in ("t_C_entropy", "t_C_phi", "t_S_phi")}
+def _marks(times: dict[str, Estimate], names: tuple[str, ...]) -> dict[str, float]:
+    """The times of these names that exist, by their symbols."""
     return {
-        symbol: times[name].value
-        for name, symbol in (symbols | {"t_S_spectrum": "$t_S$ (Λ)"}).items()
+        "$t_S$ (Λ)" if name == "t_S_spectrum" else level_of(name)[1].symbol: times[name].value
+        for name in names
         if name in times and math.isfinite(times[name].value)
     }
 
 
-def _schedule(steps: np.ndarray, times: dict[str, Estimate]) -> page.Picture:
+def _schedule(steps: np.ndarray, marks: dict[str, float]) -> page.Picture:
     return page.Picture.of(
         "schedule.png",
-        draw_schedule(steps, _marks(times)),
+        draw_schedule(steps, marks),
         "The noise schedule in schedule.json, with its steps where the error of the exact score's "
         "sampler arises, beside the linear one. Above: steps per e-fold of t. Below: every 20th "
         "step.",

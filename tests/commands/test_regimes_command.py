@@ -41,7 +41,8 @@ def test_images_with_labels(blobs, tmp_path, monkeypatch, capsys):
     covariance = np.cov(images[..., 0].reshape(80, -1), rowvar=False)
     Lambda = np.linalg.eigvalsh(covariance)[-1]
     assert result["Lambda"]["value"] == pytest.approx(Lambda, rel=1e-4)
-    assert result["t_S_spectrum"]["value"] == pytest.approx(0.5 * np.log(Lambda), abs=1e-4)
+    assert Lambda < 1
+    assert result["t_S_spectrum"] == {"value": None, "low": None, "high": None}
     assert result["Lambda"]["low"] < Lambda < result["Lambda"]["high"]
     for name in ("t_S_phi", "t_C_entropy", "t_C_phi"):
         assert result[name]["low"] <= result[name]["value"] <= result[name]["high"]
@@ -55,7 +56,7 @@ def test_images_with_labels(blobs, tmp_path, monkeypatch, capsys):
     assert set(result["per_class"]) == {"0", "1"}
     # The page needs no other file: its pictures are in it.
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "t_S_phi" in capsys.readouterr().out
 
