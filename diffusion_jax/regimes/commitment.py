@@ -57,6 +57,10 @@ class Outcomes:
         """The two training points nearest to each trunk's end."""
         return Neighbours(self.index, self.distance, self.second)
 
+    def rows(self, first: int, last: int) -> "Outcomes":
+        """Those of the trunks in the places first..last-1."""
+        return Outcomes(**{f.name: getattr(self, f.name)[first:last] for f in fields(self)})
+
     def save(self, path: Path) -> None:
         """Writes an .npz file; a kill leaves the whole of it or nothing.
 

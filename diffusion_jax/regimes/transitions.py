@@ -14,6 +14,7 @@ from diffusion_jax.regimes.observables import OBSERVABLES, Ensemble, known
 from diffusion_jax.regimes.posterior import Draws, draw_from, training_set
 
 TIMES = np.geomspace(1e-3, 10, 96)
+MAX_DRAWS = 50_000
 _FIRST_ROUND = 1024
 
 
@@ -128,7 +129,7 @@ def measure(
     labels: np.ndarray | None,
     key: Array,
     accuracy: float = 2e-3,
-    max_draws: int = 50_000,
+    max_draws: int = MAX_DRAWS,
     times: np.ndarray = TIMES,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,
 ) -> Draws:

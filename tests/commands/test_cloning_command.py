@@ -1,6 +1,7 @@
 """The command that forks a run: what it writes, how it goes on after a kill, what it refuses."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -52,8 +53,10 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(run_dir):
-    """A classifier hardly trained: a folder that holds one is not given another."""
-    return train_classifier(data.load(run.load_model(run_dir).config.data), 1, updates=5)
+    """A classifier hardly trained: a folder that holds one like it is not given another."""
+    images = data.load(run.load_model(run_dir).config.data)
+    settings = forking.classifier_settings(images, None, 1)
+    return dataclasses.replace(train_classifier(images, 1, updates=5), settings=settings)
 
 
 def command(*arguments):
@@ -80,7 +83,7 @@ def forked(run_dir, judge, tmp_path_factory):
     classifier.save(out / "batches", judge)
     words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(out), *FORKS]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-    first = out / "batches" / "batch_00000.npz"
+    first = out / "batches" / "trunks_000000_000016.npz"
     deadline = time.monotonic() + 200
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -139,6 +142,12 @@ def test_more_trunks_add_to_those_that_are_done(forked, run_dir, tmp_path, capsy
     assert command(run_dir, "--out", out, *more) == 0
     assert "2 of 3 batches were done before" in capsys.readouterr().out
     assert result_of(out)["phi"]["pairs"] == 40
+    # Whatever the size of a batch was, and fewer again: the first trunks are those of before.
+    earlier = result_of(forked[0])
+    for count in ("48", "32"):
+        assert command(run_dir, "--out", out, "--num-trunks", count, *FORKS[4:]) == 0
+        assert result_of(out)["phi"]["pairs"] == int(count)
+    assert result_of(out) == earlier
     # Another experiment does not mix with it.
     assert command(run_dir, "--out", out, *more, "--seed", 2) == 1
     assert "seed: 1 -> 2" in capsys.readouterr().err
