@@ -78,6 +78,11 @@ class ImageSet:
                 f"{self.images.shape} with labels {shape}"
             )
 
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Least and largest value that an image may have: 0 and 1 of grey levels, else None."""
+        return (0.0, 1.0) if self.images.dtype == np.uint8 else None
+
     @cached_property
     def mean(self) -> np.ndarray:
         """Per-channel mean of the images on the scale of [0, 1], float32 (channels,).

@@ -1,8 +1,15 @@
 """Denoisers: anything that predicts the noise in x_t, a network or a closed form."""
 
+from diffusion_jax.denoisers.clipped import ClippedDenoiser
 from diffusion_jax.denoisers.exact import EmpiricalDenoiser
 from diffusion_jax.denoisers.mixture import GaussianMixtureDenoiser
 from diffusion_jax.denoisers.protocol import Denoiser
 from diffusion_jax.denoisers.trained import TrainedDenoiser
 
-__all__ = ["Denoiser", "EmpiricalDenoiser", "GaussianMixtureDenoiser", "TrainedDenoiser"]
+__all__ = [
+    "ClippedDenoiser",
+    "Denoiser",
+    "EmpiricalDenoiser",
+    "GaussianMixtureDenoiser",
+    "TrainedDenoiser",
+]
