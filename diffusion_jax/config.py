@@ -104,7 +104,9 @@ class ScheduleConfig:
             return self
         times, asked = read_times(self.schedule), self.diffusion_steps
         if asked not in (len(times), type(self).diffusion_steps):
-            raise UserError(f"{self.schedule} has {len(times)} steps, not diffusion_steps = {asked}")
+            raise UserError(
+                f"{self.schedule} has {len(times)} steps, not diffusion_steps = {asked}"
+            )
         name = Path(self.schedule).stem
         return dataclasses.replace(self, schedule=name, diffusion_steps=len(times), times=times)
 
