@@ -72,6 +72,8 @@ def read_times(path: Path | str) -> tuple[float, ...]:
             f"{path} holds no schedule: a JSON object is wanted whose entry time lists the "
             f"Ornstein-Uhlenbeck times of the steps ({error!r})"
         ) from error
-    if not times or not all(a < b < float("inf") for a, b in zip((0.0, *times), times, strict=False)):
+    if not times or not all(
+        a < b < float("inf") for a, b in zip((0.0, *times), times, strict=False)
+    ):
         raise UserError(f"the times in {path} must be positive and increase from step to step")
     return times

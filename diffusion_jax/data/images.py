@@ -78,11 +78,6 @@ class ImageSet:
                 f"{self.images.shape} with labels {shape}"
             )
 
-    @property
-    def range(self) -> tuple[float, float] | None:
-        """Least and largest value that an image may have: 0 and 1 of grey levels, else None."""
-        return (0.0, 1.0) if self.images.dtype == np.uint8 else None
-
     @cached_property
     def mean(self) -> np.ndarray:
         """Per-channel mean of the images on the scale of [0, 1], float32 (channels,).
@@ -100,6 +95,14 @@ class ImageSet:
             total += summed.sum(axis=(0, 1), dtype=total.dtype)
         pixels = self.images.size // self.images.shape[-1]
         return (total / ((255 if integer else 1) * pixels)).astype(np.float32)
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Least and largest value that `centred` images may have, float32 (channels,) each.
+
+        0 and 1 less the mean for grey levels; None for floats.
+        """
+        return (-self.mean, 1 - self.mean) if self.images.dtype == np.uint8 else None
 
     def centred(self, chosen: Any = slice(None)) -> np.ndarray:
         """Images on the scale of [0, 1], less the mean of all, float32.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +68,7 @@ def backward(
     sampler: str = "ancestral",
     calls: int | None = None,
     clock: Clock | NoiseSchedule = "log-snr",
-    data_range: tuple[np.ndarray | float, np.ndarray | float] | None = None,
+    bounds: tuple[np.ndarray | float, np.ndarray | float] | None = None,
     start: Callable[[NoiseSchedule], Start] | None = None,
     faithful: bool = False,
 ) -> Backward:
@@ -83,7 +83,7 @@ def backward(
       sampler: a name in `SAMPLERS`.
       calls: of the denoiser per sample; by default all steps are taken.
       clock: what fewer steps are spread evenly over, see `clock_of`.
-      data_range: least and largest value of the data, mean removed, a number or one per channel;
+      bounds: least and largest value of the data, mean removed, a number or one per channel;
         without it nothing is clipped.
       start: makes the start for the schedule of the steps taken, such as `matched_start` with the
         data's moments; N(0, I) without it.
@@ -94,9 +94,9 @@ def backward(
       UserError: an unknown sampler, or calls that it cannot make.
     """
     check_sampler(sampler)
-    kind = SAMPLERS[sampler]
-    if data_range is not None and not faithful:
-        low, high = (jnp.asarray(bound, jnp.float32) for bound in data_range)
+    kind: Any = SAMPLERS[sampler]
+    if bounds is not None and not faithful:
+        low, high = (jnp.asarray(bound, jnp.float32) for bound in bounds)
         denoiser = ClippedDenoiser(denoiser, schedule, low, high)
     usable = schedule.num_steps if faithful else first_step(schedule) + 1
     steps = np.arange(usable)
@@ -108,7 +108,7 @@ def backward(
     if len(steps) < schedule.num_steps:
         schedule = respaced(schedule, steps)
         denoiser = RespacedDenoiser(denoiser, jnp.asarray(steps, jnp.int32))
-    fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {field.name for field in dataclasses.fields(kind)}
     options = {"faithful": faithful} if "faithful" in fields else {}
     where = None if start is None or faithful else start(schedule)
     return Backward(kind(schedule, **options), denoiser, where)

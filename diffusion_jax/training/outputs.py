@@ -121,7 +121,7 @@ class Outputs:
             denoiser,
             self.config.output.sampler,
             calls,
-            data_range=centred_range(self.images) if self.config.output.clip else None,
+            bounds=self.images.bounds if self.config.output.clip else None,
             start=None if self.moments is None else self.moments.start,
             faithful=self.config.training.faithful,
         )

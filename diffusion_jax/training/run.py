@@ -43,7 +43,8 @@ class TrainedModel:
       mean: per-channel mean of the training set (channels,).
       class_names: the training set's classes.
       step: updates done.
-      range: least and largest value that an image may have; None for data without.
+      bounds: least and largest value that an image may have, mean removed (channels,) each; None
+        for data without.
       start: makes the start that has the training set's moments, see `sampling.matched_start`; None
         where they were not kept.
     """
@@ -55,7 +56,7 @@ class TrainedModel:
     mean: np.ndarray
     class_names: tuple[str, ...]
     step: int
-    range: tuple[float, float] | None = None
+    bounds: tuple[np.ndarray, np.ndarray] | None = None
     start: Callable[[NoiseSchedule], Start] | None = None
 
     def backward(
@@ -78,9 +79,7 @@ class TrainedModel:
         Raises:
           UserError: see `sampling.backward`.
         """
-        bounds = None
-        if clip and self.range is not None:
-            bounds = (self.range[0] - self.mean, self.range[1] - self.mean)
+        bounds = self.bounds if clip else None
         schedule, faithful = self.sampler.schedule, self.sampler.faithful
         return backward(
             schedule, self.denoiser, sampler, calls, clock, bounds, self.start, faithful
@@ -245,6 +244,7 @@ def load_model(
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
     step, state, saved = newest
     height, width, channels = saved["shape"]
+    mean = np.asarray(saved["mean"], np.float32)
     model = dataclasses.replace(config.model, dtype=dtype).build(channels)
     params = state.ema_params if dtype == "float32" else model.cast(state.ema_params)
     return TrainedModel(
@@ -252,8 +252,8 @@ def load_model(
         denoiser=TrainedDenoiser(params, model),
         sampler=AncestralSampler(config.schedule.build(), config.training.faithful),
         shape=(height, width, channels),
-        mean=np.asarray(saved["mean"], np.float32),
+        mean=mean,
         class_names=tuple(saved["classes"]),
         step=step,
-        range=(0.0, 1.0),  # training takes grey levels alone
+        bounds=(-mean, 1 - mean),  # training takes grey levels alone
     )

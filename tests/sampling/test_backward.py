@@ -66,10 +66,10 @@ def test_samples_of_an_erring_score_are_like_the_data(digits, schedule, name, ca
     waves = jnp.asarray(np.random.default_rng(0).standard_normal((64, 64)) / 16, jnp.float32)
     denoiser = Erring(EmpiricalDenoiser(made, jnp.asarray(points)), waves)
     asked = None if calls == 1000 else calls
-    process = backward(made, denoiser, name, asked, data_range=(-mean, 1 - mean))
+    process = backward(made, denoiser, name, asked, bounds=(-mean, 1 - mean))
     samples = process.sample(jax.random.key(0), 128, (8, 8, 1)) + mean
     # Rounding alone: the last step ends on the prediction, and that is clipped.
-    assert -1e-6 < samples.min() and samples.max() < 1 + 1e-6
+    assert samples.min() > -1e-6 and samples.max() < 1 + 1e-6
     assert samples.std() == pytest.approx(points.std(), rel=0.25)
     free = backward(made, denoiser, name, asked).sample(jax.random.key(0), 128, (8, 8, 1)) + mean
     assert free.min() < -1e-5
@@ -81,10 +81,11 @@ def test_a_network_of_a_few_updates_stays_in_the_range(name, calls):
     """It knows next to nothing: its predictions leave the range by far where they may."""
     model = load_model(RUN)
     ends = [
-        model.mean + model.backward(name, calls, clip=clip).sample(jax.random.key(0), 8, model.shape)
+        model.mean
+        + model.backward(name, calls, clip=clip).sample(jax.random.key(0), 8, model.shape)
         for clip in (True, False)
     ]
-    assert -1e-6 < ends[0].min() and ends[0].max() < 1 + 1e-6
+    assert ends[0].min() > -1e-6 and ends[0].max() < 1 + 1e-6
     assert ends[1].min() < -0.5 or ends[1].max() > 1.5
 
 
@@ -127,7 +128,7 @@ def test_no_process_starts_where_a_step_multiplies_errors():
             keys = jax.random.split(jax.random.key(0), 2)
             end = sampling.sampling_loop(process.sampler, process.denoiser, jnp.ones((2, 1)), keys)
             assert np.isfinite(end).all()
-            assert process.calls == calls or calls is None and process.calls == 999
+            assert process.calls == calls or (calls is None and process.calls == 999)
 
 
 def test_a_faithful_process_is_the_authors():
@@ -135,7 +136,7 @@ def test_a_faithful_process_is_the_authors():
     schedule = cosine_schedule(40)
     denoiser = EmpiricalDenoiser(schedule, jnp.asarray([[0.0, 2.0], [2.0, 0.0]]))
     start = partial(matched_start, mean=np.ones(2), mode=np.array([1.0, 0]), largest=9.0, total=9.0)
-    process = backward(schedule, denoiser, data_range=(-0.1, 0.1), start=start, faithful=True)
+    process = backward(schedule, denoiser, bounds=(-0.1, 0.1), start=start, faithful=True)
     key = jax.random.key(3)
     own = sample(sampling.AncestralSampler(schedule, faithful=True), denoiser, key, 20, (2,))
     np.testing.assert_array_equal(process.sample(key, 20, (2,)), own)
