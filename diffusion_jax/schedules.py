@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from diffusion_jax.errors import UserError
 from diffusion_jax.schedule import (
     NoiseSchedule,
@@ -72,8 +74,6 @@ def read_times(path: Path | str) -> tuple[float, ...]:
             f"{path} holds no schedule: a JSON object is wanted whose entry time lists the "
             f"Ornstein-Uhlenbeck times of the steps ({error!r})"
         ) from error
-    if not times or not all(
-        a < b < float("inf") for a, b in zip((0.0, *times), times, strict=False)
-    ):
+    if not times or not (times[0] > 0 and np.isfinite(times).all() and np.all(np.diff(times) > 0)):
         raise UserError(f"the times in {path} must be positive and increase from step to step")
     return times

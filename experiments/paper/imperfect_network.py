@@ -1,8 +1,8 @@
-"""What a trained network's errors do to samples: python -m experiments.paper.imperfect_network RUN.
+"""What a network's errors do to samples: python -m experiments.paper.imperfect_network RUN_DIR.
 
-Every sampler, with many calls and few, with the predicted data as they are and clipped to the data's
-range: the deviation of the samples, that of their means, their range, and the kernel distance to the
-training images in the features of a classifier trained on them. Prints the table that
+Every sampler, with many calls and few, with the predicted data as they are and clipped to their
+range: the deviation of the samples, that of their means, their range, and the kernel distance to
+the training images in the features of a classifier trained on them. Prints the table that
 docs/sampling.md has, and writes result.json.
 """
 

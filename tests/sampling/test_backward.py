@@ -69,7 +69,8 @@ def test_samples_of_an_erring_score_are_like_the_data(digits, schedule, name, ca
     process = backward(made, denoiser, name, asked, bounds=(-mean, 1 - mean))
     samples = process.sample(jax.random.key(0), 128, (8, 8, 1)) + mean
     # Rounding alone: the last step ends on the prediction, and that is clipped.
-    assert samples.min() > -1e-6 and samples.max() < 1 + 1e-6
+    assert samples.min() > -1e-6
+    assert samples.max() < 1 + 1e-6
     assert samples.std() == pytest.approx(points.std(), rel=0.25)
     free = backward(made, denoiser, name, asked).sample(jax.random.key(0), 128, (8, 8, 1)) + mean
     assert free.min() < -1e-5
@@ -85,7 +86,8 @@ def test_a_network_of_a_few_updates_stays_in_the_range(name, calls):
         + model.backward(name, calls, clip=clip).sample(jax.random.key(0), 8, model.shape)
         for clip in (True, False)
     ]
-    assert ends[0].min() > -1e-6 and ends[0].max() < 1 + 1e-6
+    assert ends[0].min() > -1e-6
+    assert ends[0].max() < 1 + 1e-6
     assert ends[1].min() < -0.5 or ends[1].max() > 1.5
 
 
@@ -113,7 +115,8 @@ def test_no_process_starts_where_a_step_multiplies_errors():
     """1/sqrt(1 - beta) is 31 at the last step of the cosine schedule, and at most 2 before."""
     cosine = cosine_schedule(1000)
     growth = 1 / np.sqrt(1 - np.asarray(cosine.beta, np.float64))
-    assert growth[-1] > 31 and growth[-2] < 2.01
+    assert growth[-1] > 31
+    assert growth[-2] < 2.01
     assert first_step(cosine) == 998
     assert first_step(linear_schedule(1000)) == 999
     assert first_step(from_beta(np.array([0.1, 0.999, 0.5, 0.97, 0.999]))) == 2
