@@ -18,7 +18,8 @@ from diffusion_jax.data import (
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.names import FILES, name_of
 from diffusion_jax.data.selection import Selection
-from diffusion_jax.data.source import Source
+from diffusion_jax.data.source import Defaults as Defaults
+from diffusion_jax.data.source import Source as Source
 from diffusion_jax.data.storage import Store
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.files import expanded
@@ -110,17 +111,18 @@ def _load(config: DataConfig, first: int, count: int | None) -> ImageSet:
     if source is None:
         return _load_own(config, selection, store)
     size = config.image_size
+    words = source.classes if isinstance(source.classes, str) else ", ".join(source.classes)
     if not config.classes or count is None or size is None:
         raise UserError(
             f"{config.data} needs at least one class, images_per_class and image_size, not "
-            f"{config.classes}, {count} and {size}"
+            f"{config.classes}, {count} and {size}; its classes are {words}"
         )
     if source.sizes and size not in source.sizes:
         sizes = " or ".join(map(str, source.sizes))
         raise UserError(f"image_size = {size}: {config.data} has {sizes} pixels a side")
     if not isinstance(source.classes, str):
         selection.of(config.data, source.classes)
-    return source.load(data_dir, size, selection, store)
+    return _grey_levels(config.data, source.load(data_dir, size, selection, store))
 
 
 def _load_own(config: DataConfig, selection: Selection, store: Store) -> ImageSet:
@@ -129,10 +131,14 @@ def _load_own(config: DataConfig, selection: Selection, store: Store) -> ImageSe
     if path.is_dir():
         return folder.load(path, config.image_size, selection, store=store)
     _refuse_size(path, config.image_size)
-    images = arrays.load(path, selection, store=store)
+    return _grey_levels(path, arrays.load(path, selection, store=store))
+
+
+def _grey_levels(what: Path | str, images: ImageSet) -> ImageSet:
+    """The images, which training takes as uint8 alone."""
     if images.images.dtype != np.uint8:
         raise UserError(
-            f"{path} holds floats: training takes grey levels from 0 to 255, where 255 stands for "
+            f"{what} holds floats: training takes grey levels from 0 to 255, where 255 stands for "
             f"1; save numpy.uint8(numpy.round(255 * images))"
         )
     return images

@@ -36,7 +36,7 @@ class Source:
 
     Attributes:
       about: what its images are, in a line.
-      load: reads images of the classes and ranks selected, class after class, and raises a
+      load: reads uint8 images of the classes and ranks selected, class after class, and raises a
         `UserError` where files are missing, damaged or fewer than asked for. It is given at least
         one class and a number of images of each.
       defaults: what its name means without further options.
