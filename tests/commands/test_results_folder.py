@@ -71,19 +71,15 @@ def test_results_that_the_command_did_not_write_are_left(content, home):
     assert regimes.default_folder(regimes.Options("~/a.npy")).name == "a"
 
 
-def test_the_command_keeps_results_apart(home, monkeypatch, capsys):
-    folders = []
-    for path in ("~/a.npy", "~/b/a.npz", "~/a.npy"):
-        if path == "~/b/a.npz":
-            (home / "b").mkdir()
-            np.savez(home / "b" / "a.npz", images=PIXELS[::-1] // 2)
-        words = ["--data", path, "--accuracy", "0.1", "--max-draws", "100"]
-        monkeypatch.setattr(sys, "argv", ["regimes", *words])
-        regimes.main()
-        folders.append(capsys.readouterr().out.split("Wrote ")[1].split("/result.json")[0])
-    assert folders[0] == folders[2] == "runs/regimes/a"
-    assert folders[1].startswith("runs/regimes/a-")
-    monkeypatch.setattr(sys, "argv", ["regimes", *words, "--out", "~/out_v1.0"])
+def test_the_command_says_whose_results_they_are(home, monkeypatch, capsys):
+    words = ["regimes", "--data", "~/a.npy", "--accuracy", "0.1", "--max-draws", "100"]
+    monkeypatch.setattr(sys, "argv", words)
     regimes.main()
-    assert (home / "out_v1.0" / "result.json").exists()
+    assert "Wrote runs/regimes/a/result.json" in capsys.readouterr().out
+    assert regimes.default_folder(regimes.Options(str(home / "a.npy"))).name == "a"
+    assert regimes.default_folder(regimes.Options("~/b/a.npz")).name.startswith("a-")
+    monkeypatch.setattr(sys, "argv", [*words, "--out", "~/a.npy/out_v1.0"])
+    with pytest.raises(SystemExit):
+        regimes.main()
+    assert f"--out {home}/a.npy/out_v1.0 cannot be made a folder" in capsys.readouterr().err
     assert not list((home.parent / "work").rglob("~*"))

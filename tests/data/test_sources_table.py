@@ -19,7 +19,7 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import PRESETS, data_defaults, preset_of
 from diffusion_jax.runtime import backend
-from experiments import likelihood, regimes, train_lsun
+from experiments import regimes, train_lsun
 from experiments.tools import data_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
@@ -87,9 +87,6 @@ def test_the_commands_take_a_source_from_outside(squares, command, tmp_path, mon
     assert code == 0, err
     saved = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
     assert (saved["data"], saved["classes"]) == ("squares", ["dark", "light"])
-    code, out, err = command(likelihood, "run", "--num-images", 2, "--batch-size", 2, "--levels", 3)
-    assert code == 0, err
-    assert "bits per dimension" in out
     code, out, err = command(regimes, "--data", "squares", "--accuracy", "0.05")
     assert code == 0, err
     assert "100 images of 64 values in 2 classes" in out
