@@ -1,9 +1,9 @@
 """Speciation and collapse of a data set: python -m experiments.regimes --data DATA [--out DIR].
 
 DATA is the name of a data set, as docs/data.md describes them, a folder of images (a subfolder a
-class), or an .npy or .npz file of images and labels. No training is needed:
-the answers come from the data's covariance and from their exact empirical score. Prints a table,
-and writes result.json, the figures and report.html, which shows them all.
+class), or an .npy or .npz file of images and labels. No training is needed: the answers come from
+the data's covariance and from their exact empirical score. Prints a table, and writes result.json,
+the figures and report.html, which shows them all.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ class Options:
     data: str
     """A data set of the list above, or the path of a folder of images, an .npy or an .npz."""
     out: Path | None = None
-    """Folder for result.json, the figures and report.html; by default runs/regimes/NAME, where
-    NAME is that of the data, with a number behind it where other data of that name were first."""
+    """Folder for result.json, the figures and report.html; by default runs/regimes/NAME, or
+    NAME-DIGEST where other data of that name were first."""
     classes: tuple[str, ...] | None = None
     """Names of the data set's classes; by default those of the paper (1 and 8, church_outdoor and
     conference_room, and so on), of the sample run, or all of your own files'."""

@@ -76,10 +76,9 @@ def updated(page: str) -> str:
       UserError: a mark is missing.
     """
     for name, table in tables().items():
-        mark = rf"(<!-- {name}: [^>]*-->\n).*?(<!-- end -->)"
-        page, found = re.subn(
-            mark, lambda match, table=table: f"{match[1]}{table}\n{match[2]}", page, flags=re.DOTALL
-        )
+        mark = rf"(<!-- {name}: [^>]*-->\n).*?(?=<!-- end -->)"
+        text = table.replace("\\", r"\\")
+        page, found = re.subn(mark, rf"\g<1>{text}\n", page, flags=re.DOTALL)
         if found != 1:
             raise UserError(f"docs/data.md should have one mark <!-- {name}: ... -->, not {found}")
     return page

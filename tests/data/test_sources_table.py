@@ -164,13 +164,12 @@ def test_the_preset_of_a_data_set(squares):
 # What is read
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_preparation_says_nothing_on_the_log(tmp_path, caplog, times):
+def test_a_preparation_says_nothing_on_the_log(tmp_path, caplog):
     """As a library, at the level that absl has by itself: neither new nor prepared images do."""
     write_folder(lsun.lmdb_folder(tmp_path, "tower"), [(256, 256)] * 3)
     config = DataConfig("lsun", ("tower",), 3, image_size=8, data_dir=tmp_path)
     with caplog.at_level(logging.WARNING, "absl"):
-        for _ in range(times):
+        for _ in range(2):
             data.load(config)
     assert not caplog.messages
 
