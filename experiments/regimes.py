@@ -118,7 +118,7 @@ def default_folder(options: Options) -> Path:
     try:
         there = json.loads((plain / "result.json").read_text())["settings"]
         return plain if _place(there["data"], there["data_dir"]) == place else own
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter is refused as --out
         return plain
     except (ValueError, LookupError, TypeError, UserError):  # not written by this command
         return own
