@@ -70,7 +70,7 @@ class Study:
         )
         with console.capture() as text:
             for warning in self.warnings:
-                console.print(f"warning: {warning}", highlight=False, markup=False)
+                console.print(Text(f"warning: {warning}"))
             console.print(self.table())
             console.print(self.norm, highlight=False)
         lines = [line.rstrip() for line in text.get().splitlines()]

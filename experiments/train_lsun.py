@@ -19,11 +19,12 @@ presets, each a complete configuration that further options change:
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 
 import tyro
 
 from diffusion_jax.config import Config
+from diffusion_jax.data import listing
+from diffusion_jax.data.names import name_of
 from diffusion_jax.presets import PRESETS, data_defaults
 from diffusion_jax.training import loop
 from experiments.command import program, reports_errors, start
@@ -37,8 +38,7 @@ def parse(arguments: list[str]) -> Config:
     known, rest = early.parse_known_args(arguments)
     default = PRESETS[known.preset]
     if known.data not in (None, default.data.data):
-        name = Path(known.data).expanduser().absolute().stem
-        folder = default.output.run_dir.with_name(f"{known.preset}_{name}")
+        folder = default.output.run_dir.with_name(f"{known.preset}_{name_of(known.data)}")
         default = dataclasses.replace(
             default,
             data=data_defaults(known.data),
@@ -48,7 +48,7 @@ def parse(arguments: list[str]) -> Config:
         tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)(Config),
         default=default,
         args=rest,
-        description=__doc__,
+        description=f"{__doc__}\n{listing()}",
         prog=program("train_lsun"),
     )
 
