@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import diffusion_jax as dj
+from diffusion_jax import schedules
 from diffusion_jax import study as module
 from diffusion_jax.plots import page
 from diffusion_jax.plots import regimes as plots
@@ -200,6 +201,7 @@ def test_the_schedule_is_that_of_the_curves(study, tmp_path):
     assert len(result["eigenvalues"]) == d  # so that no zero is missing
     # What json reads is what was written, to the last digit.
     assert np.array_equal(times, study.analysis.schedule)
+    assert schedules.read_times(tmp_path / "schedule.json") == tuple(times)
 
 
 @pytest.mark.parametrize("labels", [None, np.zeros(40, int), np.arange(40) % 2])

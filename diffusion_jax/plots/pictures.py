@@ -38,7 +38,7 @@ def pictures_of(analysis: Analysis, images: ImageSet) -> Iterator[page.Picture]:
     if is_picture:
         yield _noisy_samples(images, analysis.times)
     if analysis.schedule is not None:
-        yield _schedule(analysis.schedule, _marks(analysis.times, ("t_C_phi", "t_S_phi")))
+        yield _schedule(analysis.schedule, analysis.times)
 
 
 def _spectrum(analysis: Analysis, shape: tuple[int, ...] | None) -> page.Picture:
@@ -78,8 +78,11 @@ def _noisy_samples(images: ImageSet, times: dict[str, Estimate]) -> page.Picture
         names = range(min(4, len(images.class_names)))
         each = 2 if len(names) < 4 else 1
         chosen = np.concatenate([np.flatnonzero(images.labels == c)[:each] for c in names])
-    shown = ("t_C_entropy", "t_C_phi", "t_S_phi", "t_S_spectrum")
-    named = {"image": 0.0, "": 5.0} | _marks(times, shown)
+    named = {"image": 0.0, "": 5.0}
+    for name in ("t_C_entropy", "t_C_phi", "t_S_phi", "t_S_spectrum"):
+        if name in times and math.isfinite(times[name].value):
+            symbol = "$t_S$ (Λ)" if name == "t_S_spectrum" else level_of(name)[1].symbol
+            named[symbol] = times[name].value
     return page.Picture.of(
         "samples.png",
         regimes.draw_noisy_samples(images.centred(chosen), images.mean, named),
@@ -87,20 +90,17 @@ def _noisy_samples(images: ImageSet, times: dict[str, Estimate]) -> page.Picture
     )
 
 
-def _marks(times: dict[str, Estimate], names: tuple[str, ...]) -> dict[str, float]:
-    """The times of these names that exist, by their symbols."""
-    return {
-        "$t_S$ (Λ)" if name == "t_S_spectrum" else level_of(name)[1].symbol: times[name].value
-        for name in names
-        if name in times and math.isfinite(times[name].value)
+def _schedule(steps: np.ndarray, times: dict[str, Estimate]) -> page.Picture:
+    named = {"$t_C$": times["t_C_phi"], "$t_S$": times.get("t_S_phi")}
+    marks = {
+        name: time.value
+        for name, time in named.items()
+        if time is not None and math.isfinite(time.value)
     }
-
-
-def _schedule(steps: np.ndarray, marks: dict[str, float]) -> page.Picture:
     return page.Picture.of(
         "schedule.png",
         draw_schedule(steps, marks),
         "The noise schedule in schedule.json, with its steps where the error of the exact score's "
-        "sampler arises, beside the linear one. Above: steps per e-fold of t. Below: every 20th "
-        "step.",
+        "sampler arises, beside the linear one. Above: steps per e-fold of t, with t_C (phi_C) and "
+        "t_S (phi). Below: every 20th step.",
     )

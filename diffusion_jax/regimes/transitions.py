@@ -10,7 +10,8 @@ from scipy.interpolate import PchipInterpolator
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.curves import ON_THE_LEVEL, Curve, Estimate, average
-from diffusion_jax.regimes.observables import OBSERVABLES, Ensemble, known
+from diffusion_jax.regimes.observable import Ensemble
+from diffusion_jax.regimes.observables import OBSERVABLES, known
 from diffusion_jax.regimes.posterior import Draws, draw_from, training_set
 
 TIMES = np.geomspace(1e-3, 10, 96)

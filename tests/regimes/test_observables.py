@@ -7,7 +7,8 @@ import pytest
 import diffusion_jax as dj
 from diffusion_jax.regimes import observables, transitions
 from diffusion_jax.regimes.analysis import to_json
-from diffusion_jax.regimes.observables import OBSERVABLES, Level, Observable
+from diffusion_jax.regimes.observable import Level, Observable
+from diffusion_jax.regimes.observables import OBSERVABLES
 
 FAST = {"accuracy": 0.03, "max_draws": 1024}
 
