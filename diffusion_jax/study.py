@@ -25,7 +25,7 @@ from diffusion_jax.plots import regimes as plots
 from diffusion_jax.plots.pictures import pictures_of
 from diffusion_jax.regimes import analysis as numbers
 from diffusion_jax.regimes.curves import Estimate
-from diffusion_jax.regimes.observables import level_of
+from diffusion_jax.regimes.measures import level_of
 from diffusion_jax.regimes.transitions import Regimes
 from diffusion_jax.runtime.files import unwritten, write_json
 

@@ -21,7 +21,7 @@ from diffusion_jax.regimes import spectrum
 from diffusion_jax.regimes.cloning import Cloning
 from diffusion_jax.regimes.commitment import Commitment, Outcomes, fraction
 from diffusion_jax.regimes.curves import Curve, Estimate
-from diffusion_jax.regimes.observables import level_of
+from diffusion_jax.regimes.measures import level_of
 from diffusion_jax.regimes.transitions import Regimes
 from diffusion_jax.runtime.files import write_json
 from experiments.paper.published import speciation_curve

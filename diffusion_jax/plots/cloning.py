@@ -8,7 +8,7 @@ from diffusion_jax.plots import style
 from diffusion_jax.regimes.cloning import Cloning
 from diffusion_jax.regimes.commitment import Commitment
 from diffusion_jax.regimes.curves import Curve, Estimate
-from diffusion_jax.regimes.observables import COLLAPSE_LEVEL
+from diffusion_jax.regimes.measures import COLLAPSE_LEVEL
 
 
 def _points(axes: Axes, cloning: Cloning, fraction: np.ndarray, color: str, label: str) -> None:

@@ -10,7 +10,7 @@ from diffusion_jax.plots import page, regimes
 from diffusion_jax.plots.schedules import draw_schedule
 from diffusion_jax.regimes.analysis import Analysis
 from diffusion_jax.regimes.curves import Estimate
-from diffusion_jax.regimes.observables import level_of
+from diffusion_jax.regimes.measures import level_of
 
 
 def pictures_of(analysis: Analysis, images: ImageSet) -> Iterator[page.Picture]:

@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from diffusion_jax.plots import style
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve
-from diffusion_jax.regimes.observables import OBSERVABLES, level_of
+from diffusion_jax.regimes.measures import OBSERVABLES, level_of
 
 _COLORS = {"phi": "C0", "phi_C": "C1", "excess_entropy": "C2"}
 _SHADES = (("III: collapse", "#f2d5d0"), ("II: classes", "#f5ecd0"), ("I: noise", "#dbe8f2"))

@@ -40,7 +40,7 @@ from scipy.interpolate import PchipInterpolator
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
-from diffusion_jax.regimes.observables import SPECIATION_LEVEL
+from diffusion_jax.regimes.measures import SPECIATION_LEVEL
 from diffusion_jax.regimes.transitions import Regimes
 from diffusion_jax.schedule import NoiseSchedule, from_time, linear_schedule
 

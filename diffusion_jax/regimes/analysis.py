@@ -13,7 +13,7 @@ from diffusion_jax.regimes import spectrum, transitions
 from diffusion_jax.regimes.adaptive import adaptive_times, data_density
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve, lipschitz_curve
-from diffusion_jax.regimes.observables import known
+from diffusion_jax.regimes.measures import known
 from diffusion_jax.regimes.transitions import (
     Regimes,
     check_accuracy,

@@ -18,8 +18,8 @@ from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.cloning import Cloning, fork
 from diffusion_jax.regimes.curves import Curve, Estimate, average
+from diffusion_jax.regimes.measures import COLLAPSE_LEVEL
 from diffusion_jax.regimes.neighbours import Neighbours, last_change, nearest
-from diffusion_jax.regimes.observables import COLLAPSE_LEVEL
 from diffusion_jax.runtime.files import writing
 from diffusion_jax.sampling import Sampler
 

@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.curves import Estimate
-from diffusion_jax.regimes.observables import SPECIATION_LEVEL
+from diffusion_jax.regimes.measures import SPECIATION_LEVEL
 from diffusion_jax.regimes.speciation import signal_to_noise
 
 _SMALLEST_TIME = 1e-3

@@ -10,8 +10,8 @@ from scipy.interpolate import PchipInterpolator
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.curves import ON_THE_LEVEL, Curve, Estimate, average
-from diffusion_jax.regimes.observable import Ensemble
-from diffusion_jax.regimes.observables import OBSERVABLES, known
+from diffusion_jax.regimes.measures import OBSERVABLES, known
+from diffusion_jax.regimes.observables import Ensemble
 from diffusion_jax.regimes.posterior import Draws, draw_from, training_set
 
 TIMES = np.geomspace(1e-3, 10, 96)
@@ -23,7 +23,7 @@ _FIRST_ROUND = 1024
 class Regimes:
     """Curves and times of a data set, or of the draws that start from one of its classes.
 
-    `observables.OBSERVABLES` says what each curve is, and which level of it defines which time.
+    `measures.OBSERVABLES` says what each curve is, and which level of it defines which time.
 
     Attributes:
       curves: the curves by name; phi and class_entropy need classes.

@@ -1,7 +1,7 @@
 """Backward processes: the samplers, the loop that runs any of them, and likelihoods."""
 
 from diffusion_jax.sampling.ancestral import AncestralSampler
-from diffusion_jax.sampling.backward import SAMPLERS, Backward, backward
+from diffusion_jax.sampling.backward import SAMPLERS, Backward, backward, check_sampler
 from diffusion_jax.sampling.loop import (
     START,
     Sampler,
@@ -26,6 +26,7 @@ __all__ = [
     "Sampler",
     "Start",
     "backward",
+    "check_sampler",
     "keys_of_step",
     "matched_start",
     "normal",

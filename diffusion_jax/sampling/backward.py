@@ -32,16 +32,30 @@ SAMPLERS: dict[str, type[Sampler]] = {
 
 
 class Backward(NamedTuple):
-    """What `sample` and `fork` take: a sampler, a denoiser of its steps, and where to start."""
+    """What `sample` and `fork` take: a sampler, a denoiser of its steps, and where to start.
+
+    Attributes:
+      sampler: with the schedule of the steps taken.
+      denoiser: of these steps.
+      start: see `Start`; None for N(0, I).
+      clipped: whether the predicted data are kept within their range.
+    """
 
     sampler: Sampler
     denoiser: Denoiser
     start: Start | None = None
+    clipped: bool = False
 
     @property
     def calls(self) -> int:
         """Calls of the denoiser per sample."""
         return self.sampler.schedule.num_steps * self.sampler.calls_per_step
+
+    def described(self) -> str:
+        """What is done about the denoiser's errors, in words."""
+        predictions = "kept within the data's range" if self.clipped else "not clipped"
+        start = "N(0, I)" if self.start is None else "the data's own moments"
+        return f"predictions {predictions}, from {start}"
 
     def sample(
         self, key: Array, num_samples: int, shape: tuple[int, ...], batch_size: int = 64
@@ -95,7 +109,8 @@ def backward(
     """
     check_sampler(sampler)
     kind: Any = SAMPLERS[sampler]
-    if bounds is not None and not faithful:
+    clipped = bounds is not None and not faithful
+    if bounds is not None and clipped:
         low, high = (jnp.asarray(bound, jnp.float32) for bound in bounds)
         denoiser = ClippedDenoiser(denoiser, schedule, low, high)
     usable = schedule.num_steps if faithful else first_step(schedule) + 1
@@ -111,4 +126,4 @@ def backward(
     fields = {field.name for field in dataclasses.fields(kind)}
     options = {"faithful": faithful} if "faithful" in fields else {}
     where = None if start is None or faithful else start(schedule)
-    return Backward(kind(schedule, **options), denoiser, where)
+    return Backward(kind(schedule, **options), denoiser, where, clipped)

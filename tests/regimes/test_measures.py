@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import diffusion_jax as dj
-from diffusion_jax.regimes import observables, transitions
+from diffusion_jax.regimes import measures, transitions
 from diffusion_jax.regimes.analysis import to_json
-from diffusion_jax.regimes.observable import Level, Observable
-from diffusion_jax.regimes.observables import OBSERVABLES
+from diffusion_jax.regimes.measures import OBSERVABLES
+from diffusion_jax.regimes.observables import Level, Observable
 
 FAST = {"accuracy": 0.03, "max_draws": 1024}
 
@@ -78,7 +78,7 @@ def test_every_time_has_one_observable_and_what_figures_and_table_need():
     names = [name for each in OBSERVABLES.values() for name in each.times]
     assert len(set(names)) == len(names)
     for name in names:
-        curve, level = observables.level_of(name)
+        curve, level = measures.level_of(name)
         assert OBSERVABLES[curve].times[name] is level
         assert level.symbol
         assert level.described({0.25})
