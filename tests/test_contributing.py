@@ -113,7 +113,7 @@ def test_what_is_added_runs_through_the_commands(command, tmp_path, capsys):
     command(regimes, "--data", "small_digits", "--out", "regimes", "--accuracy", "0.02")
     result = json.loads(Path("regimes/result.json").read_text())
     assert "certainty" in json.dumps(result)
-    assert 0 < result["overall"]["times"]["t_S_certain"]["value"] < 2
+    assert 0 < result["t_S_certain"]["value"] < 2
 
 
 def test_the_measure_is_what_brute_force_gives():
