@@ -108,7 +108,10 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def training_images(model: TrainedModel) -> ImageSet:
-    """The images that a run was trained on.
+    """The images that a run was trained on, with the mean that it was trained with.
+
+    Args:
+      model: the run; `TrainedModel.with_data` says where its data are now.
 
     Raises:
       UserError: they are gone, or others than they were.
@@ -116,13 +119,11 @@ def training_images(model: TrainedModel) -> ImageSet:
     try:
         images = data.load(model.config.data)
     except UserError as error:
-        raise UserError(f"the run's training images cannot be read: {error}") from error
-    if images.images.shape[1:] != model.shape or not np.array_equal(images.mean, model.mean):
         raise UserError(
-            f"the training images changed since the run: their mean was {model.mean.tolist()} and "
-            f"is {images.mean.tolist()}; give the run its own data back"
-        )
-    return images
+            f"the run's training images cannot be read: {error}; --data and --data-dir say where "
+            f"they are now"
+        ) from error
+    return model.own_images(images)
 
 
 def get_classifier(

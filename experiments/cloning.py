@@ -33,7 +33,7 @@ from diffusion_jax.sampling import AncestralSampler
 from diffusion_jax.sampling.respacing import Clock, with_calls
 from diffusion_jax.training import run
 from experiments.cloning_report import Findings, write
-from experiments.command import program, reports_errors, start
+from experiments.command import parse, reports_errors, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Options:
 
     run_dir: Annotated[Path, tyro.conf.Positional]
     """The run's folder, as experiments.train_lsun or experiments.convert writes it."""
+    data: str | None = None
+    """Where the images that the run was trained on are now, if they moved: a folder, an .npy or an
+    .npz, known by their pixels."""
+    data_dir: Path | None = None
+    """Where the files of the run's data set are now, if they moved."""
     out: Path | None = None
     """Folder for the results; by default RUN_DIR/cloning, or cloning_exact for --score exact,
     and the type behind it where it is bfloat16."""
@@ -190,10 +195,11 @@ def _exact_score(
 def main() -> None:
     """Forks, measures, prints and writes."""
     started = time.monotonic()
-    options = tyro.cli(Options, prog=program("cloning"), description=__doc__)
+    options = parse(Options, "cloning", __doc__)
     options.check()
     start()
     model = run.load_model(options.run_dir, options.dtype)
+    model = model.with_data(options.data, options.data_dir)
     images = forking.training_images(model)
     default = "cloning" if options.score == "trained" else "cloning_exact"
     default += "" if options.dtype == "float32" else f"_{options.dtype}"

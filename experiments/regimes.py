@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from diffusion_jax import data, study
@@ -25,7 +24,7 @@ from diffusion_jax.presets import DATA_DEFAULTS
 from diffusion_jax.regimes.transitions import check_accuracy
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
-from experiments.command import program, reports_errors
+from experiments.command import parse, reports_errors
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _warn(console: Console, warnings: Iterable[str]) -> None:
 def main() -> None:
     """Loads, measures, prints and writes."""
     started = time.monotonic()
-    options = tyro.cli(Options, prog=program("regimes"), description=__doc__)
+    options = parse(Options, "regimes", __doc__)
     options.check()
     backend.configure()
     distributed.join()

@@ -17,7 +17,7 @@ from diffusion_jax.sampling import AncestralSampler, Sampler, sample
 from diffusion_jax.sampling.ode import DDIMSampler, DPMSolver2M
 from diffusion_jax.sampling.respacing import Clock, with_calls
 from diffusion_jax.training import run
-from experiments.command import program, reports_errors, start
+from experiments.command import parse, reports_errors, start
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def choose(model: run.TrainedModel, options: Options) -> tuple[Sampler, Denoiser
 @reports_errors
 def main() -> None:
     """Parses the command line, samples, and writes a grid and the images themselves."""
-    options = tyro.cli(Options, prog=program("sample"))
+    options = parse(Options, "sample", __doc__)
     if options.num_samples < 1 or options.batch_size < 1 or not 0 <= options.seed < 2**32:
         raise UserError(
             "num_samples and batch_size must be at least 1, seed between 0 and 2^32 - 1"
