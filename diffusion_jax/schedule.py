@@ -9,6 +9,7 @@ so that x_t = exp(-t) x_0 + sqrt(1 - exp(-2 t)) noise is the law both of step s 
 """
 
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,7 @@ def from_time(time: np.ndarray) -> NoiseSchedule:
     return from_beta(-np.expm1(-2 * np.diff(time, prepend=0)))
 
 
-def _vector(name: str, values: ArrayLike) -> np.ndarray:
+def _vector(name: str, values: Any) -> np.ndarray:
     try:
         vector = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:

@@ -159,7 +159,7 @@ def _remove_torn_entries(folder: Path) -> None:
     JAX writes the time of the last use after the program; a missing one gives them away. Without a
     limit of size JAX writes no times, and nothing is removed.
     """
-    if jax.config.jax_compilation_cache_max_size == -1:
+    if jax.config.values["jax_compilation_cache_max_size"] == -1:
         return
     for entry in folder.glob("*-cache"):
         last_used = entry.with_name(entry.name.removesuffix("cache") + "atime")

@@ -71,7 +71,7 @@ class TrainedModel:
           data: in place of the configuration's `data`; that, by default.
           data_dir: in place of its `data_dir`; that, by default.
         """
-        moved = {
+        moved: dict[str, Any] = {
             name: value
             for name, value in (("data", data and str(data)), ("data_dir", data_dir))
             if value is not None
@@ -87,8 +87,12 @@ class TrainedModel:
         Raises:
           UserError: they are not.
         """
-        known = {"fingerprint": self.fingerprint, "shape": list(self.shape)}
-        known |= {"mean": self.mean.tolist(), "classes": list(self.class_names)}
+        known = {
+            "shape": list(self.shape),
+            "mean": self.mean.tolist(),
+            "classes": list(self.class_names),
+            "fingerprint": self.fingerprint,
+        }
         if difference := _difference(known, data_of(images)):
             raise UserError(
                 f"the training images changed since the run: {difference}; give the run its own "
