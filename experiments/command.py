@@ -30,12 +30,12 @@ _OURS = (
     *(Path(__file__).parents[1] / name for name in ("diffusion_jax", "experiments", "torch_ref")),
     *map(Path, {sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")}),
 )
-# What a full disk, a quota or a closed pipe is called, whichever file it was.
-_SYSTEMS = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
+# What a full, failing or limited disk and a closed pipe are called, whichever file it was.
+_SYSTEMS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
 # Set, to 1 say, it shows the traceback of every error.
 TRACEBACK = "DIFFUSION_JAX_TRACEBACK"
 # Whose objects complain as they are collected after a failed reading or writing.
-_LEFT_BEHIND = ("asyncio", "orbax", "tensorstore")
+_LEFT_BEHIND = {"asyncio", "orbax", "tensorstore"}
 
 
 def parse(
@@ -205,9 +205,12 @@ def _is_users(error: OSError) -> bool:
 
 def _complain(unraisable: Any) -> None:
     """Reports what is raised where nobody catches it, but for what Orbax leaves behind."""
-    culprit = unraisable.object
-    module = getattr(culprit, "__module__", None) or type(culprit).__module__
-    if not (inspect.iscoroutine(culprit) or module.partition(".")[0] in _LEFT_BEHIND):
+    culprit, trace = unraisable.object, unraisable.exc_traceback
+    # A call of tensorstore's threads to a loop that is closed has no other frame than asyncio's.
+    called = trace.tb_frame.f_globals.get("__name__") if trace is not None else None
+    made = getattr(culprit, "__module__", None) or type(culprit).__module__
+    packages = {str(module).partition(".")[0] for module in (called, made)}
+    if not (inspect.iscoroutine(culprit) or packages & _LEFT_BEHIND):
         sys.__unraisablehook__(unraisable)
 
 

@@ -6,6 +6,8 @@ import errno
 import gc
 import importlib
 import os
+import shutil
+import subprocess
 import sys
 import sysconfig
 import warnings
@@ -88,9 +90,9 @@ def test_words_that_only_look_like_it_are_left_alone(capsys):
     assert read("--names", "True", "False").names == ("True", "False")
     assert read("--names", "clip", "True").names == ("clip", "True")
     assert read("True").place == Path("True")
-    for words in (("--clip", "true"), ("--clip", "1"), ("--folder", "x", "True", "False")):
+    for words in (("--clip", "true"), ("--clip", "1"), ("--folder", "x", "True")):
         with pytest.raises(SystemExit):
-            read(*words)
+            read("place", *words)
     assert "note:" not in capsys.readouterr().err
 
 
@@ -157,6 +159,8 @@ def ended(monkeypatch, capsys, error, **environment):
         OSError(errno.ENOSPC, "No space left on device"),
         BrokenPipeError(errno.EPIPE, "Broken pipe"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EFBIG, "File too large"),
+        OSError(errno.EIO, "Input/output error"),
     ],
 )
 def test_what_a_user_can_put_right_is_a_sentence(monkeypatch, capsys, tmp_path, error):
@@ -200,9 +204,9 @@ class Complaining:
 
 async def stubborn():
     try:
-        await asyncio.sleep(1)
+        await asyncio.sleep(0)
     finally:
-        await asyncio.sleep(1)  # which a closed coroutine may not
+        await asyncio.sleep(0)  # which a closed coroutine may not
 
 
 def test_only_what_orbax_leaves_behind_is_silent(monkeypatch, capsys):
@@ -225,3 +229,22 @@ def test_only_what_orbax_leaves_behind_is_silent(monkeypatch, capsys):
     del complaining
     gc.collect()
     assert shown[1:] == ["as I am collected"]
+
+
+REFERENCE = Path(__file__).parents[1] / "reference" / "run" / "run"
+
+
+@pytest.mark.parametrize("damage", ["zeros", "missing"])
+def test_a_checkpoint_that_orbax_cannot_read_is_one_line(tmp_path, damage):
+    shutil.copytree(REFERENCE, tmp_path / "run")
+    state = tmp_path / "run" / "checkpoints" / "8" / "state"
+    if damage == "missing":
+        (state / "manifest.ocdbt").unlink()
+    for path in (state / "d").iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[:2000] + bytes(3000) + content[5000:])
+    words = [sys.executable, "-m", "experiments.sample", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no checkpoint is whole: ")
+    assert done.stderr.count("\n") == 1

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from two_convolutions import build
 
+from diffusion_jax import forking
 from diffusion_jax.config import Config, ModelConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.training import loop, moments, outputs, run, saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.metrics import read_metrics
 from diffusion_jax.training.saved_state import FORMAT, upgrade
+from experiments import likelihood
 from experiments.train_lsun import parse
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
@@ -92,8 +95,6 @@ def test_it_goes_on_in_the_folder_where_it_is_now(place, monkeypatch):
 
 
 def as_folder():
-    from PIL import Image
-
     for i, (pixels, name) in enumerate(zip(IMAGES, LABELS, strict=True)):
         path = Path("pictures") / name / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -282,8 +283,6 @@ def test_the_spectrum_is_computed_once_for_the_same_images(place, monkeypatch, c
 
 def test_where_the_data_of_a_trained_run_are_now(place):
     """As experiments.cloning and experiments.likelihood are told."""
-    from diffusion_jax import forking
-
     Path("images_v1.0.npz").rename("moved.npz")
     model = run.load_model("run")
     with pytest.raises(UserError, match=r"cannot be read: images.*--data and --data-dir say where"):
@@ -294,6 +293,11 @@ def test_where_the_data_of_a_trained_run_are_now(place):
     np.savez("others.npz", images=IMAGES[::-1], labels=LABELS[::-1])
     with pytest.raises(UserError, match="the training images changed since the run: their shape"):
         forking.training_images(model.with_data("others.npz"))
+    options = likelihood.Options(Path("run"))
+    with pytest.raises(UserError, match="cannot be read: images"):
+        likelihood.load_images(options, model)
+    moved = dataclasses.replace(options, data=Path("moved.npz"))
+    np.testing.assert_array_equal(likelihood.load_images(moved, model).images, IMAGES)
     there = model.with_data(data_dir=Path("there"))
     assert there.config.data == dataclasses.replace(model.config.data, data_dir=Path("there"))
     assert model.with_data().config == model.config
