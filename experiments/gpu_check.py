@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import UserError
-from experiments.command import parse
+from experiments.options import parse
 from experiments.tools.check import report
 from experiments.tools.check.items import ITEMS, Item
 from experiments.tools.check.task import BROKEN, last_line
