@@ -100,7 +100,9 @@ def test_a_converted_run_trains_on(original, capsys):
     with pytest.raises(UserError, match="holds a run already"):
         from_torch(folder / "original.pt", "--mean", 0.1, *OPTIONS, "--run-dir", folder / "run")
     copy = folder / "and further"
-    from_torch(folder / "original.pt", *OPTIONS, "--run-dir", copy)
+    mean = run.load_model(folder / "run").mean + np.float32(3e-7)  # as it may have been typed
+    words = ("--mean", mean[0], *OPTIONS, "--run-dir", copy)
+    from_torch(folder / "original.pt", *words)
     config = parse(printed_command(capsys))
     assert config.model.multiples == (1, 2)
     assert config.training.faithful
@@ -108,6 +110,8 @@ def test_a_converted_run_trains_on(original, capsys):
     loop.train(config)
     after = run.load_model(copy)
     assert after.step == 2
+    assert (after.mean == mean).all()
+    assert after.fingerprint is not None  # of the data, which were not at hand before
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after.denoiser.params)
     assert 0 < max(jax.tree.leaves(moved)) < 1e-3
 
