@@ -33,6 +33,8 @@ from diffusion_jax.runtime.files import plain, unwritten, write_json, write_npy
 from diffusion_jax.training.run import TrainedModel
 
 NUM_FORKS = 20
+# What was done before it was among the settings.
+_EARLIER = {"sampler": "ancestral", "clip": False, "matched_start": False}
 # Places at which the trunk's nearest training image is looked up.
 NUM_WATCHED = 100
 # Trunks whose clones are kept to be looked at.
@@ -104,6 +106,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             found = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}; remove {folder}") from error
+        found = _EARLIER | found
         changed = [name for name in wanted if found.get(name) != wanted[name]]
         if changed:
             lines = "; ".join(f"{name}: {found.get(name)} -> {wanted[name]}" for name in changed)
@@ -127,7 +130,10 @@ def _rename(folder: Path) -> None:
 
 
 def training_images(model: TrainedModel) -> ImageSet:
-    """The images that a run was trained on.
+    """The images that a run was trained on, with the mean that it was trained with.
+
+    Args:
+      model: the run; `TrainedModel.with_data` says where its data are now.
 
     Raises:
       UserError: they are gone, or others than they were.
@@ -135,13 +141,11 @@ def training_images(model: TrainedModel) -> ImageSet:
     try:
         images = data.load(model.config.data)
     except UserError as error:
-        raise UserError(f"the run's training images cannot be read: {error}") from error
-    if images.images.shape[1:] != model.shape or not np.array_equal(images.mean, model.mean):
         raise UserError(
-            f"the training images changed since the run: their mean was {model.mean.tolist()} and "
-            f"is {images.mean.tolist()}; give the run its own data back"
-        )
-    return images
+            f"the run's training images cannot be read: {error}; --data and --data-dir say where "
+            f"they are now"
+        ) from error
+    return model.own_images(images)
 
 
 def classifier_settings(images: ImageSet, per_class: int | None, seed: int) -> dict[str, Any]:

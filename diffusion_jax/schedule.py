@@ -8,6 +8,9 @@ dx = -x dt + sqrt(2) dW by
 so that x_t = exp(-t) x_0 + sqrt(1 - exp(-2 t)) noise is the law both of step s and of time t_s.
 """
 
+import operator
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,11 +87,9 @@ def from_beta(beta: np.ndarray) -> NoiseSchedule:
       beta: noise variances (num_steps,), each in (0, 1).
 
     Raises:
-      UserError: a beta outside (0, 1), or not a one-dimensional, non-empty array.
+      UserError: a beta outside (0, 1), or not a one-dimensional, non-empty array of numbers.
     """
-    beta = np.asarray(beta, np.float64)
-    if beta.ndim != 1 or beta.size == 0:
-        raise UserError(f"beta must be a non-empty vector, not of shape {beta.shape}")
+    beta = _vector("beta", beta)
     if not np.all((beta > 0) & (beta < 1)):
         bad = int(np.argmin((beta > 0) & (beta < 1)))
         raise UserError(f"every beta must lie in (0, 1), but beta[{bad}] = {beta[bad]:.6g}")
@@ -104,9 +105,41 @@ def from_time(time: np.ndarray) -> NoiseSchedule:
       time: increasing, positive Ornstein-Uhlenbeck times (num_steps,).
 
     Raises:
-      UserError: times that do not increase, or are not positive.
+      UserError: times that do not increase, are not positive or finite, or no one-dimensional,
+        non-empty array of numbers; or two so near to each other, or so far apart, that beta is 0 or
+        1 to rounding.
     """
-    return from_beta(-np.expm1(-2 * np.diff(np.asarray(time, np.float64), prepend=0)))
+    time = _vector("time", time)
+    rises = np.diff(time, prepend=0) > 0
+    if not np.all(rises & np.isfinite(time)):
+        bad = int(np.argmin(rises & np.isfinite(time)))
+        before = f"time[{bad - 1}] = {time[bad - 1]:.6g}" if bad > 0 else "0"
+        raise UserError(
+            f"times must be finite and increase from above 0, but time[{bad}] = {time[bad]:.6g} "
+            f"comes after {before}"
+        )
+    return from_beta(-np.expm1(-2 * np.diff(time, prepend=0)))
+
+
+def _vector(name: str, values: Any) -> np.ndarray:
+    try:
+        vector = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must be a vector of numbers: {error}") from error
+    if vector.ndim != 1 or vector.size == 0:
+        raise UserError(f"{name} must be a non-empty vector, not of shape {vector.shape}")
+    return vector
+
+
+def _count(num_steps: int, least: int | None = 1) -> int:
+    """A number of steps, as an int; the linear schedule has a least one of its own."""
+    try:
+        count = operator.index(num_steps)
+    except TypeError as error:
+        raise UserError(f"num_steps = {num_steps!r} must be a whole number") from error
+    if least is not None and count < least:
+        raise UserError(f"num_steps = {count} must be at least {least}: schedules are non-empty")
+    return count
 
 
 def linear_schedule(
@@ -118,8 +151,9 @@ def linear_schedule(
     by 1000/L, which keeps the last alpha_bar near 4e-5 (t = 5.0589 at L = 1000).
 
     Raises:
-      UserError: num_steps <= 20, where beta would reach 1.
+      UserError: num_steps is no whole number, or <= 20, where beta would reach 1.
     """
+    num_steps = _count(num_steps, least=None)
     if num_steps <= 20:
         raise UserError(
             f"the linear schedule needs more than 20 steps, not {num_steps}: its last beta is "
@@ -133,9 +167,9 @@ def constant_schedule(num_steps: int = 1000, beta: float = 6e-3) -> NoiseSchedul
     """Constant schedule: beta_s = beta for every step, not rescaled with their number.
 
     Raises:
-      UserError: num_steps < 1, or beta outside (0, 1).
+      UserError: num_steps is no whole number, or < 1, or beta outside (0, 1).
     """
-    return from_beta(np.full(num_steps, beta))
+    return from_beta(np.full(_count(num_steps), _vector("beta", [beta])[0]))
 
 
 def cosine_schedule(num_steps: int = 1000, offset: float = 0.008) -> NoiseSchedule:
@@ -145,9 +179,10 @@ def cosine_schedule(num_steps: int = 1000, offset: float = 0.008) -> NoiseSchedu
     with the offset c = 0.008 by default
 
     Raises:
-      UserError: num_steps < 1.
+      UserError: num_steps is no whole number, or < 1.
     """
-    u = np.arange(num_steps + 1) / max(num_steps, 1)
+    num_steps = _count(num_steps)
+    u = np.arange(num_steps + 1) / num_steps
     g = np.cos(0.5 * np.pi * (u + offset) / (1 + offset)) ** 2
     return from_beta(np.minimum(1 - g[1:] / g[:-1], 0.999))
 

@@ -24,18 +24,18 @@ from rich.console import Console
 
 from diffusion_jax import forking
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
+from diffusion_jax.denoisers import DENOISERS
 from diffusion_jax.errors import UserError
 from diffusion_jax.judging.classifier import TrainedClassifier, warning
 from diffusion_jax.regimes import cloning, commitment, transitions
 from diffusion_jax.regimes.spectrum import largest_eigenvalue
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
-from diffusion_jax.sampling import AncestralSampler
-from diffusion_jax.sampling.respacing import Clock, with_calls
+from diffusion_jax.sampling import SAMPLERS, Backward, backward, check_sampler
+from diffusion_jax.sampling.respacing import Clock
 from diffusion_jax.training import run
 from experiments.cloning_report import Findings, write
-from experiments.command import program, reports_errors, start
+from experiments.command import parse, reports_errors, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,15 @@ class Options:
 
     run_dir: Annotated[Path, tyro.conf.Positional]
     """The run's folder, as experiments.train_lsun or experiments.convert writes it."""
+    data: str | None = None
+    """Where the images that the run was trained on are now, if they moved: a folder, an .npy or an
+    .npz, known by their pixels."""
+    data_dir: Path | None = None
+    """Where the files of the run's data set are now, if they moved."""
     out: Path | None = None
-    """Folder for the results; by default RUN_DIR/cloning, or cloning_exact for --score exact,
-    and the type behind it where it is bfloat16."""
+    """Folder for the results; by default RUN_DIR/cloning, or cloning_exact for --score exact
+    and so on, and behind it what else makes it another experiment: the sampler, unclipped,
+    bfloat16."""
     num_trunks: int = 256
     """Trunks, each forked at every branch time; at least 30."""
     times: tuple[float, ...] | None = None
@@ -55,12 +61,17 @@ class Options:
     clones: Literal[1, 2] = 1
     """1: the trunk is one of the two that are compared; 2: both are fresh, at nearly twice the
     price."""
-    score: Literal["trained", "exact"] = "trained"
+    score: Annotated[str, tyro.conf.arg(metavar=f"trained|{'|'.join(DENOISERS)}")] = "trained"
     """exact: the exact score of the training set in place of the network."""
+    sampler: Annotated[str, tyro.conf.arg(metavar="|".join(SAMPLERS))] = "ancestral"
+    """Clones of a sampler without noise (ddim, dpm-solver-2m) are equal."""
     calls: int | None = None
-    """Steps of the ancestral sampler; by default all of the run's schedule."""
+    """Calls of the denoiser per trunk; by default all steps of the run's schedule are taken."""
     clock: Clock = "step"
     """What fewer steps are spread evenly over."""
+    clip: bool = True
+    """Keep what the network predicts of the data within their range, as experiments.sample does;
+    never where the run is faithful, and never of a score in closed form."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the network, whatever the run was trained in; docs/sampling.md shows what
     bfloat16 changes."""
@@ -72,8 +83,19 @@ class Options:
     """A published curve of phi to lay over, its time rescaled by t_S."""
     accuracy: float = 2e-3
     """Standard error asked for of the exact score's curves."""
-    seed: int = 1
+    seed: int = 0
     """Seed of the noise, the classifier and the bootstrap."""
+
+    def name(self) -> str:
+        """What the folder of the results is called, by default."""
+        parts = {
+            "cloning": True,
+            self.score: self.score != "trained",
+            self.sampler: self.sampler != "ancestral",
+            "unclipped": not self.clip and self.score == "trained",
+            self.dtype: self.dtype != "float32",
+        }
+        return "_".join(name for name, there in parts.items() if there)
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
@@ -83,21 +105,25 @@ class Options:
                 f"{commitment.LEAST_TRUNKS}"
             )
         transitions.check_accuracy(self.accuracy, transitions.MAX_DRAWS)
+        check_sampler(self.sampler)
+        if self.score not in ("trained", *DENOISERS):
+            raise UserError(
+                f"there is no score {self.score!r}; choose from trained, {', '.join(DENOISERS)}"
+            )
         if self.batch_size < 1 or not 0 <= self.seed < 2**32:
             raise UserError("batch_size must be at least 1, seed between 0 and 2^32 - 1")
 
 
 def _backward_process(
-    options: Options, model: run.TrainedModel, points: np.ndarray
-) -> tuple[AncestralSampler, Denoiser]:
-    """The sampler and the denoiser that the options name."""
-    schedule = model.sampler.schedule
-    denoiser: Denoiser = model.denoiser
-    if options.score == "exact":
-        denoiser = EmpiricalDenoiser(schedule, jax.device_put(points))
-    if options.calls is not None:
-        schedule, denoiser = with_calls(schedule, denoiser, options.calls, options.clock)
-    return AncestralSampler(schedule, model.sampler.faithful), denoiser
+    options: Options, model: run.TrainedModel, points: np.ndarray, labels: np.ndarray | None
+) -> Backward:
+    """The backward process that the options name."""
+    sampler, calls, clock = options.sampler, options.calls, options.clock
+    if options.score == "trained":
+        return model.backward(sampler, calls, clock, options.clip)
+    schedule, faithful = model.sampler.schedule, model.sampler.faithful
+    denoiser = DENOISERS[options.score](schedule, points, labels)
+    return backward(schedule, denoiser, sampler, calls, clock, faithful=faithful)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +131,7 @@ class Plan:
     """What is to be run, refused before anything is trained or forked if it cannot be.
 
     Attributes:
-      sampler: of the backward process.
-      denoiser: of the backward process.
+      process: the backward process.
       points: the training images, mean removed (n, height, width, channels).
       times: of the sampler's steps (L,).
       steps: steps to go at the forks (B,), descending.
@@ -114,8 +139,7 @@ class Plan:
       exact: curves and times of the exact score.
     """
 
-    sampler: AncestralSampler
-    denoiser: Denoiser
+    process: Backward
     points: np.ndarray
     times: np.ndarray
     steps: np.ndarray
@@ -143,12 +167,12 @@ def plan(
             f"Lambda, {Lambda:.3g}, is not over 1; leave it out"
         )
     points = images.centred()
-    sampler, denoiser = _backward_process(options, model, points)
-    times = np.asarray(sampler.schedule.time, np.float64)
+    process = _backward_process(options, model, points, images.labels)
+    times = np.asarray(process.sampler.schedule.time, np.float64)
     steps, watch = forking.branch_steps(times, options.times), forking.watched_steps(len(times))
     with console.status("Measuring the exact score"):
         exact = _exact_score(images, points, times[steps - 1], key, options.accuracy)
-    return Plan(sampler, denoiser, points, times, steps, watch, exact)
+    return Plan(process, points, times, steps, watch, exact)
 
 
 def _settings(options: Options, model: run.TrainedModel, planned: Plan) -> dict[str, Any]:
@@ -157,6 +181,9 @@ def _settings(options: Options, model: run.TrainedModel, planned: Plan) -> dict[
         "run_step": model.step,
         "parameters": forking.digest(model.denoiser.params),
         "score": options.score,
+        "sampler": options.sampler,
+        "clip": planned.process.clipped,
+        "matched_start": planned.process.start is not None,
         "schedule": forking.digest(planned.times),
         "forks": planned.steps,
         "clones": options.clones,
@@ -194,17 +221,21 @@ def _measure(
     settings = _settings(options, model, planned)
     forking.claim(folder, settings)
     judge, warnings = _judge(options, folder, model, images)
-    calls = cloning.denoiser_calls(steps.tolist(), len(times), options.clones)
-    count = options.num_trunks
+    process, count = planned.process, options.num_trunks
+    each = process.sampler.calls_per_step
+    calls = each * cloning.denoiser_calls(steps.tolist(), len(times), options.clones)
     console.print(
-        f"{count} trunks with {len(steps)} forks, {calls} denoiser calls each", highlight=False
+        f"{count} trunks with {len(steps)} forks, {calls} denoiser calls each; "
+        f"{options.sampler}, {process.described()}",
+        highlight=False,
     )
     measure = partial(
         commitment.measure,
-        *(planned.sampler, planned.denoiser, _key(options)),
+        *(process.sampler, process.denoiser, _key(options)),
         *(steps.tolist(), watch.tolist(), planned.points),
         None if judge is None else partial(_classes, judge, images.mean),
         clones=options.clones,
+        start=process.start,
     )
     size = min(options.batch_size, count)
     outcomes, shown = forking.run_batches(folder, count, size, calls, measure, console)
@@ -213,11 +244,12 @@ def _measure(
     found = commitment.summarize(
         outcomes, times[steps - 1], times[watch - 1], num_classes, level, options.seed
     )
+    trained = options.score == "trained"
     return Findings(
-        name="trained model" if options.score == "trained" else "exact score, trajectories",
+        name="trained model" if trained else f"{options.score} score, trajectories",
         settings=settings
         | {"run_dir": str(options.run_dir), "num_trunks": count, "dtype": options.dtype}
-        | {"batch_size": size},
+        | {"batch_size": size, "backward_process": process.described()},
         images=images,
         points=planned.points,
         outcomes=outcomes,
@@ -226,7 +258,7 @@ def _measure(
         exact=exact,
         judge=judge,
         calls=calls,
-        separate_calls=cloning.separate_calls(steps.tolist(), len(times)),
+        separate_calls=each * cloning.separate_calls(steps.tolist(), len(times)),
         published=options.published,
         warnings=warnings,
     )
@@ -257,14 +289,13 @@ def _exact_score(
 def main() -> None:
     """Forks, measures, prints and writes."""
     started = time.monotonic()
-    options = tyro.cli(Options, prog=program("cloning"), description=__doc__)
+    options = parse(Options, "cloning", __doc__)
     options.check()
     start()
     model = run.load_model(options.run_dir, options.dtype)
+    model = model.with_data(options.data, options.data_dir)
     images = forking.training_images(model)
-    default = "cloning" if options.score == "trained" else "cloning_exact"
-    default += "" if options.dtype == "float32" else f"_{options.dtype}"
-    out, console = options.out or options.run_dir / default, Console(emoji=False)
+    out, console = options.out or options.run_dir / options.name(), Console(emoji=False)
     planned = plan(options, model, images, _key(options), console)
     folder = out / "batches"
     try:

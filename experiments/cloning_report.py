@@ -315,7 +315,8 @@ def write(out: Path, findings: Findings, console: Console) -> None:
     texts = [
         f"{len(findings.outcomes.trunk)} trunks, each forked at {len(findings.shown[0])} times. "
         f"A trunk and its clones took {findings.calls} calls of the denoiser, {100 * share:.0f} % "
-        f"of what generating every fork from pure noise takes.",
+        f"of what generating every fork from pure noise takes. Sampler: "
+        f"{findings.settings['sampler']}, {findings.settings['backward_process']}.",
         "Times are Ornstein-Uhlenbeck times. Forks of one trunk are correlated; the interval at "
         "each fork is binomial, those of crossing times are a bootstrap over trunks. The exact "
         "score's intervals cover its draws.",

@@ -1,21 +1,43 @@
-"""What all command lines share: how they end when something goes wrong."""
+"""What all commands share: how they are read and started, and end when something goes wrong."""
 
+import errno
 import functools
+import inspect
 import logging
+import os
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import absl.logging
 import jax
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend, distributed, gpu, preemption
+from experiments.options import parse as parse
+
+# Where faults are the program's, or the environment's: not a user's files.
+_OURS = (
+    *(Path(__file__).parents[1] / name for name in ("diffusion_jax", "experiments", "torch_ref")),
+    *map(Path, {sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")}),
+)
+# What a full, failing or limited disk and a closed pipe are called, whichever file it was.
+_SYSTEMS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
+# Set, to 1 say, it shows the traceback of every error.
+TRACEBACK = "DIFFUSION_JAX_TRACEBACK"
+# Whose objects complain as they are collected after a failed reading or writing.
+_LEFT_BEHIND = {"asyncio", "orbax", "tensorstore"}
 
 
 def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
-    """Makes a UserError, or the system's own error, one sentence with exit status 1.
+    """Makes a UserError, or the system's word on a user's file, one sentence with exit status 1.
+
+    Other errors are faults of the program and show their traceback; with the environment's
+    DIFFUSION_JAX_TRACEBACK=1 every error does.
 
     A run that a signal stopped, and that is saved, ends with status 75; Ctrl-C elsewhere with 130.
     Of several processes, the others hear why this one ends.
@@ -29,7 +51,7 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
         absl.logging.set_verbosity(absl.logging.FATAL)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        sys.unraisablehook = lambda unraisable: None
+        sys.unraisablehook = _complain
         try:
             main()
             distributed.finish()
@@ -46,8 +68,9 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
             sys.stdout.flush()
             if sentence is None:
                 distributed.blame(error)
+            if sentence is None or os.environ.get(TRACEBACK):
                 traceback.print_exc()
-            else:
+            if sentence is not None:
                 print(f"error: {sentence}", file=sys.stderr)
             distributed.leave(error, 1)
             sys.exit(1)
@@ -57,13 +80,13 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 def _sentence(error: Exception) -> str | None:
     """What a user can put right, in a sentence; None for a fault of the program."""
-    if isinstance(error, UserError | OSError):
+    if isinstance(error, UserError) or (isinstance(error, OSError) and _is_users(error)):
         return str(error)
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         return (
             f"the device has no memory for it ({str(error).splitlines()[0][:200]}): {gpu.MEMORY}; "
             f"less is needed by a smaller --batch-size, and in training by --accumulation N or "
-            f"--remat True"
+            f"--remat"
         )
     missing = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if missing in ("torch", "safetensors"):
@@ -74,10 +97,26 @@ def _sentence(error: Exception) -> str | None:
     return None
 
 
-def program(module: str) -> str:
-    """How the running command was called, for its help."""
-    called = sys.argv[0]
-    return called if called.startswith("diffusion-jax ") else f"python -m experiments.{module}"
+def _is_users(error: OSError) -> bool:
+    """Whether it is about a user's file, or the room for it, and not about the program's own."""
+    if error.errno in _SYSTEMS:
+        return True
+    name = error.filename
+    if not isinstance(name, str | bytes | os.PathLike):
+        return False
+    path = Path(os.path.abspath(os.fsdecode(name)))
+    return not any(path.is_relative_to(place) for place in _OURS)
+
+
+def _complain(unraisable: Any) -> None:
+    """Reports what is raised where nobody catches it, but for what Orbax leaves behind."""
+    culprit, trace = unraisable.object, unraisable.exc_traceback
+    # A call of tensorstore's threads to a loop that is closed has no other frame than asyncio's.
+    called = trace.tb_frame.f_globals.get("__name__") if trace is not None else None
+    made = getattr(culprit, "__module__", None) or type(culprit).__module__
+    packages = {str(module).partition(".")[0] for module in (called, made)}
+    if not (inspect.iscoroutine(culprit) or packages & _LEFT_BEHIND):
+        sys.__unraisablehook__(unraisable)
 
 
 def start() -> None:

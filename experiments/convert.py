@@ -5,69 +5,102 @@ python -m experiments.convert from-torch CHECKPOINT --run-dir DIR [--mean M ...]
     training accept. The options are those of experiments.train_lsun (--preset, --data, --data-dir,
     --image-size, --schedule ...) and should describe how the model was trained; its own shape
     follows from the file. The training set's mean is computed from the data, or given by --mean.
-    The original never trains step 0, so the run is --faithful True unless told otherwise.
+    The original never trains step 0, so the run is --faithful unless told otherwise.
 
 python -m experiments.convert to-torch RUN_DIR FILE
     The averaged parameters of a run's last checkpoint become a state dict that the original loads.
     What a network predicts is in units of [0, 1] minus the mean, which the command prints.
 """
 
-import argparse
-import dataclasses
 import shlex
 import sys
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated, Any
 
 import jax
 import numpy as np
+import tyro
 
 from diffusion_jax import data
-from diffusion_jax.config import ModelConfig
+from diffusion_jax.config import Config, DataConfig, ModelConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
 from diffusion_jax.training import run
-from experiments import train_lsun
-from experiments.command import program, reports_errors
+from experiments import command, train_lsun
+from experiments.command import reports_errors
 
 
-def from_torch(checkpoint: Path, mean: list[float] | None, arguments: list[str]) -> None:
-    """Makes a run from a state dict; `arguments` are those of experiments.train_lsun."""
+@dataclass(frozen=True, kw_only=True)
+class FromTorch(train_lsun.Choice):
+    """A state dict becomes a run."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """The state dict, a .pt, .pth or .safetensors."""
+    mean: tuple[float, ...] | None = None
+    """The training set's mean, one number a channel, in [0, 1]; by default that of the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToTorch:
+    """A run becomes a state dict."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """The run's folder."""
+    file: Annotated[Path, tyro.conf.Positional]
+    """What is written, a .pt, .pth or .safetensors."""
+
+
+def from_torch(checkpoint: Path, mean: tuple[float, ...] | None, config: Config) -> None:
+    """Makes a run from a state dict.
+
+    Args:
+      checkpoint: the state dict.
+      mean: of the training set, or None for that of the data.
+      config: how the model was trained; its shape is that of the state dict.
+    """
     from torch_ref import bridge
 
     model, params = bridge.from_torch(bridge.load(checkpoint))
     if model.dtype != np.float32:
         raise UserError(f"{checkpoint} is float64, but runs hold float32 parameters; convert it")
-    if not any(word.startswith("--faithful") for word in arguments):
-        arguments = [*arguments, "--faithful", "True"]
-    config = train_lsun.parse(arguments)
-    fields = {
+    shape = {
         field.name: getattr(model, field.name)
-        for field in dataclasses.fields(ModelConfig)
+        for field in fields(ModelConfig)
         if field.name not in ("dropout", "dtype")
     }
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
-    count, size = config.data.images_per_class, config.data.image_size
-    if mean is None or count is None or size is None:
-        images = data.load(config.data)
-        mean, (num_images, *sides) = mean or images.mean.tolist(), images.images.shape
-        shape = (sides[0], sides[1], sides[2])
-    else:
-        num_images, shape = count * len(config.data.classes), (size, size, model.channels)
-    if len(mean) != model.channels:
+    config = replace(config, model=replace(config.model, **shape))
+    known = _training_set(config.data, mean, model.channels)
+    if len(known["mean"]) != model.channels:
         raise UserError(
-            f"the model takes images of {model.channels} channel(s), but the mean has {len(mean)}; "
-            f"give the options of the data that it was trained on"
+            f"the model takes images of {model.channels} channel(s), but the mean has "
+            f"{len(known['mean'])}; give the options of the data that it was trained on"
         )
-    run.import_parameters(config, params, shape, np.array(mean, np.float32), num_images)
-    again = [*arguments, *(word for name, value in fields.items() for word in _flag(name, value))]
+    run.import_parameters(config, params, known)
+    folder = shlex.quote(str(config.output.run_dir))
     print(f"Wrote the run {config.output.run_dir}. To sample from it:")
-    print(f"  python -m experiments.sample {config.output.run_dir}")
-    print(f"To train it further:\n  python -m experiments.train_lsun {shlex.join(again)}")
+    print(f"  python -m experiments.sample {folder}")
+    print(f"To train it further:\n  python -m experiments.train_lsun --resume {folder}")
 
 
-def _flag(name: str, value: int | tuple[int, ...]) -> list[str]:
-    values = value if isinstance(value, tuple) else (value,)
-    return [f"--{name.replace('_', '-')}", *map(str, values)]
+def _training_set(
+    config: DataConfig, mean: tuple[float, ...] | None, channels: int
+) -> dict[str, Any]:
+    """What the run knows of its data, which need not be at hand where the configuration says all.
+
+    See `run.data_of`.
+    """
+    count, size, classes = config.images_per_class, config.image_size, config.classes
+    if mean is None or count is None or size is None or not classes:
+        known = run.data_of(data.load(config))
+    else:
+        known = {
+            "shape": [size, size, channels],
+            "classes": list(classes),
+            "num_images": count * len(classes),
+            "fingerprint": None,
+        }
+    return known if mean is None else known | {"mean": np.array(mean, np.float32).tolist()}
 
 
 def to_torch(run_dir: Path, file: Path) -> None:
@@ -80,31 +113,39 @@ def to_torch(run_dir: Path, file: Path) -> None:
     print(f"Wrote {file}, the parameters of step {trained.step}; mean {trained.mean.tolist()}")
 
 
+def _default(preset: str | None, data: str | None) -> FromTorch:
+    """What from-torch is by default."""
+    config = train_lsun.begin(preset, data)
+    config = replace(config, training=replace(config.training, faithful=True))
+    return FromTorch(checkpoint=tyro.MISSING, config=config)
+
+
+def _refined(first: FromTorch | ToTorch) -> FromTorch:
+    if isinstance(first, ToTorch):
+        return UNSAID
+    return _default(first.preset, first.config.data.data or None)
+
+
+# Of a first reading: no --data was given.
+UNSAID = FromTorch(checkpoint=tyro.MISSING, config=train_lsun.UNSAID.config)
+COMMANDS: Any = (
+    Annotated[FromTorch, tyro.conf.subcommand("from-torch")]
+    | Annotated[ToTorch, tyro.conf.subcommand("to-torch")]
+)
+
+
+def parse(words: list[str]) -> FromTorch | ToTorch:
+    """Reads the command line."""
+    return command.parse(COMMANDS, "convert", __doc__, words, UNSAID, _refined)
+
+
 @reports_errors
 def main() -> None:
     """Parses the command line and converts."""
-    parser = argparse.ArgumentParser(
-        program("convert"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    source = commands.add_parser("from-torch", help="a state dict becomes a run")
-    source.add_argument("checkpoint", type=Path)
-    source.add_argument("--mean", type=float, nargs="+", help="per-channel mean, in [0, 1]")
-    target = commands.add_parser("to-torch", help="a run becomes a state dict")
-    target.add_argument("run_dir", type=Path)
-    target.add_argument("file", type=Path)
-    words = sys.argv[1:]
-    misplaced = words[:1] == ["from-torch"] and words[1:2] != ["--help"]
-    if misplaced and words[1:] and words[1].startswith("--"):
-        parser.error("CHECKPOINT comes right after from-torch, the options after it")
-    options, rest = parser.parse_known_args(words)
+    options = parse(sys.argv[1:])
     backend.configure()
-    if options.command == "from-torch":
-        from_torch(options.checkpoint, options.mean, rest)
-    elif rest:
-        parser.error(f"unknown option(s): {' '.join(rest)}")
+    if isinstance(options, FromTorch):
+        from_torch(options.checkpoint, options.mean, options.config)
     else:
         to_torch(options.run_dir, options.file)
 

@@ -25,9 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from diffusion_jax.errors import UserError
+from experiments.options import parse
 from experiments.tools.check import report
 from experiments.tools.check.items import ITEMS, Item
 from experiments.tools.check.task import BROKEN, last_line
@@ -203,7 +202,7 @@ def _stop(*_: object) -> None:
 
 def main() -> None:
     """Measures, prints, writes, and exits with status 1 where an item failed or a bound broke."""
-    options = tyro.cli(Options, prog="python -m experiments.gpu_check", description=__doc__)
+    options = parse(Options, "gpu_check", __doc__)
     if options.list:
         for item in ITEMS:
             print(f"{item.name:10} {item.what}; {item.limit:.0f} s at most")

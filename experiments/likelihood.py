@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from diffusion_jax import data
+from diffusion_jax import data, forking
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.devices import is_first_process
@@ -22,7 +22,7 @@ from diffusion_jax.runtime.files import write_json
 from diffusion_jax.sampling.likelihood import image_bits
 from diffusion_jax.sampling.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.training import run
-from experiments.command import program, reports_errors, start
+from experiments.command import parse, reports_errors, start
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Options:
     """The run's folder, as experiments.train_lsun writes it."""
     data: Path | None = None
     """A folder of images, an .npy or .npz file; by default the images that the run trained on."""
+    data_dir: Path | None = None
+    """Where the files of the run's data set are now, if they moved."""
     num_images: int = 64
     """How many of them, chosen at random."""
     levels: int = 100
@@ -59,7 +61,7 @@ def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
       UserError: they are not the model's size, or have no grey levels.
     """
     if options.data is None:
-        images = data.load(model.config.data)
+        images = forking.training_images(model)
     else:
         size = model.shape[0] if options.data.expanduser().is_dir() else None
         images = data.load_images(options.data, size)
@@ -78,13 +80,13 @@ def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
 @reports_errors
 def main() -> None:
     """Parses the command line, measures, prints and writes."""
-    options = tyro.cli(Options, prog=program("likelihood"))
+    options = parse(Options, "likelihood", __doc__)
     if min(options.num_images - 1, options.probes, options.batch_size) < 1:
         raise UserError("num_images must be at least 2, probes and batch_size at least 1")
     if not 0 <= options.seed < 2**32:
         raise UserError("seed must lie between 0 and 2^32 - 1")
     start()
-    model = run.load_model(options.run_dir, options.dtype)
+    model = run.load_model(options.run_dir, options.dtype).with_data(data_dir=options.data_dir)
     name = f"step_{model.step:08d}_seed_{options.seed}"
     name += "" if options.dtype == "float32" else f"_{options.dtype}"
     out = options.out or options.run_dir / "likelihood" / f"{name}.json"

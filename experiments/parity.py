@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +22,7 @@ from diffusion_jax.plots.style import save
 from diffusion_jax.plots.training import draw_parity_curves
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
-from experiments.command import exit_if_broken, program, reports_errors
+from experiments.command import exit_if_broken, parse, reports_errors
 
 # Name, place in the Flax model and in the reference, side and channels of the input, at the paper's
 # configuration on images of 64 x 64.
@@ -95,7 +94,7 @@ def measure(dtype: str) -> tuple[dict[str, dict[str, float]], tuple[np.ndarray, 
 @reports_errors
 def main() -> None:
     """Measures, prints, writes, and exits with status 1 where a bound is broken."""
-    options = tyro.cli(Options, prog=program("parity"))
+    options = parse(Options, "parity", __doc__)
     backend.configure()
     jax.config.update("jax_platforms", "cpu")  # a GPU's default precision is another
     try:

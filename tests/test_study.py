@@ -108,6 +108,13 @@ def test_it_is_saved_and_reported(study, tmp_path):
     assert study in {study}
 
 
+def test_classes_may_be_minus_one_and_one(study):
+    images, labels = blobs()
+    other = dj.analyse(images, np.where(labels == "down", 1, -1), **FAST)
+    assert other.images.class_names == ("-1", "1")
+    assert other.times["t_S_phi"] == study.times["t_S_phi"]
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [

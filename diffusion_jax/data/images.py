@@ -58,9 +58,10 @@ class ImageSet:
       class_names: one name a class; empty without labels.
       notes: what the source found worth telling a reader of the results, a sentence each.
       file: the file that the images are mapped from, as it was then; None for images in memory.
+      kept_mean: what `mean` is to be, where it is not that of the images to the last bit.
 
     Raises:
-      UserError: images of another rank, or not one label each.
+      UserError: images of another rank, or not one label each that is the index of a class.
     """
 
     images: np.ndarray
@@ -68,6 +69,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     file: FileState | None = None
+    kept_mean: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -77,6 +79,20 @@ class ImageSet:
                 f"a set of images is (n, height, width, channels) with a label each, not "
                 f"{self.images.shape} with labels {shape}"
             )
+        if self.labels is not None:
+            self._check_labels(self.labels, len(self.class_names))
+
+    @staticmethod
+    def _check_labels(labels: np.ndarray, count: int) -> None:
+        if labels.dtype.kind not in "iu":
+            raise UserError(f"labels are indices of class names, integers, not {labels.dtype}")
+        wrong = (labels < 0) | (labels >= count)
+        if wrong.any():
+            place = int(np.argmax(wrong))
+            raise UserError(
+                f"labels[{place}] = {labels[place]} is no index of the {count} class name(s): "
+                f"labels lie between 0 and {count - 1}"
+            )
 
     @cached_property
     def mean(self) -> np.ndarray:
@@ -85,6 +101,8 @@ class ImageSet:
         Summed in integers for uint8, so that it is the same on every machine; in float64 for
         float32.
         """
+        if self.kept_mean is not None:
+            return self.kept_mean
         integer = self.images.dtype == np.uint8
         total = np.zeros(self.images.shape[-1], np.int64 if integer else np.float64)
         # Image by image, which is 20 times faster than over all axes, and so few that 32 bits do.

@@ -21,7 +21,7 @@ from diffusion_jax.regimes.curves import Curve, Estimate, average
 from diffusion_jax.regimes.measures import COLLAPSE_LEVEL
 from diffusion_jax.regimes.neighbours import Neighbours, last_change, nearest
 from diffusion_jax.runtime.files import writing
-from diffusion_jax.sampling import Sampler
+from diffusion_jax.sampling import Sampler, Start
 
 # A fraction of so few trials has an interval too wide to mean anything.
 LEAST_TRUNKS = 30
@@ -104,6 +104,7 @@ def measure(
     last: int,
     clones: int = 1,
     progress: Callable[[int], None] = lambda calls: None,
+    start: Start | None = None,
 ) -> tuple[Outcomes, np.ndarray]:
     """Runs the trunks number first..last-1 with their clones, and says where they end.
 
@@ -119,6 +120,7 @@ def measure(
       last: number after that of the last trunk.
       clones: 1, the trunk is one of the two that are compared; 2, both are fresh.
       progress: see `cloning.fork`.
+      start: see `cloning.fork`.
 
     Returns:
       The outcomes, and the two ends of each fork (N, B, 2, ...), to be looked at.
@@ -128,7 +130,10 @@ def measure(
     """
     shape = points.shape[1:]
     forks = fork(
-        sampler, denoiser, key, steps, shape, first, last, clones, watch=watch, progress=progress
+        *(sampler, denoiser, key, steps, shape, first, last, clones),
+        watch=watch,
+        progress=progress,
+        start=start,
     )
     pairs = np.stack(forks.pairs(), axis=2)
     if not (np.isfinite(forks.trunk).all() and np.isfinite(pairs).all()):

@@ -138,6 +138,10 @@ def training_set(points: np.ndarray, labels: np.ndarray | None = None) -> Traini
     labels = np.zeros(n, np.int64) if labels is None else np.asarray(labels)
     if labels.shape != (n,):
         raise UserError(f"labels of shape {labels.shape} for {n} training points")
+    wrong = labels < 0 if labels.dtype.kind in "iu" else np.ones(n, bool)
+    if wrong.any():
+        value = labels[np.argmax(wrong)]
+        raise UserError(f"labels are the numbers of the classes, integers from 0 on, not {value}")
     counts = np.bincount(labels)
     if not counts.all():
         raise UserError(f"class {int(np.argmin(counts))} has no training points")

@@ -32,6 +32,7 @@ class Rows:
     Attributes:
       n: number of images.
       d: pixels of an image, over the channels taken.
+      mean: the mean image, flattened (d,), float32 on the scale of [0, 1].
     """
 
     def __init__(self, images: np.ndarray, all_channels: bool = False) -> None:
@@ -42,7 +43,7 @@ class Rows:
         self._scale = np.float32(1 / 255 if images.dtype == np.uint8 else 1)
         self.n, self.d = len(images), math.prod(self._images.shape[1:])
         total = sum(part.sum(axis=0, dtype=np.float64) for part in self._stretches())
-        self._mean = (total / self.n * self._scale).astype(np.float32)
+        self.mean = (total / self.n * self._scale).astype(np.float32)
         self._kept = list(self._blocks()) if 4 * self.n * self.d < _KEPT_BYTES else None
 
     def _stretches(self) -> Iterator[np.ndarray]:
@@ -54,7 +55,7 @@ class Rows:
     def _blocks(self) -> Iterator[np.ndarray]:
         for part in self._stretches():
             block = part * self._scale
-            block -= self._mean
+            block -= self.mean
             yield block
 
     def blocks(self) -> Iterator[np.ndarray]:

@@ -119,7 +119,7 @@ def _keep_compiled_programs() -> None:
         if free < _CACHE_ROOM:
             raise OSError(f"only {free / 2**20:.0f} MiB are free for {folder}")
         if not chosen:
-            _remove_torn_entries(folder)
+            _limit_cache(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home
         jax.config.update("jax_compilation_cache_dir", None)
         print(
@@ -128,16 +128,20 @@ def _keep_compiled_programs() -> None:
             file=sys.stderr,
         )
         return
-    if not chosen:
-        settings = {
-            "jax_compilation_cache_dir": str(folder),
-            "jax_compilation_cache_max_size": _CACHE_LIMIT,
-            # Below it, reading a file gains little, and there are hundreds of such programs.
-            "jax_persistent_cache_min_compile_time_secs": 0.1,
-        }
-        for name, value in settings.items():
-            if name.upper() not in os.environ:
-                jax.config.update(name, value)
+
+
+def _limit_cache(folder: Path) -> None:
+    """Makes a folder JAX's cache, of limited size, but for what the environment says."""
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": _CACHE_LIMIT,
+        # Below it, reading a file gains little, and there are hundreds of such programs.
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
+    _remove_torn_entries(folder)
 
 
 def _default_cache() -> Path:
@@ -152,8 +156,11 @@ def cache_folder(base: str | Path) -> Path:
 def _remove_torn_entries(folder: Path) -> None:
     """Removes programs whose writing was cut short: JAX would neither mend nor evict them.
 
-    JAX writes the time of the last use after the program; a missing one gives them away.
+    JAX writes the time of the last use after the program; a missing one gives them away. Without a
+    limit of size JAX writes no times, and nothing is removed.
     """
+    if jax.config.values["jax_compilation_cache_max_size"] == -1:
+        return
     for entry in folder.glob("*-cache"):
         last_used = entry.with_name(entry.name.removesuffix("cache") + "atime")
         if not last_used.exists() and time.time() - entry.stat().st_mtime > 60:

@@ -2,8 +2,10 @@
 
 import signal
 import sys
+import threading
 from collections import deque
 from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +31,22 @@ _any = jax.jit(jnp.max)
 class StopRequest:
     """Whether a signal asked this process, or another of the run, to stop.
 
-    To be used as a context manager in the main thread; it puts the signals' handlers back.
+    To be used as a context manager, which puts the signals' handlers back. Python lets the main
+    thread alone handle signals: in others none asks this process. A handler that is not Python's
+    could not be put back, so its signal is left to it.
     """
 
     def __init__(self) -> None:
         self._requested = False
         self._asked: deque[Array] = deque()
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._request) for number in _SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                if (handler := signal.getsignal(number)) is not None:
+                    self._before[number] = handler
+                    signal.signal(number, self._request)
         return self
 
     def __exit__(
@@ -51,7 +60,7 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self._requested = True
-        for each in _SIGNALS:
+        for each in self._before:
             signal.signal(each, signal.SIG_DFL)
         name = signal.Signals(number).name
         print(f"{name}: saving after this update; a second one ends at once", file=sys.stderr)

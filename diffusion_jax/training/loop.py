@@ -16,7 +16,7 @@ import numpy as np
 from diffusion_jax import data
 from diffusion_jax.config import Config
 from diffusion_jax.data.batches import batch_shape, device_batches
-from diffusion_jax.data.fingerprint import changed, fingerprint
+from diffusion_jax.data.fingerprint import changed
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import lock
@@ -27,8 +27,20 @@ from diffusion_jax.training import saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.outputs import Outputs, summarize
 from diffusion_jax.training.recorder import Recorder
-from diffusion_jax.training.run import check_same_data, claim, has_checkpoint, metadata_of
-from diffusion_jax.training.saved_state import SavedState, from_saved, structure_of, to_saved
+from diffusion_jax.training.run import (
+    check_same_data,
+    claim,
+    data_of,
+    has_checkpoint,
+    metadata_of,
+)
+from diffusion_jax.training.saved_state import (
+    SavedState,
+    from_saved,
+    structure_of,
+    to_saved,
+    upgrade,
+)
 from diffusion_jax.training.step import (
     TrainState,
     argument_shapes,
@@ -67,6 +79,10 @@ def _train(config: Config) -> None:
         )
         newest = checkpoints.restore_newest(run.structure_of)
         start = 0 if newest is None else newest[0]
+        if newest is not None:
+            run = run.with_mean(newest[2]["mean"])
+        if is_first_process():
+            run.describe()
         dispatches = list(_dispatches(config, start))
         compiling = run.compile(dispatches, stack)
         if newest is not None:
@@ -99,7 +115,14 @@ def _train(config: Config) -> None:
 
 
 def decide(config: Config) -> Config:
-    """The configuration with a compute type in place of `auto`: process 0's, for all."""
+    """The configuration with a schedule read from its file, and a compute type in place of `auto`.
+
+    The type is process 0's, for all.
+
+    Raises:
+      UserError: see `ScheduleConfig.settled`.
+    """
+    config = dataclasses.replace(config, schedule=config.schedule.settled())
     if config.model.dtype != "auto":
         return config
     binding = has_checkpoint(config.output.run_dir)
@@ -113,7 +136,7 @@ class _Run:
 
     Attributes:
       config: the run's configuration.
-      images: the training images.
+      images: the training images; their mean is the one that the run was begun with.
       metadata: what is saved with every checkpoint.
       like: shapes of the train state.
       fresh: makes the train state of update 0.
@@ -132,11 +155,27 @@ class _Run:
     @classmethod
     def prepare(cls, config: Config) -> "_Run":
         """Claims the run's folder, loads the data and makes the model."""
-        schedule, optimizer = config.schedule.build(), make_optimizer(config.training)
+        config.schedule.build()  # before anything that takes long
         claim(config)
-        images, held_out = data.load_split(config.data)
+        try:
+            images, held_out = data.load_split(config.data)
+        except UserError as error:
+            if not has_checkpoint(config.output.run_dir):
+                raise
+            raise UserError(
+                f"{error}; --data and --data-dir say where a run's data are now"
+            ) from error
         if len(images.images) < 2:
             raise UserError(f"training needs at least two images, not {len(images.images)}")
+        known = data_of(images)
+        require_same("data set", known["fingerprint"])
+        return cls._of(config, images, held_out, known)
+
+    @classmethod
+    def _of(
+        cls, config: Config, images: ImageSet, held_out: ImageSet | None, known: dict[str, Any]
+    ) -> "_Run":
+        schedule, optimizer = config.schedule.build(), make_optimizer(config.training)
         shape = images.images.shape[1:]
         model = config.model.build(shape[-1])
         model.check(*shape)
@@ -146,17 +185,29 @@ class _Run:
         key = jax.random.key(config.seed)
         like = jax.eval_shape(lambda: init_state(model, optimizer, key, shape))
         fresh = partial(fresh_state, model, optimizer, key, shape)
-        classes, digest = images.class_names, fingerprint(images)
-        metadata = metadata_of(config, shape, images.mean, classes, len(images.images), digest)
-        require_same("data set", digest)
-        if is_first_process():
-            summarize(config, images, like.flat_params.size)
+        metadata = metadata_of(config, known)
         measuring = dataclasses.replace(config.model, dtype="float32").build(shape[-1])
         outputs = Outputs(config, measuring, schedule, images, held_out)
         return cls(config, images, metadata, like, fresh, step, outputs)
 
+    def with_mean(self, mean: list[float]) -> "_Run":
+        """The run on the same images, less the mean that it was begun with."""
+        kept = np.asarray(mean, np.float32)
+        if np.array_equal(kept, self.images.mean):
+            return self
+        images = dataclasses.replace(self.images, kept_mean=kept)
+        known = self.metadata | {"mean": kept.tolist()}
+        return self._of(self.config, images, self.outputs.held_out, known)
+
+    def describe(self) -> None:
+        """Writes config.json and summary.json, now that the data are known to be the run's."""
+        saved_config.write(self.config)
+        digest = self.metadata["fingerprint"]
+        summarize(self.config, self.images, self.like.flat_params.size, digest)
+
     def structure_of(self, saved: dict[str, Any]) -> SavedState:
         """What a checkpoint of this run is read into; see `Checkpoints.restore_newest`."""
+        saved = upgrade(saved)
         check_same_data(saved, self.metadata)
         return structure_of(self.like, saved)
 
@@ -246,7 +297,9 @@ def _check_finite(step: int, saved: SavedState) -> None:
 
 def _check_unchanged(images: ImageSet, checkpoints: Checkpoints) -> None:
     if what := changed(images):
+        saved = checkpoints.latest
+        after = "" if saved is None else f" after step {saved}"
         raise UserError(
-            f"{what} while the run was training on it: nothing is saved after step "
-            f"{checkpoints.latest or 0}; give the data back and run the same command again"
+            f"{what} while the run was training on it: nothing is saved{after}; give the data "
+            f"back and run the same command again"
         )

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from diffusion_jax.runtime.distributed import from_first
 from diffusion_jax.runtime.files import write_json
 from diffusion_jax.sampling import Backward, backward
 from diffusion_jax.schedule import NoiseSchedule
-from diffusion_jax.training import evaluation
+from diffusion_jax.training import evaluation, moments
 from diffusion_jax.training.metrics import (
     FRACTION,
     HELD_OUT,
@@ -34,14 +35,34 @@ from diffusion_jax.training.metrics import (
 from diffusion_jax.training.recorder import Recorder
 from diffusion_jax.training.step import TrainState
 
+SUMMARY = "summary.json"
 
-def summarize(config: Config, images: ImageSet, parameters: int) -> None:
+
+def _eigenvalues(run_dir: Path, images: ImageSet, fingerprint: str) -> dict[str, float]:
+    """Lambda of the first channel, and of all: those kept for the same images, or computed.
+
+    With them `moments` are kept in the run's folder.
+    """
+    names = ("first_channel", "all_channels")[: min(images.images.shape[-1], 2)]
+    kept = moments.load(run_dir)
+    if kept is not None and kept.fingerprint == fingerprint:
+        with suppress(OSError, ValueError, TypeError, KeyError):  # none of this version, or damaged
+            summary = json.loads((run_dir / SUMMARY).read_text())
+            if summary["fingerprint"] == fingerprint:
+                return {name: float(summary["spectrum"][name]["Lambda"]) for name in names}
+    found = moments.Moments.of(images, fingerprint)
+    found.save(run_dir)
+    if len(names) == 1:
+        return {"first_channel": found.eigenvalue}
+    return {"first_channel": largest_eigenvalue(images.images), "all_channels": found.eigenvalue}
+
+
+def summarize(config: Config, images: ImageSet, parameters: int, fingerprint: str) -> None:
     """Says, and saves in summary.json, what is about to be trained on what."""
-    spectrum: dict[str, dict[str, float]] = {}
-    channels = images.images.shape[-1]
-    for name in ("first_channel", "all_channels")[: 1 if channels == 1 else 2]:
-        eigenvalue = largest_eigenvalue(images.images, all_channels=name == "all_channels")
-        spectrum[name] = {"Lambda": eigenvalue, "t_S": speciation_time(eigenvalue)}
+    spectrum = {
+        name: {"Lambda": eigenvalue, "t_S": speciation_time(eigenvalue)}
+        for name, eigenvalue in _eigenvalues(config.output.run_dir, images, fingerprint).items()
+    }
     summary = {
         "devices": [device.device_kind for device in jax.devices()],
         "parameters": parameters,
@@ -50,9 +71,10 @@ def summarize(config: Config, images: ImageSet, parameters: int) -> None:
         "shape": list(images.images.shape[1:]),
         "classes": list(images.class_names),
         "mean": images.mean.tolist(),
+        "fingerprint": fingerprint,
         "spectrum": spectrum,
     }
-    write_json(config.output.run_dir / "summary.json", summary, indent=2)
+    write_json(config.output.run_dir / SUMMARY, summary, indent=2)
     shape = " x ".join(str(length) for length in images.images.shape[1:])
     print(f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
     print(f"Model: {parameters:,} parameters ({config.model.dtype})")
@@ -125,6 +147,7 @@ class Outputs:
             self.config.output.sampler,
             calls,
             bounds=self.images.bounds if self.config.output.clip else None,
+            start=moments.start_of(self.config.output.run_dir),
             faithful=self.config.training.faithful,
         )
 

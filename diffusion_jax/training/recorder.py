@@ -61,17 +61,13 @@ class Recorder:
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self._checkpoints.wait()
             good = self._checkpoints.latest
-            where = self._checkpoints.folder
+            saved = "nothing is saved"
+            if good is not None:
+                saved = f"the last good checkpoint is {self._checkpoints.folder / str(good)}"
             raise UserError(
                 f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at "
-                f"step {step}; "
-                + (
-                    f"the last good checkpoint is {where / str(good)}"
-                    if good
-                    else "nothing is saved"
-                )
-                + "; try, in another --run-dir, a lower "
-                "--learning-rate, a longer --warmup-steps or --dtype float32"
+                f"step {step}; {saved}; try, in another --run-dir, a lower --learning-rate, a "
+                f"longer --warmup-steps or --dtype float32"
             )
         if self.telemetry is None:
             return

@@ -8,27 +8,40 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
 
 from diffusion_jax.config import Config
+from diffusion_jax.data.fingerprint import fingerprint
+from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
-from diffusion_jax.runtime.distributed import gather, require_same
+from diffusion_jax.runtime.distributed import from_first, require_same
 from diffusion_jax.sampling import AncestralSampler, Backward, Start, backward
 from diffusion_jax.sampling.respacing import Clock
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.training import saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
-from diffusion_jax.training.saved_state import VECTORS, SavedState, structure_of, to_saved
+from diffusion_jax.training.moments import start_of
+from diffusion_jax.training.saved_state import (
+    FORMAT,
+    SavedState,
+    structure_of,
+    to_saved,
+    upgrade,
+)
 from diffusion_jax.training.step import init_state, make_optimizer, state_of
 
 # Seconds within which a shared file system shows a file to the other hosts.
 _VISIBLE = 60
+# By which a channel's mean in [0, 1] may differ from a kept one: a sum over millions of pixels in
+# float32, or seven typed digits, are off by as much; every grey level of an image counts for more
+# in sets of up to 4 000 pixels, and in larger ones the fingerprint tells.
+MEAN_ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +56,7 @@ class TrainedModel:
       mean: per-channel mean of the training set (channels,).
       class_names: the training set's classes.
       step: updates done.
+      fingerprint: that of the training set, where it was kept; see `data.fingerprint`.
       bounds: least and largest value that an image may have, mean removed (channels,) each; None
         for data without.
       start: makes the start that has the training set's moments, see `sampling.matched_start`; None
@@ -56,6 +70,7 @@ class TrainedModel:
     mean: np.ndarray
     class_names: tuple[str, ...]
     step: int
+    fingerprint: str | None = None
     bounds: tuple[np.ndarray, np.ndarray] | None = None
     start: Callable[[NoiseSchedule], Start] | None = None
 
@@ -85,6 +100,42 @@ class TrainedModel:
             schedule, self.denoiser, sampler, calls, clock, bounds, self.start, faithful
         )
 
+    def with_data(self, data: Path | str | None = None, data_dir: Path | None = None) -> Self:
+        """The same model, told where its run's data are now.
+
+        Args:
+          data: in place of the configuration's `data`; that, by default.
+          data_dir: in place of its `data_dir`; that, by default.
+        """
+        moved: dict[str, Any] = {
+            name: value
+            for name, value in (("data", data and str(data)), ("data_dir", data_dir))
+            if value is not None
+        }
+        config = dataclasses.replace(
+            self.config, data=dataclasses.replace(self.config.data, **moved)
+        )
+        return dataclasses.replace(self, config=config)
+
+    def own_images(self, images: ImageSet) -> ImageSet:
+        """The images, with the mean that the model was trained with, if they are its training set.
+
+        Raises:
+          UserError: they are not.
+        """
+        known = {
+            "shape": list(self.shape),
+            "mean": self.mean.tolist(),
+            "classes": list(self.class_names),
+            "fingerprint": self.fingerprint,
+        }
+        if difference := _difference(known, data_of(images)):
+            raise UserError(
+                f"the training images changed since the run: {difference}; give the run its own "
+                f"data back, or say with --data and --data-dir where they are now"
+            )
+        return dataclasses.replace(images, kept_mean=self.mean)
+
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether something of a run is saved, complete or not, so that it binds those who go on."""
@@ -94,16 +145,17 @@ def has_checkpoint(folder: Path) -> bool:
 def claim(config: Config) -> None:
     """Makes the run's folder, or checks that the run in it has the same configuration.
 
+    Where that binds, config.json stays as it is: `saved_config.write` it once all is well.
+
     Raises:
       UserError: it has another one, or another run trains in it now, or it cannot be written to, or
         is not the same folder for all processes; or these have different configurations.
     """
-    text = saved_config.text_of(config)
-    require_same("configuration", text)
+    require_same("configuration", saved_config.text_of(config))
     if is_first_process():
         _claim(config)
-    gather("")  # it is there now
     path, deadline = config.output.run_dir / saved_config.NAME, time.monotonic() + _VISIBLE
+    text = from_first(path.read_text)  # it is there now
     while not (path.is_file() and path.read_text() == text):
         if time.monotonic() > deadline:
             raise UserError(
@@ -125,71 +177,76 @@ def _claim(config: Config) -> None:
     saved_config.settle(config, binding=has_checkpoint(folder))
 
 
-def metadata_of(
-    config: Config,
-    shape: tuple[int, ...],
-    mean: np.ndarray,
-    classes: tuple[str, ...],
-    num_images: int,
-    digest: str | None = None,
-) -> dict[str, Any]:
+def data_of(images: ImageSet, digest: str | None = None) -> dict[str, Any]:
+    """What a checkpoint's metadata say of the training set, see `metadata_of`.
+
+    Args:
+      images: the training set.
+      digest: its fingerprint, where it is known already.
+    """
+    return {
+        "shape": list(images.images.shape[1:]),
+        "mean": images.mean.tolist(),
+        "classes": list(images.class_names),
+        "num_images": len(images.images),
+        "fingerprint": digest or fingerprint(images),
+    }
+
+
+def metadata_of(config: Config, data: dict[str, Any]) -> dict[str, Any]:
     """What is saved with every checkpoint beside the arrays.
 
     Args:
       config: the run's configuration.
-      shape: (height, width, channels) of an image.
-      mean: per-channel mean of the training set (channels,).
-      classes: their names.
-      num_images: size of the training set.
-      digest: its fingerprint, where the images are at hand.
+      data: shape, mean, classes, num_images and fingerprint of the training set; see `data_of`.
     """
-    return {
-        "config": saved_config.to_dict(config),
-        "mean": np.asarray(mean, np.float32).tolist(),
-        "shape": list(shape),
-        "classes": list(classes),
-        "num_images": num_images,
-        "fingerprint": digest,
-        "optimizer_state": VECTORS,
-    }
+    return {"format": FORMAT, "config": saved_config.to_dict(config)} | data
 
 
 def check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Compares the data that a checkpoint was trained on with those that are to be trained on.
 
     Args:
-      saved: the checkpoint's metadata, see `metadata_of`.
-      now: what they would be today.
+      saved: what its metadata say of the former; see `data_of`.
+      now: what `data_of` gives for the latter.
 
     Raises:
       UserError: they differ.
     """
-    for name in ("shape", "classes", "num_images", "mean"):
-        if saved[name] != now[name]:
-            raise UserError(
-                f"the data changed since the last checkpoint: its {name} was {saved[name]} and is "
-                f"{now[name]}; give the data it was trained on, or another --run-dir"
-            )
-    # A model that was converted knows its data by these alone.
-    if saved.get("fingerprint") not in (None, now["fingerprint"]):
+    if difference := _difference(saved, now):
         raise UserError(
-            f"the data changed since the last checkpoint: their shape, number and mean are the "
-            f"same, but not all pixels and labels in their order ({saved['fingerprint'][:12]} is "
-            f"now {now['fingerprint'][:12]}); give the data it was trained on, or another --run-dir"
+            f"the data changed since the last checkpoint: {difference}; give the data it was "
+            f"trained on (--data and --data-dir say where they are now), or another --run-dir"
         )
 
 
-def import_parameters(
-    config: Config, params: Any, shape: tuple[int, int, int], mean: np.ndarray, num_images: int
-) -> None:
+def _difference(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
+    for name in ("shape", "classes", "num_images"):
+        # Models that an earlier version converted do not know their classes.
+        if saved.get(name) not in (None, [], now[name]):
+            return f"its {name} was {saved[name]} and is {now[name]}"
+    if np.abs(np.subtract(saved["mean"], now["mean"])).max() > MEAN_ROUNDING:
+        return (
+            f"its mean was {saved['mean']} and is {now['mean']} (if a --mean given to "
+            f"experiments.convert was wrong, convert again with the latter)"
+        )
+    # A model that was converted without its data knows them by these alone.
+    if saved["fingerprint"] not in (None, now["fingerprint"]):
+        return (
+            f"their shape, number and mean are the same, but not all pixels and labels in their "
+            f"order ({saved['fingerprint'][:12]} is now {now['fingerprint'][:12]})"
+        )
+    return None
+
+
+def import_parameters(config: Config, params: Any, data: dict[str, Any]) -> None:
     """Makes a run that starts from given parameters, saved as its step 0.
 
     Args:
       config: the run's configuration; its folder must hold no run yet.
       params: the model's parameters; they become the averaged ones too.
-      shape: (height, width, channels) of an image.
-      mean: per-channel mean of the training set (channels,).
-      num_images: size of the training set.
+      data: shape, mean, classes, num_images and fingerprint (or None) of the training set, as
+        `data_of` gives them.
 
     Raises:
       UserError: there is a run in the folder, or it cannot be written to.
@@ -198,15 +255,15 @@ def import_parameters(
     folder = config.output.run_dir
     if has_checkpoint(folder):
         raise UserError(f"{folder} holds a run already; give another --run-dir")
-    model, optimizer = config.model.build(shape[-1]), make_optimizer(config.training)
-    model.check(*shape)
+    height, width, channels = data["shape"]
+    model, optimizer = config.model.build(channels), make_optimizer(config.training)
+    model.check(height, width, channels)
     _, key = jax.random.split(jax.random.key(config.seed))
     state = state_of(params, optimizer, key)
-    metadata = metadata_of(config, shape, mean, config.data.classes, num_images)
     try:
         claim(config)
         with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
-            checkpoints.save(0, to_saved(state), metadata)
+            checkpoints.save(0, to_saved(state), metadata_of(config, data))
             checkpoints.wait()
     finally:
         lock.release(folder)
@@ -231,6 +288,7 @@ def load_model(
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
 
     def like(saved: dict[str, Any]) -> SavedState:
+        saved = upgrade(saved)
         saved_config.require_same_model(run_dir, config, saved["config"])
         model, optimizer = config.model.build(saved["shape"][-1]), make_optimizer(config.training)
         today = jax.eval_shape(
@@ -242,7 +300,7 @@ def load_model(
         newest = checkpoints.restore_newest(like)
     if newest is None:
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
-    step, state, saved = newest
+    step, state, saved = newest[0], newest[1], upgrade(newest[2])
     height, width, channels = saved["shape"]
     mean = np.asarray(saved["mean"], np.float32)
     model = dataclasses.replace(config.model, dtype=dtype).build(channels)
@@ -255,5 +313,7 @@ def load_model(
         mean=mean,
         class_names=tuple(saved["classes"]),
         step=step,
+        fingerprint=saved["fingerprint"],
         bounds=(-mean, 1 - mean),  # training takes grey levels alone
+        start=start_of(run_dir, saved["fingerprint"]),
     )

@@ -34,7 +34,7 @@ def dtype_of(config: Config, binding: bool) -> str:
 
 
 def settle(config: Config, binding: bool) -> None:
-    """Writes a configuration into its run's folder, after holding it against the one there.
+    """Holds a configuration against the one in its run's folder, and writes it if that is free.
 
     Args:
       config: the configuration asked for.
@@ -45,15 +45,20 @@ def settle(config: Config, binding: bool) -> None:
       UserError: the one there is damaged, or another training's.
     """
     folder = config.output.run_dir
-    path = folder / NAME
-    if binding and path.exists():
-        changed = differences(_values(path), to_dict(config))
-        if changed:
-            raise UserError(
-                f"{folder} holds a run with another configuration ({'; '.join(changed)}); "
-                f"give the same values to resume it, or another --run-dir"
-            )
-    write_bytes(path, text_of(config).encode())
+    if not (binding and (folder / NAME).exists()):
+        return write(config)
+    if changed := differences(read(folder), config):
+        raise UserError(
+            f"{folder} holds a run with another configuration ({'; '.join(changed)}); "
+            f"give the same values to resume it (--resume {folder} takes them from there), or "
+            f"another --run-dir"
+        )
+    return None
+
+
+def write(config: Config) -> None:
+    """Writes a configuration into its run's folder."""
+    write_bytes(config.output.run_dir / NAME, text_of(config).encode())
 
 
 def read(folder: Path) -> Config:
@@ -65,10 +70,21 @@ def read(folder: Path) -> Config:
     path = folder / NAME
     if not path.is_file():
         raise UserError(f"{folder} is not the folder of a run: it has no {NAME}")
+    return parsed(_values(path), str(path))
+
+
+def parsed(values: dict[str, Any], what: str) -> Config:
+    """The configuration that `to_dict` made `values` of; what they lack has its default.
+
+    Raises:
+      UserError: they are none; it begins with `what`.
+    """
     try:
-        return from_dict(_values(path))
-    except (UserError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}; restore it") from error
+        return from_dict(values)
+    except (UserError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{what} cannot be read: {error}; restore it, or use the version that wrote it"
+        ) from error
 
 
 def require_same_model(folder: Path, config: Config, saved: dict[str, Any]) -> None:
@@ -80,15 +96,11 @@ def require_same_model(folder: Path, config: Config, saved: dict[str, Any]) -> N
       saved: `to_dict` of the configuration that the checkpoint was trained with.
 
     Raises:
-      UserError: they differ.
+      UserError: they differ, or the checkpoint's cannot be read.
     """
-    values = to_dict(config)
-    changed = [
-        line
-        for name in ("model", "schedule")
-        for line in differences(saved[name], values[name], name + ".")
-    ]
-    if changed:
+    trained = parsed(saved, f"the configuration in the checkpoints of {folder}")
+    same = dataclasses.replace(config, model=trained.model, schedule=trained.schedule)
+    if changed := differences(same, config):
         raise UserError(
             f"{folder / NAME} describes another model than its checkpoint holds "
             f"({'; '.join(changed)}); restore it"
@@ -119,7 +131,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
-    """Inverse of `to_dict`.
+    """Inverse of `to_dict`; what an earlier version did not write has its default.
 
     Raises:
       UserError: an unknown field.
@@ -141,36 +153,51 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
 
 
 # What may change between a run and its resumption: how long, where to, where from, how often, and
-# in how much memory.
+# in how much memory. The data are known by their images (see `run.check_same_data`), not by a name.
 _FREE = (
     "output",
     "steps",
-    "data.data_dir",
-    "data.prepared_dir",
-    "data.held_out_per_class",
-    "data.memory_gib",
+    "data",
     "model.remat",
+    "training.accumulation",
     "training.steps_per_dispatch",
 )
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def free_fields() -> list[str]:
+    """Names of the fields that may change when a run is resumed."""
+    return [
+        path.rpartition(".")[2]
+        for path in _flat(to_dict(Config()))
+        if _is_free(path) and path != "output.run_dir"
+    ]
+
+
+def differences(old: Config, new: Config) -> list[str]:
     """Lines 'field: old -> new' for what must be equal for a run to go on, but is not.
 
     Args:
-      old: `to_dict` of the run's own configuration.
-      new: `to_dict` of the configuration asked for.
-      prefix: path of the two within the whole, for the recursion.
+      old: the run's own configuration.
+      new: the configuration asked for.
     """
-    lines = []
-    for name in sorted(set(old) | set(new)):
+    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    # A run that was imported chooses its compute type when it is trained first.
+    chooses = {"model.dtype"} if old.model.dtype == "auto" else set()
+    return [
+        f"{path.rpartition('.')[2]}: {before[path]} -> {after[path]}"
+        for path in sorted(before)
+        if before[path] != after[path] and not _is_free(path) and path not in chooses
+    ]
+
+
+def _is_free(path: str) -> bool:
+    return path in _FREE or path.partition(".")[0] in _FREE
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values by their paths, "model.dtype"."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
         path = prefix + name
-        a, b = old.get(name), new.get(name)
-        # A run that was imported chooses its compute type when it is trained first.
-        if path in _FREE or a == b or (path == "model.dtype" and a == "auto"):
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, path + ".")
-        else:
-            lines.append(f"{name}: {a} -> {b}")
-    return lines
+        flat |= _flat(value, path + ".") if isinstance(value, dict) else {path: value}
+    return flat

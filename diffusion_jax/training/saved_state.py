@@ -1,4 +1,4 @@
-"""The train state as a checkpoint holds it: the model's arrays by their names."""
+"""The train state as a checkpoint holds it, today and in earlier versions."""
 
 import dataclasses
 from typing import Any
@@ -9,10 +9,16 @@ from flax import struct
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from diffusion_jax.errors import UserError
 from diffusion_jax.training.step import TrainState
 
-# What checkpoints say of their optimizer state; without it they are of an earlier form.
-VECTORS = "vectors"
+# Of what a checkpoint holds; its metadata say which, as `format`. Raise it with every change, and
+# teach `upgrade` the one before.
+#   0  an array of the optimizer's for each parameter; its metadata name no format
+#   1  a vector of the optimizer's for all parameters, which the metadata call
+#      {"optimizer_state": "vectors"}
+#   2  the same, and the metadata name the format
+FORMAT = 2
 
 
 @struct.dataclass
@@ -64,18 +70,42 @@ def _cut(vector: np.ndarray, like: Any) -> Any:
     return jax.tree.unflatten(structure, shaped)
 
 
+def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's metadata as today's code takes them, whichever version wrote them.
+
+    Args:
+      saved: the metadata as they are saved; see `run.metadata_of`.
+
+    Returns:
+      The same with `format`, the one of the checkpoint's arrays, and with a `fingerprint`, None
+      where none was kept.
+
+    Raises:
+      UserError: a newer version wrote them.
+    """
+    known = {"format": 1 if saved.get("optimizer_state") == "vectors" else 0, "fingerprint": None}
+    upgraded = known | saved
+    if upgraded["format"] > FORMAT:
+        raise UserError(
+            f"the checkpoint was made by a newer version (its format is {upgraded['format']}, and "
+            f"this version knows those up to {FORMAT}): update diffusion_jax to use the run"
+        )
+    return upgraded
+
+
 def structure_of(like: TrainState, saved: dict[str, Any]) -> SavedState:
     """The structure of a checkpoint's arrays, which may be an earlier version's.
-
-    That kept an array of the optimizer's for each parameter, in place of one vector.
 
     Args:
       like: a train state as it is today, or its shapes.
       saved: the checkpoint's metadata.
+
+    Raises:
+      UserError: see `upgrade`.
     """
     params = jax.eval_shape(like.unravel, like.flat_params)
     opt_state = like.opt_state
-    if saved.get("optimizer_state") != VECTORS:
+    if upgrade(saved)["format"] == 0:
         opt_state = jax.tree.map(lambda leaf: params if leaf.ndim == 1 else leaf, opt_state)
     return SavedState(like.step, params, params, opt_state, like.key)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +29,7 @@ from diffusion_jax.regimes.sampler_error import sampler_error, steps_needed
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
 from diffusion_jax.schedule import NoiseSchedule, cosine_schedule, from_time, linear_schedule
-from experiments.command import reports_errors
+from experiments.command import parse, reports_errors
 
 ERRORS = {
     "projection": r"Wasserstein distance, $|m\cdot x|/|m|$",
@@ -157,7 +156,7 @@ def draw_steps(mixture: GaussianMixture) -> Figure:
 @reports_errors
 def main() -> None:
     """Measures, prints, writes."""
-    options = tyro.cli(Options, prog="python -m experiments.paper.adaptive_schedule")
+    options = parse(Options, "paper.adaptive_schedule", __doc__)
     backend.configure()
     if not options.dimensions or not options.sigmas:
         raise UserError("give at least one dimension and one sigma")

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +33,7 @@ from diffusion_jax.regimes.gaussian_classes import (
 )
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
-from experiments.command import reports_errors
+from experiments.command import parse, reports_errors
 
 DIMENSIONS = tuple(4**k for k in range(3, 11))
 SAMPLED_DIMENSIONS = DIMENSIONS[:4]
@@ -194,7 +193,7 @@ def print_digits(found: dict[str, Any]) -> None:
 @reports_errors
 def main() -> None:
     """Measures, prints and writes."""
-    options = tyro.cli(Options, prog="python -m experiments.paper.classes")
+    options = parse(Options, "paper.classes", __doc__)
     if options.samples < 2 or not 0 <= options.seed < 2**32:
         raise UserError("samples must be at least 2, seed between 0 and 2^32 - 1")
     if options.draws < 20 * len(DIGITS):

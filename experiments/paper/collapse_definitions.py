@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tyro
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -24,7 +23,7 @@ from diffusion_jax.regimes.posterior import draw
 from diffusion_jax.regimes.transitions import collapse_times, summarize
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
-from experiments.command import reports_errors
+from experiments.command import parse, reports_errors
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Options:
 @reports_errors
 def main() -> None:
     """Measures, prints and writes."""
-    options = tyro.cli(Options, prog="python -m experiments.paper.collapse_definitions")
+    options = parse(Options, "paper.collapse_definitions", __doc__)
     if options.draws < 2 or not options.dimensions or min(options.points, default=0) < 8:
         raise UserError("at least 2 draws, one dimension and 8 points are needed")
     backend.configure()

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +28,7 @@ from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.mixture_cloning import FOUR_SIGMA, clone
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
-from experiments.command import exit_if_broken, reports_errors
+from experiments.command import exit_if_broken, parse, reports_errors
 
 PUBLISHED = Path(__file__).with_name("published.json")
 SPECIATION_DIMENSIONS = (256, 1024, 4096, 16384)
@@ -226,7 +225,7 @@ def _report(speciations: dict[str, Any], collapses: dict[str, Any]) -> list[str]
 @reports_errors
 def main() -> None:
     """Measures, prints, writes, and exits with status 1 where a bound is broken."""
-    options = tyro.cli(Options, prog="python -m experiments.paper.gaussian_mixture")
+    options = parse(Options, "paper.gaussian_mixture", __doc__)
     if options.pairs < 2 or options.draws < 2 or not 0 <= options.seed < 2**32:
         raise UserError("pairs and draws must be at least 2, seed between 0 and 2^32 - 1")
     backend.configure()

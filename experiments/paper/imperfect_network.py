@@ -22,7 +22,7 @@ from diffusion_jax.judging import quality
 from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.runtime.files import write_json
 from diffusion_jax.training import run
-from experiments.command import program, reports_errors, start
+from experiments.command import parse, reports_errors, start
 
 CASES = (
     ("ancestral", None),
@@ -76,7 +76,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 @reports_errors
 def main() -> None:
     """Samples, measures, prints and writes."""
-    options = tyro.cli(Options, prog=program("paper.imperfect_network"), description=__doc__)
+    options = parse(Options, "paper.imperfect_network", __doc__)
     if options.num_samples < 2:
         raise UserError("num_samples must be at least 2")
     start()

@@ -17,7 +17,6 @@ from typing import Any, get_args
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -32,7 +31,7 @@ from diffusion_jax.runtime.files import write_json
 from diffusion_jax.sampling.ode import DDIMSampler, DPMSolver2M
 from diffusion_jax.sampling.respacing import Clock, clock, respaced, spread_steps
 from diffusion_jax.schedule import NoiseSchedule, linear_schedule
-from experiments.command import reports_errors
+from experiments.command import parse, reports_errors
 
 CLOCKS: tuple[Clock, ...] = get_args(Clock)
 CALLS = (5, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 85, 100, 150, 250, 500, 1000)
@@ -104,7 +103,7 @@ def show(console: Console, mixture: GaussianMixture, result: dict[str, Any]) -> 
 @reports_errors
 def main() -> None:
     """Measures, prints, writes."""
-    options = tyro.cli(Options, prog="python -m experiments.paper.sampler_comparison")
+    options = parse(Options, "paper.sampler_comparison", __doc__)
     backend.configure()
     if not options.dimensions or not options.sigmas:
         raise UserError("give at least one dimension and one sigma")

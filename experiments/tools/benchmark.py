@@ -25,14 +25,13 @@ from typing import Any, Literal
 
 import jax
 import jaxlib
-import tyro
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots.benchmark import draw_ratios
 from diffusion_jax.plots.style import save
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
-from experiments.command import exit_if_broken, reports_errors
+from experiments.command import exit_if_broken, parse, reports_errors
 from experiments.tools.speed import agreement, data_pipeline, fresh_start, rows, timing
 from experiments.tools.speed.effort import FULL, QUICK, SIZES, TOGETHER, Effort
 from experiments.tools.speed.notes import note, stopwatch
@@ -180,7 +179,7 @@ def _write(out: Path, report: Mapping[str, Any]) -> list[Path]:
 @reports_errors
 def main() -> None:
     """Measures, prints, writes, and exits with status 1 where a bound is broken."""
-    options = tyro.cli(Options, prog="python -m experiments.tools.benchmark")
+    options = parse(Options, "tools.benchmark", __doc__)
     if options.batch is not None and options.batch < 1:
         raise UserError(f"batch = {options.batch} must be at least 1")
     device = _choose_device(options.device)

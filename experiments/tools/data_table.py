@@ -12,7 +12,8 @@ from diffusion_jax.data.source import Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import PRESETS
 from diffusion_jax.runtime.files import write_bytes
-from experiments.command import program, reports_errors
+from experiments.command import reports_errors
+from experiments.options import program
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 

@@ -20,7 +20,6 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import tyro
 from rich.console import Console
 
 from diffusion_jax.config import ModelConfig, TrainingConfig
@@ -29,7 +28,7 @@ from diffusion_jax.nn.unet import HEADS
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
 from diffusion_jax.schedule import linear_schedule
-from experiments.command import exit_if_broken, reports_errors
+from experiments.command import exit_if_broken, parse, reports_errors
 from experiments.tools.gpu.bounds import GIB, broken_bounds
 from experiments.tools.gpu.compiled import compile_program, describe
 from experiments.tools.gpu.flops import model_flops
@@ -49,7 +48,6 @@ from experiments.tools.gpu.target import (
 )
 
 Name = Literal["train", "scan", "sample", "weights"]
-PROGRAM = "python -m experiments.tools.gpu_report"
 LIMITS = (
     "No autotuning: a real GPU may choose other kernels, and cuDNN's workspaces are not counted.",
     "No out-of-memory error: short of the target's memory, XLA rematerializes and only warns.",
@@ -182,11 +180,7 @@ def check(options: Options) -> None:
 @reports_errors
 def main() -> None:
     """Compiles, prints, writes, and exits with status 1 where a bound is broken."""
-    options = tyro.cli(
-        tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)(Options),
-        description=__doc__,
-        prog=PROGRAM,
-    )
+    options = parse(Options, "tools.gpu_report", __doc__)
     # The compiler's own check for a GPU would fail where there is none.
     jax.config.update("jax_platforms", "cpu")
     backend.configure()

@@ -15,14 +15,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import mixture_cloning, spectrum
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_json
-from experiments.command import exit_if_broken, reports_errors
+from experiments.command import exit_if_broken, parse, reports_errors
 from experiments.tools.speed import entropy_speed, speed_tables
 from experiments.tools.speed.timing import medians, warn_if_busy
 
@@ -103,7 +102,7 @@ def measure_eigenvalue(repeats: int) -> dict[str, Any]:
 @reports_errors
 def main() -> None:
     """Measures, prints, writes, and exits with status 1 where a factor is under its bound."""
-    options = tyro.cli(Options, prog="python -m experiments.tools.regimes_speed")
+    options = parse(Options, "tools.regimes_speed", __doc__)
     backend.configure()
     jax.config.update("jax_platforms", "cpu")
     try:

@@ -10,7 +10,6 @@ alone, bit for bit. OUT/summary.json counts what was done; the exit status is 1 
 lost. OUT must be empty or missing.
 """
 
-import argparse
 import json
 import random
 import signal
@@ -18,13 +17,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.files import write_json
 from diffusion_jax.runtime.preemption import EXIT_STATUS
-from experiments.command import reports_errors
+from experiments.command import parse, reports_errors
 from experiments.tools.kills import verdict
 from experiments.tools.kills.child_run import Run
 from experiments.tools.kills.damage import damage
@@ -37,6 +37,18 @@ COMMAND = (
     *("--batch-size", "4", "--diffusion-steps", "25", "--warmup-steps", "5", "--log-every", "1"),
     *("--checkpoint-every", "5", "--sample-every", "10", "--num-samples", "4"),
 )
+
+
+@dataclass(frozen=True)
+class Options:
+    """Kills, stops and starves a small training again and again."""
+
+    kills: int = 50
+    """SIGKILLs."""
+    seed: int = 0
+    """Of the strikes."""
+    out: Path = Path("runs/torture")
+    """Folder for the runs and summary.json; empty or missing."""
 
 
 class Torture:
@@ -175,15 +187,7 @@ def _strikes(torture: Torture, kills: int) -> Iterator[str]:
 @reports_errors
 def main() -> None:
     """Parses the command line, and tortures."""
-    parser = argparse.ArgumentParser(
-        "python -m experiments.tools.torture",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the strikes (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/torture"), help="(%(default)s)")
-    options = parser.parse_args()
+    options = parse(Options, "tools.torture", __doc__)
     if options.out.is_dir() and any(options.out.iterdir()):
         raise UserError(f"{options.out} is not empty; remove it or give another --out")
     options.out.mkdir(parents=True, exist_ok=True)

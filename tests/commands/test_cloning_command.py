@@ -47,7 +47,7 @@ def run_dir(tmp_path_factory):
     images = data.load(config.data)
     model = config.model.build(1)
     params = jax.tree.map(lambda leaf: 0.5 * leaf, random_params(model, (28, 28, 1)))
-    run.import_parameters(config, params, (28, 28, 1), images.mean, len(images.images))
+    run.import_parameters(config, params, run.data_of(images))
     return folder
 
 

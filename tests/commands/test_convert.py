@@ -1,17 +1,23 @@
 """The conversion commands, and parity through them: torch to a run, samples, and back."""
 
+import shlex
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from diffusion_jax.data import load  # noqa: E402
 from diffusion_jax.errors import UserError  # noqa: E402
+from diffusion_jax.runtime import lock  # noqa: E402
 from diffusion_jax.sampling import START, keys_of_step, normal, sample  # noqa: E402
 from diffusion_jax.training import loop, run  # noqa: E402
+from diffusion_jax.training.checkpoint import Checkpoints  # noqa: E402
 from experiments import convert  # noqa: E402
 from experiments.train_lsun import parse  # noqa: E402
 from torch_ref import bridge, compare  # noqa: E402
@@ -37,14 +43,26 @@ def original(tmp_path_factory):
         for name, parameter in model.final_block.conv.named_parameters():
             parameter *= 0.1 if name == "weight" else 0.0
     bridge.save(folder / "original.pt", model.state_dict())
-    arguments = [*OPTIONS, "--run-dir", str(folder / "run")]
-    convert.from_torch(folder / "original.pt", None, arguments)
-    return folder, model, arguments
+    from_torch(folder / "original.pt", *OPTIONS, "--run-dir", folder / "run")
+    return folder, model
+
+
+def from_torch(*words):
+    """The command, but for its settings of JAX; the configuration that it was given."""
+    options = convert.parse(["from-torch", *map(str, words)])
+    convert.from_torch(options.checkpoint, options.mean, options.config)
+    return options.config
+
+
+def printed_command(capsys):
+    """What the last line that was printed says to train further with."""
+    words = shlex.split(capsys.readouterr().out.strip().split("\n")[-1])
+    return words[words.index("experiments.train_lsun") + 1 :]
 
 
 def test_a_converted_checkpoint_samples_as_the_original(original):
     """Same start and noise in both; the run is faithful and knows its shape and mean."""
-    folder, model, _ = original
+    folder, model = original
     trained = run.load_model(folder / "run")
     assert trained.step == 0
     assert trained.shape == (28, 28, 1)
@@ -67,7 +85,7 @@ def test_a_converted_checkpoint_samples_as_the_original(original):
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_converted_and_converted_back_is_bit_equal(original, suffix):
-    folder, model, _ = original
+    folder, model = original
     convert.to_torch(folder / "run", folder / f"back{suffix}")
     back, want = bridge.load(folder / f"back{suffix}"), model.state_dict()
     assert set(back) == set(want)
@@ -80,27 +98,113 @@ def test_converted_and_converted_back_is_bit_equal(original, suffix):
 
 
 def test_a_converted_run_trains_on(original, capsys):
-    folder, _, arguments = original
+    folder, _ = original
     with pytest.raises(UserError, match="holds a run already"):
-        convert.from_torch(folder / "original.pt", [0.1], arguments)
-    copy = folder / "further"
-    convert.from_torch(folder / "original.pt", None, [*arguments[:-1], str(copy)])
-    command = capsys.readouterr().out.strip().split("\n")[-1].split()
-    config = parse(command[command.index("experiments.train_lsun") + 1 :])
+        from_torch(folder / "original.pt", "--mean", 0.1, *OPTIONS, "--run-dir", folder / "run")
+    copy = folder / "and further"
+    mean = run.load_model(folder / "run").mean + np.float32(3e-7)  # as it may have been typed
+    words = ("--mean", mean[0], *OPTIONS, "--run-dir", copy)
+    from_torch(folder / "original.pt", *words)
+    config = parse(printed_command(capsys))
     assert config.model.multiples == (1, 2)
+    assert config.training.faithful
     before = run.load_model(copy).denoiser.params
     loop.train(config)
     after = run.load_model(copy)
     assert after.step == 2
+    assert (after.mean == mean).all()
+    assert after.fingerprint is not None  # of the data, which were not at hand before
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after.denoiser.params)
     assert 0 < max(jax.tree.leaves(moved)) < 1e-3
 
 
+GREY = np.random.default_rng(0).integers(0, 256, (24, 28, 28, 1), np.uint8)
+NAMES = np.array(["cats", "dogs"])[np.arange(24) % 2]
+
+
+def images_in(kind, folder):
+    """The same images in a path of each kind that there is."""
+    if kind == "folder":
+        for i, (pixels, name) in enumerate(zip(GREY, NAMES, strict=True)):
+            path = folder / "pictures" / name / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[..., 0]).save(path)
+        return folder / "pictures"
+    path = folder / f"pictures.{kind[-3:]}"
+    labels = {} if kind == "bare npz" else {"labels": NAMES}
+    np.save(path, GREY) if kind == "npy" else np.savez(path, images=GREY, **labels)
+    return path
+
+
+@pytest.mark.parametrize("mean", ["computed", "typed"])
+@pytest.mark.parametrize("kind", ["folder", "npz", "bare npz", "npy"])
+def test_ones_own_data_go_on_by_the_command_printed(
+    original, tmp_path, capsys, monkeypatch, kind, mean
+):
+    """Its classes and its fingerprint are known from the start, whether the mean is typed or not.
+
+    The runs themselves are tried above.
+    """
+    folder, _ = original
+    path = images_in(kind, tmp_path)
+    value = np.float32(GREY.mean(dtype=float) / 255)
+    typed = ("--mean", f"{value:.7f}") if mean == "typed" else ()
+    words = ("--data", path, "--diffusion-steps", 25, "--batch-size", 8, "--steps", 1)
+    from_torch(folder / "original.pt", *typed, *words, "--run-dir", tmp_path / "run")
+    config = parse(printed_command(capsys))
+    prepared = loop._Run.prepare(config)
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
+        saved = checkpoints.metadata(0)
+    prepared.structure_of(saved)
+    assert saved["fingerprint"] == prepared.metadata["fingerprint"]
+    assert saved["num_images"] == 24
+    assert saved["classes"] == ([] if kind in ("bare npz", "npy") else ["cats", "dogs"])
+    again = prepared.with_mean(saved["mean"])
+    assert again.metadata["mean"] == saved["mean"] == pytest.approx([value], abs=1e-7)
+    np.testing.assert_array_equal(again.images.mean, np.float32(saved["mean"]))
+    lock.release(tmp_path / "run")
+
+
+def test_a_mean_off_by_more_than_rounding_is_refused_and_may_be_to_blame(original, tmp_path):
+    folder, _ = original
+    path, value = images_in("npy", tmp_path), GREY.mean(dtype=float) / 255
+    for off, refused in ((4e-7, False), (5e-6, True)):
+        run_dir = tmp_path / f"{off}"
+        words = ("--data", path, "--batch-size", 8, "--diffusion-steps", 25, "--run-dir", run_dir)
+        config = from_torch(folder / "original.pt", "--mean", value + off, *words)
+        model = run.load_model(run_dir)
+        assert model.mean == np.float32(value + off)
+        if not refused:
+            np.testing.assert_array_equal(model.own_images(load(config.data)).mean, model.mean)
+            continue
+        with pytest.raises(UserError, match=r"the data changed since.*if a --mean given to"):
+            loop.train(parse(["--resume", str(run_dir)]))
+
+
+def test_a_run_whose_data_are_not_at_hand_is_known_by_number_and_classes(original, tmp_path):
+    folder, _ = original
+    words = (*OPTIONS, "--data", tmp_path / "gone", "--classes", "cats", "dogs")
+    from_torch(folder / "original.pt", "--mean", 0.5, *words, "--run-dir", tmp_path / "run")
+    model = run.load_model(tmp_path / "run")
+    assert (model.class_names, model.shape) == (("cats", "dogs"), (28, 28, 1))
+    assert model.fingerprint is None
+
+
+def test_the_order_of_checkpoint_and_options_is_free(tmp_path):
+    for words in (["x.pt", "--mean", "0.1", "--no-faithful"], ["--no-faithful", "x.pt"]):
+        options = convert.parse(["from-torch", *words])
+        assert options.checkpoint == Path("x.pt")
+        assert not options.config.training.faithful
+    old = convert.parse(["from-torch", "~/x.pt", "--faithful", "False", "--preset", "mnist"])
+    assert (old.checkpoint, old.config.training.faithful) == (Path.home() / "x.pt", False)
+    assert old.config.training.batch_size == 128
+
+
 def test_bad_input_leaves_nothing_behind(original, tmp_path, monkeypatch, capsys):
-    folder, model, _ = original
+    folder, model = original
     broken = {name: value for name, value in model.state_dict().items() if "init_conv" not in name}
     bridge.save(tmp_path / "broken.pt", broken)
-    arguments = ["--run-dir", str(tmp_path / "run"), *OPTIONS]
+    arguments = ("--run-dir", str(tmp_path / "run"), *OPTIONS)
     words = ["convert", "from-torch", str(tmp_path / "broken.pt"), "--mean", "0.1", *arguments]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stopped:
@@ -111,7 +215,7 @@ def test_bad_input_leaves_nothing_behind(original, tmp_path, monkeypatch, capsys
     assert not (tmp_path / "run").exists()
 
     with pytest.raises(UserError, match="the mean has 3"):
-        convert.from_torch(folder / "original.pt", [0.1, 0.2, 0.3], arguments)
+        from_torch(folder / "original.pt", "--mean", 0.1, 0.2, 0.3, *arguments)
     with pytest.raises(UserError, match="is not the folder of a run"):
         convert.to_torch(tmp_path / "nowhere", tmp_path / "out.pt")
     assert not (tmp_path / "run").exists()

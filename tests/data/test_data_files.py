@@ -518,3 +518,25 @@ def test_memory_is_refused_before_it_is_taken():
         with pytest.raises(UserError) as refused:
             require_memory("this", num_bytes, memory_gib=1)
         require_memory("this", num_bytes, float(str(refused.value).split()[2]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, -1, 1, 0], r"labels\[1\] = -1 is no index of the 2 class name"),
+        ([0, 1, 2, 0], r"labels\[2\] = 2 is no index of the 2 class name.*between 0 and 1"),
+        ([0.0, 1.0, 0.0, 1.0], "integers, not float64"),
+        ([True, False, True, False], "integers, not bool"),
+        (["a", "b", "a", "b"], "integers, not <U1"),
+    ],
+)
+def test_labels_of_a_set_are_indices_of_its_classes(labels, message):
+    with pytest.raises(UserError, match=message):
+        labelled(GREY[:4, ..., None], labels)
+
+
+def test_negative_labels_of_a_file_are_names_like_others(tmp_path):
+    """As of two classes -1 and 1."""
+    found = arrays.load(savez(tmp_path, images=GREY, labels=np.array([1, -1] * 6)))
+    assert found.class_names == ("-1", "1")
+    np.testing.assert_array_equal(found.labels, [1, 0] * 6)

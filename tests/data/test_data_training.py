@@ -125,7 +125,7 @@ def test_the_command_takes_names_and_paths():
     again = from_dict(to_dict(config))
     assert again == config
     elsewhere = replace(config, data=replace(config.data, memory_gib=None))
-    assert differences(to_dict(config), to_dict(elsewhere)) == []
+    assert differences(config, elsewhere) == []
 
 
 # Larger than the memory

@@ -228,6 +228,8 @@ def test_clones_under_the_exact_score(small_cloud):
         (np.zeros((1, 3)), None, "at least two training points, not 1"),
         (np.array([[0.0], [np.nan]]), None, "training point 1 holds values that are not finite"),
         (np.zeros((3, 2)), np.array([0, 2, 2]), "class 1 has no training points"),
+        (np.zeros((3, 2)), np.array([0, -1, 1]), "integers from 0 on, not -1"),
+        (np.zeros((3, 2)), np.array([0.0, 1.0, 1.0]), "integers from 0 on, not 0.0"),
         (np.zeros((3, 2)), np.array([0, 1]), r"labels of shape \(2,\) for 3 training points"),
     ],
 )

@@ -63,6 +63,21 @@ def test_a_second_start_compiles_nothing(tmp_path):
     assert any("Error reading persistent compilation cache entry" in line for line in lines)
 
 
+def test_without_a_limit_every_program_is_kept_however_old(tmp_path):
+    """JAX writes no times of the last use then, by which torn ones are told."""
+    unlimited = {"JAX_COMPILATION_CACHE_MAX_SIZE": "-1"}
+    assert start(tmp_path, **unlimited)[1] == 0
+    kept = entries(tmp_path)
+    assert kept
+    for entry in kept:
+        assert not entry.with_name(entry.name.removesuffix("cache") + "atime").exists()
+        os.utime(entry, (0, 0))
+    assert start(tmp_path, **unlimited)[1] == len(kept)
+    assert entries(tmp_path) == kept
+    assert start(tmp_path)[1] == 0  # with a limit JAX needs the times, and writes them anew
+    assert start(tmp_path)[1] == len(kept)
+
+
 @pytest.mark.parametrize("chosen", [False, True])
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path, chosen):
     (tmp_path / "file").write_text("in the way")

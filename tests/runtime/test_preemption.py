@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -31,6 +32,48 @@ def test_a_signal_is_a_request_and_the_next_is_none(number, capsys):
         assert all(signal.getsignal(each) is signal.SIG_DFL for each in before)
     assert {each: signal.getsignal(each) for each in before} == before
     assert f"{number.name}: saving after this update; a second one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("foreign", [(signal.SIGTERM,), (signal.SIGTERM, signal.SIGINT)])
+def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch, foreign):
+    """As in a program that embeds Python: such a handler could not be put back."""
+    known, set_handler = signal.getsignal, signal.signal
+
+    def getsignal(number):
+        return None if number in foreign else known(number)
+
+    def put(number, handler):
+        assert number not in foreign
+        return set_handler(number, handler)
+
+    monkeypatch.setattr(signal, "getsignal", getsignal)
+    monkeypatch.setattr(signal, "signal", put)
+    before = known(signal.SIGINT)
+    with StopRequest() as stop:
+        assert not stop.agreed()
+        if signal.SIGINT not in foreign:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.agreed()
+    assert known(signal.SIGINT) is before
+
+
+def test_training_in_another_thread_is_asked_by_no_signal(tmp_path, monkeypatch):
+    monkeypatch.setattr(ModelConfig, "build", build)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)
+    np.save(tmp_path / "images.npy", pixels)
+    words = ["--data", str(tmp_path / "images.npy"), "--batch-size", "8", "--steps", "2"]
+    words += ["--num-samples", "1", "--diffusion-steps", "25", "--run-dir", str(tmp_path / "run")]
+    handlers = []
+
+    def train():
+        loop.train(parse(words))
+        handlers.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train).result()
+    assert handlers == [before]
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
 
 
 PROGRAM = """

@@ -14,7 +14,7 @@ from diffusion_jax.config import Config, DataConfig, ModelConfig, OutputConfig, 
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import PRESETS
 from diffusion_jax.runtime import backend
-from diffusion_jax.training import loop
+from diffusion_jax.training import loop, saved_config
 from diffusion_jax.training.metrics import read_metrics
 from diffusion_jax.training.outputs import Outputs
 from diffusion_jax.training.run import import_parameters, load_model
@@ -113,13 +113,15 @@ def test_an_imported_run_chooses_when_it_is_trained(images, tmp_path, monkeypatc
         lambda: loop.init_state(*_network(config), jax.random.key(0), (8, 8, 1))
     )().params
     mean = np.load(images, allow_pickle=False).mean(keepdims=True).reshape(1) / 255
-    import_parameters(config, params, (8, 8, 1), mean, 24)
+    known = {"shape": (8, 8, 1), "mean": mean.tolist(), "classes": ["all"], "num_images": 24}
+    import_parameters(config, params, known | {"fingerprint": None})
     assert chosen(folder) == "auto"
     assert load_model(folder).step == 0
     monkeypatch.setattr(backend, "has_bfloat16", lambda: True)
     decided = loop.decide(config)
     assert decided.model.dtype == "bfloat16"
     loop.claim(decided)
+    saved_config.write(decided)
     assert chosen(folder) == "bfloat16"
     assert load_model(folder).step == 0
 

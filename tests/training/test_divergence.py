@@ -1,6 +1,7 @@
 """What is not finite stops a run under the number of its update, and is never saved."""
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -10,11 +11,12 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from two_convolutions import TwoConvolutions, build
 
-from diffusion_jax.config import ModelConfig
+from diffusion_jax.config import Config, ModelConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.training import loop
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.metrics import read_metrics
+from diffusion_jax.training.recorder import Recorder
 from diffusion_jax.training.saved_state import structure_of
 from diffusion_jax.training.step import init_state, make_optimizer
 from experiments.train_lsun import parse
@@ -92,6 +94,25 @@ def in_moments(state, images, place):
 def in_average(state, images, place):
     tree = at(state.ema_params, "['first']['kernel']", nan)
     return state.replace(flat_ema_params=ravel_pytree(tree)[0]), images
+
+
+@pytest.mark.parametrize(
+    ("latest", "loss", "data"),
+    [
+        (None, "; nothing is saved; try", "nothing is saved; give"),
+        (0, "; the last good checkpoint is checkpoints/0; try", "nothing is saved after step 0;"),
+        (4, "; the last good checkpoint is checkpoints/4; try", "nothing is saved after step 4;"),
+    ],
+)
+def test_step_0_is_saved_where_a_run_was_converted(monkeypatch, latest, loss, data):
+    checkpoints = SimpleNamespace(latest=latest, folder=Path("checkpoints"), wait=lambda: None)
+    recorder = Recorder(Config(), checkpoints)
+    recorder.add(latest or 1, {"loss": jnp.array(np.nan), "grad_norm": jnp.ones(())})
+    with pytest.raises(UserError, match=loss):
+        recorder.drain()
+    monkeypatch.setattr(loop, "changed", lambda images: "it was written to")
+    with pytest.raises(UserError, match=f"^it was written to while the run .*: {data}"):
+        loop._check_unchanged(None, checkpoints)
 
 
 @pytest.mark.parametrize(
