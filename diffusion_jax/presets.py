@@ -3,41 +3,38 @@
 Each trains with `python -m experiments.train_lsun --preset NAME`; further options change it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from diffusion_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainingConfig
-from diffusion_jax.data import IMAGENET
+from diffusion_jax.data import SOURCES
 
 
-def _preset(data: DataConfig) -> Config:
+def data_defaults(data: str) -> DataConfig:
+    """The images that --data DATA means without further options: of a path, all as they are."""
+    if data not in SOURCES:
+        return DataConfig(data, classes=(), images_per_class=None, image_size=None)
+    return DataConfig(data, **SOURCES[data].defaults._asdict())
+
+
+def _preset(name: str) -> Config:
     """The paper's training on a data set other than LSUN."""
     return Config(
-        output=OutputConfig(run_dir=Path("runs") / data.data),
-        data=data,
+        output=OutputConfig(run_dir=Path("runs") / name),
+        data=data_defaults(name),
         training=TrainingConfig(batch_size=128),
     )
 
 
+_LSUN = Config(data=data_defaults("lsun"))
 PRESETS = {
-    "lsun": Config(),
-    "lsun_small": Config(
+    "lsun": _LSUN,
+    "lsun_small": replace(
+        _LSUN,
         output=OutputConfig(run_dir=Path("runs/lsun_small")),
-        data=DataConfig(images_per_class=100),
+        data=replace(_LSUN.data, images_per_class=100),
     ),
-    "mnist": _preset(DataConfig("mnist", ("1", "8"), images_per_class=500, image_size=32)),
-    "mnist_full": _preset(
-        DataConfig("mnist_full", ("1", "8"), images_per_class=5000, image_size=32)
-    ),
-    "cifar10": _preset(
-        DataConfig("cifar10", ("automobile", "horse"), images_per_class=1500, image_size=32)
-    ),
-    **{
-        name: _preset(
-            DataConfig(name, ("lesser_panda", "seashore"), images_per_class=1000, image_size=size)
-        )
-        for name, size in IMAGENET.items()
-    },
-    "celeba": _preset(DataConfig("celeba", ("female", "male"), images_per_class=10_000)),
+    **{name: _preset(name) for name in SOURCES if name not in ("lsun", "photographs")},
     "sample": Config(
         output=OutputConfig(
             run_dir=Path("runs/sample"),
@@ -46,9 +43,7 @@ PRESETS = {
             sample_every=1_000_000,
             num_samples=16,
         ),
-        data=DataConfig(
-            data="photographs", classes=("everyday", "medical"), images_per_class=500, image_size=16
-        ),
+        data=data_defaults("photographs"),
         model=ModelConfig(
             base_channels=32, multiples=(1, 2, 2), attention_levels=(2,), num_res_blocks=1
         ),
@@ -59,13 +54,14 @@ PRESETS = {
     ),
 }
 
-# What --data stands for where the preset was made for another data set.
-DATA_DEFAULTS = {
-    preset.data.data: preset.data for name, preset in PRESETS.items() if name != "lsun_small"
-}
 
+def preset_of(data: str) -> Config | None:
+    """The preset that is a data set's own, None for a path.
 
-def data_defaults(data: str) -> DataConfig:
-    """The images that --data DATA means without further options: of a path, all as they are."""
-    own = DataConfig(data, classes=(), images_per_class=None, image_size=None)
-    return DATA_DEFAULTS.get(data, own)
+    That of LSUN is `lsun`, and of the photographs `sample`. A source that was added from outside
+    the package has the paper's training too.
+    """
+    if data not in SOURCES:
+        return None
+    own = (preset for preset in PRESETS.values() if preset.data == data_defaults(data))
+    return next(own, _preset(data))

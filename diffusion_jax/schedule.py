@@ -142,11 +142,13 @@ def _count(num_steps: int, least: int | None = 1) -> int:
     return count
 
 
-def linear_schedule(num_steps: int = 1000) -> NoiseSchedule:
+def linear_schedule(
+    num_steps: int = 1000, first: float = 1e-4, last: float = 2e-2
+) -> NoiseSchedule:
     """Linear schedule (Ho et al. 2020), rescaled to any number of steps.
 
-    beta_s runs evenly from 1e-4 to 2e-2 for L = 1000; for another L both ends are multiplied by
-    1000/L, which keeps the last alpha_bar near 4e-5 (t = 5.0589 at L = 1000).
+    beta_s runs evenly from `first` to `last` for L = 1000; for another L both ends are multiplied
+    by 1000/L, which keeps the last alpha_bar near 4e-5 (t = 5.0589 at L = 1000).
 
     Raises:
       UserError: num_steps is no whole number, or <= 20, where beta would reach 1.
@@ -158,7 +160,7 @@ def linear_schedule(num_steps: int = 1000) -> NoiseSchedule:
             f"20/num_steps and must stay below 1"
         )
     scale = 1000 / num_steps
-    return from_beta(np.linspace(scale * 1e-4, scale * 2e-2, num_steps))
+    return from_beta(np.linspace(scale * first, scale * last, num_steps))
 
 
 def constant_schedule(num_steps: int = 1000, beta: float = 6e-3) -> NoiseSchedule:
@@ -170,17 +172,18 @@ def constant_schedule(num_steps: int = 1000, beta: float = 6e-3) -> NoiseSchedul
     return from_beta(np.full(_count(num_steps), _vector("beta", [beta])[0]))
 
 
-def cosine_schedule(num_steps: int = 1000) -> NoiseSchedule:
+def cosine_schedule(num_steps: int = 1000, offset: float = 0.008) -> NoiseSchedule:
     """Cosine schedule (Nichol & Dhariwal 2021, eq. 17).
 
-    alpha_bar_s = g(s + 1)/g(0),  g(u) = cos^2(pi/2 (u/L + 0.008)/1.008),  beta_s <= 0.999
+    alpha_bar_s = g(s + 1)/g(0),  g(u) = cos^2(pi/2 (u/L + c)/(1 + c)),  beta_s <= 0.999,
+    with the offset c = 0.008 by default
 
     Raises:
       UserError: num_steps is no whole number, or < 1.
     """
     num_steps = _count(num_steps)
     u = np.arange(num_steps + 1) / num_steps
-    g = np.cos(0.5 * np.pi * (u + 0.008) / 1.008) ** 2
+    g = np.cos(0.5 * np.pi * (u + offset) / (1 + offset)) ** 2
     return from_beta(np.minimum(1 - g[1:] / g[:-1], 0.999))
 
 

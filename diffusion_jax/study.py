@@ -1,8 +1,9 @@
 """A data set's regimes in one call: measured, shown, drawn and reported."""
 
 import io
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from diffusion_jax.data.arrays import image_set
 from diffusion_jax.data.checks import check, require_memory
@@ -21,25 +22,19 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots import page
 from diffusion_jax.plots import regimes as plots
+from diffusion_jax.plots.pictures import pictures_of
 from diffusion_jax.regimes import analysis as numbers
 from diffusion_jax.regimes.curves import Estimate
-from diffusion_jax.regimes.transitions import SPECIATION_LEVEL, Regimes
+from diffusion_jax.regimes.measures import level_of
+from diffusion_jax.regimes.transitions import Regimes
 from diffusion_jax.runtime.files import unwritten, write_json
 
-MEANING = {
-    "Lambda": "first channel",
-    "Lambda_all_channels": "all channels",
-    "t_S_spectrum": "1/2 log Lambda",
-    "t_S_all_channels": "the same, all",
-    "t_S_phi": "{phi}",
-    "t_C_entropy": "f^e = 0.12 alpha",
-    "t_C_phi": "phi_C = 1/2",
-    "t_C_leave_one_out": "f_loo = 0",
-    "t_C_phi_60": "phi_C = 0.6",
-}
-
 MOST_COLUMNS = 4
-FIGURES = ("spectrum.png", "speciation.png", "collapse.png", "lipschitz.png", "samples.png")
+# What a study may write. Each result.json says which of them are its own.
+FILES = (
+    *("spectrum.png", "speciation.png", "collapse.png", "lipschitz.png", "samples.png"),
+    *("schedule.png", "schedule.json", "report.html"),
+)
 _NO_LABELS = (
     "the images have no labels: phi, the class entropy and t_S_phi need them and are not given; "
     "t_S_spectrum and the collapse need none"
@@ -70,10 +65,12 @@ class Study:
         return self.analysis.times
 
     def __repr__(self) -> str:
-        console = Console(file=io.StringIO(), width=100, color_system=None, force_jupyter=False)
+        console = Console(
+            file=io.StringIO(), width=100, color_system=None, force_jupyter=False, emoji=False
+        )
         with console.capture() as text:
             for warning in self.warnings:
-                console.print(f"warning: {warning}", highlight=False, markup=False)
+                console.print(Text(f"warning: {warning}"))
             console.print(self.table())
             console.print(self.norm, highlight=False)
         lines = [line.rstrip() for line in text.get().splitlines()]
@@ -95,9 +92,9 @@ class Study:
         table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
         header, rows = rows_of(self.analysis, class_intervals=False)
         for name in header:
-            table.add_column(escape(name), no_wrap=not name.startswith("from"), overflow="fold")
+            table.add_column(Text(name), no_wrap=not name.startswith("from"), overflow="fold")
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(Text, row))
         return table
 
     def plot(self) -> Figure:
@@ -106,6 +103,10 @@ class Study:
 
     def save(self, folder: Path | str) -> list[Path]:
         """Writes result.json, the figures and report.html into a folder, made if it is missing.
+
+        And schedule.json, the data's own noise schedule, where it can be made: its name, the data's
+        name, and the times of its 1 000 steps. What an earlier study wrote there is replaced, or
+        removed where this one has no such file; other files are left alone.
 
         Returns:
           The paths of the figures.
@@ -116,13 +117,18 @@ class Study:
         folder = Path(folder).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in FIGURES:  # of an earlier study
+            for name in _written_before(folder):
                 (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise unwritten(folder, error) from error
-        settings = self.settings | {"warnings": self.warnings}
-        write_json(folder / "result.json", {"settings": settings} | numbers.to_json(self.analysis))
-        pictures = list(_pictures(self))
+        pictures, schedule = list(pictures_of(self.analysis, self.images)), self.analysis.schedule
+        own = [picture.name for picture in pictures] + ["report.html"]
+        own += ["schedule.json"] if schedule is not None else []
+        described = {"settings": self.settings | {"warnings": self.warnings}, "files": own}
+        write_json(folder / "result.json", described | numbers.to_json(self.analysis))
+        if schedule is not None:
+            content = {"name": "adaptive", "of": self.name, "time": schedule}
+            write_json(folder / "schedule.json", content)
         for picture in pictures:
             picture.save(folder)
         self._report(folder / "report.html", pictures)
@@ -134,7 +140,7 @@ class Study:
         Raises:
           UserError: it cannot be written.
         """
-        self._report(Path(path).expanduser(), list(_pictures(self)))
+        self._report(Path(path).expanduser(), list(pictures_of(self.analysis, self.images)))
 
     def _report(self, path: Path, pictures: list[page.Picture]) -> None:
         parts: list[page.Part] = [
@@ -247,6 +253,15 @@ def measure(
     return Study(name, images, analysis, (*warnings, *analysis.warnings), settings)
 
 
+def _written_before(folder: Path) -> list[str]:
+    """The files that an earlier study wrote into a folder, as its result.json says."""
+    try:
+        named = json.loads((folder / "result.json").read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [name for name in FILES if isinstance(named, list) and name in named]
+
+
 def describe(images: ImageSet) -> str:
     """How many images of how many values, in how many classes."""
     classes = len(images.class_names)
@@ -259,14 +274,14 @@ def _number(value: float) -> str:
 
 
 def _interval(estimate: Estimate) -> str:
+    if not math.isfinite(estimate.value):
+        return "none: Lambda <= 1"
     if not math.isfinite(estimate.low):
         return _number(estimate.value)
     return f"{_number(estimate.value)} [{_number(estimate.low)}, {_number(estimate.high)}]"
 
 
 def _time(regimes: Regimes, name: str, interval: bool) -> str:
-    if name not in regimes.times:
-        return ""
     estimate = regimes.times[name]
     if not math.isfinite(estimate.value):
         return regimes.beyond(name)
@@ -278,101 +293,16 @@ def rows_of(analysis: numbers.Analysis, class_intervals: bool) -> tuple[list[str
     overall, classes = analysis.overall, analysis.per_class
     if len(classes) > MOST_COLUMNS:
         classes = {}
-    spectra = {
-        "Lambda": analysis.first_channel.Lambda,
-        "t_S_spectrum": analysis.first_channel.t_S,
-    }
-    if analysis.all_channels is not analysis.first_channel:
-        spectra["Lambda_all_channels"] = analysis.all_channels.Lambda
-        spectra["t_S_all_channels"] = analysis.all_channels.t_S
-    floors = {round(each.floor, 6) for each in (overall, *classes.values())}
-    phi = f"phi = {overall.floor + (1 - overall.floor) * SPECIATION_LEVEL:.3f}"
-    if len(floors) > 1:  # each has its own level
-        phi = f"{100 * SPECIATION_LEVEL:.0f} % above floor"
-    rows = []
-    for name, meaning in MEANING.items():
-        cells = [name, meaning.format(phi=phi)]
-        if name in spectra:
-            rows.append([*cells, _interval(spectra[name]), *("" for _ in classes)])
-        elif name in overall.times:
-            own = (_time(each, name, class_intervals) for each in classes.values())
-            rows.append([*cells, _time(overall, name, True), *own])
+    first, every = analysis.first_channel, analysis.all_channels
+    spectra = [
+        ("Lambda", "first channel", first.Lambda),
+        ("Lambda_all_channels", "all channels", every.Lambda),
+        ("t_S_spectrum", "1/2 log Lambda", first.t_S),
+        ("t_S_all_channels", "the same, all", every.t_S),
+    ][:: 1 if every is not first else 2]
+    rows = [[name, what, _interval(each), *("" for _ in classes)] for name, what, each in spectra]
+    for name in overall.times:
+        levels = {round(each.levels[name][1], 6) for each in (overall, *classes.values())}
+        own = (_time(each, name, class_intervals) for each in classes.values())
+        rows.append([name, level_of(name)[1].described(levels), _time(overall, name, True), *own])
     return ["", "where", "value [95 % interval]", *(f"from {name}" for name in classes)], rows
-
-
-def _pictures(study: Study) -> Iterator[page.Picture]:
-    """The figures that these images have."""
-    analysis, pixels = study.analysis, study.images.images
-    is_picture = min(pixels.shape[1:3]) > 1 and pixels.shape[3] in (1, 3)
-    if math.isfinite(analysis.all_channels.t_S.value):
-        yield _spectrum(analysis, pixels.shape[1:] if is_picture else None)
-    if "phi" in analysis.overall.curves:
-        yield _speciation(analysis)
-    yield page.Picture.of(
-        "collapse.png",
-        plots.draw_collapse(analysis.overall.curves, analysis.times, analysis.num_points),
-        "Above: excess entropy over alpha = log(n)/d, and the probability that two clones end in "
-        "the same training point. Below: exp of the posterior's entropy, the effective number of "
-        "training points behind x_t. Bands are 95 % intervals. The regimes are parted by "
-        "phi_C = 1/2 and by t_S (phi); the other t_C is as good a boundary.",
-    )
-    yield page.Picture.of(
-        "lipschitz.png",
-        plots.draw_lipschitz(analysis.lipschitz),
-        "Lipschitz constant of the exact empirical score. An explicit Euler step eta in "
-        "Ornstein-Uhlenbeck time is stable while eta (2/Delta_t - 1) <= 2.",
-    )
-    if is_picture:
-        yield _noisy_samples(study.images, analysis.times)
-
-
-def _spectrum(analysis: numbers.Analysis, shape: tuple[int, ...] | None) -> page.Picture:
-    every = analysis.all_channels
-    return page.Picture.of(
-        "spectrum.png",
-        plots.draw_spectrum(analysis.eigenvalues, every.modes, shape, every.t_S),
-        "Of all channels together: eigenvalues of the covariance, the time at which signal and "
-        "noise of each mode are equal with t_S = 1/2 log Lambda, and the first modes.",
-    )
-
-
-def _speciation(analysis: numbers.Analysis) -> page.Picture:
-    overall = analysis.overall
-    figure = plots.draw_speciation(
-        overall.curves,
-        {name: each.curves["phi"] for name, each in analysis.per_class.items()},
-        analysis.times,
-        overall.floor,
-        overall.floor + (1 - overall.floor) * SPECIATION_LEVEL,
-    )
-    return page.Picture.of(
-        "speciation.png",
-        figure,
-        "Probability that two clones forked at time t end in the same class, with 95 % intervals, "
-        "overall and of the draws that start from each class. The horizontal line is the level of "
-        "t_S (phi). The regimes are parted by phi_C = 1/2 and by it.",
-    )
-
-
-def _noisy_samples(images: ImageSet, times: dict[str, Estimate]) -> page.Picture:
-    pixels = images.images
-    if images.labels is None:
-        chosen = np.linspace(0, len(pixels) - 1, 4).astype(int)
-    else:
-        names = range(min(4, len(images.class_names)))
-        each = 2 if len(names) < 4 else 1
-        chosen = np.concatenate([np.flatnonzero(images.labels == c)[:each] for c in names])
-    named = {"image": 0.0, "": 5.0}
-    for name, label in (
-        ("t_C_entropy", "$t_C$ (f$^e$)"),
-        ("t_C_phi", "$t_C$ (φ$_C$)"),
-        ("t_S_phi", "$t_S$ (φ)"),
-        ("t_S_spectrum", "$t_S$ (Λ)"),
-    ):
-        if name in times and math.isfinite(times[name].value) and times[name].value > 0:
-            named[label] = times[name].value
-    return page.Picture.of(
-        "samples.png",
-        plots.draw_noisy_samples(images.centred(chosen), images.mean, named),
-        "Images with the noise of the named times, x_t.",
-    )

@@ -28,6 +28,8 @@ from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.judging.classifier import TrainedClassifier, warning
 from diffusion_jax.regimes import cloning, commitment, transitions
+from diffusion_jax.regimes.spectrum import largest_eigenvalue
+from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.sampling import AncestralSampler
 from diffusion_jax.sampling.respacing import Clock, with_calls
@@ -68,7 +70,7 @@ class Options:
     """Compute type of the network, whatever the run was trained in; docs/sampling.md shows what
     bfloat16 changes."""
     batch_size: int = 64
-    """Trunks at a time."""
+    """Trunks at a time; those that were run before may have had another."""
     classifier_per_class: int | None = None
     """Images a class that the classifier is trained on; by default the run's own."""
     published: Literal["MNIST", "CIFAR", "ImageNet16", "ImageNet32", "LSUN"] | None = None
@@ -85,8 +87,7 @@ class Options:
                 f"num_trunks = {self.num_trunks} gives no useful interval: at least "
                 f"{commitment.LEAST_TRUNKS}"
             )
-        if not self.accuracy > 0:
-            raise UserError(f"accuracy = {self.accuracy} must be positive")
+        transitions.check_accuracy(self.accuracy, transitions.MAX_DRAWS)
         if self.batch_size < 1 or not 0 <= self.seed < 2**32:
             raise UserError("batch_size must be at least 1, seed between 0 and 2^32 - 1")
 
@@ -104,38 +105,100 @@ def _backward_process(
     return AncestralSampler(schedule, model.sampler.faithful), denoiser
 
 
-def _settings(
-    options: Options, model: run.TrainedModel, times: np.ndarray, steps: np.ndarray
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be run, refused before anything is trained or forked if it cannot be.
+
+    Attributes:
+      sampler: of the backward process.
+      denoiser: of the backward process.
+      points: the training images, mean removed (n, height, width, channels).
+      times: of the sampler's steps (L,).
+      steps: steps to go at the forks (B,), descending.
+      watch: steps to go at which trunks are watched, descending.
+      exact: curves and times of the exact score.
+    """
+
+    sampler: AncestralSampler
+    denoiser: Denoiser
+    points: np.ndarray
+    times: np.ndarray
+    steps: np.ndarray
+    watch: np.ndarray
+    exact: transitions.Regimes
+
+
+def plan(
+    options: Options, model: run.TrainedModel, images: ImageSet, key: Array, console: Console
+) -> Plan:
+    """Checks that all can be done, and measures the exact score.
+
+    Raises:
+      UserError: fewer than two images, branch times or calls that the schedule does not have, or a
+        published curve for images that have no t_S to rescale its time by.
+    """
+    if len(images.images) < 2:
+        raise UserError(
+            "the run has one training image only: which one a trunk is nearest to, and the exact "
+            "score's collapse, need two or more"
+        )
+    if options.published is not None and (Lambda := largest_eigenvalue(images.images)) <= 1:
+        raise UserError(
+            f"--published rescales time by t_S = 1/2 log Lambda, and these images have none: their "
+            f"Lambda, {Lambda:.3g}, is not over 1; leave it out"
+        )
+    points = images.centred()
+    sampler, denoiser = _backward_process(options, model, points)
+    times = np.asarray(sampler.schedule.time, np.float64)
+    steps, watch = forking.branch_steps(times, options.times), forking.watched_steps(len(times))
+    with console.status("Measuring the exact score"):
+        exact = _exact_score(images, points, times[steps - 1], key, options.accuracy)
+    return Plan(sampler, denoiser, points, times, steps, watch, exact)
+
+
+def _settings(options: Options, model: run.TrainedModel, planned: Plan) -> dict[str, Any]:
     """What batches must have in common to be joined."""
     return {
         "run_step": model.step,
         "parameters": forking.digest(model.denoiser.params),
         "score": options.score,
-        "schedule": forking.digest(times),
-        "forks": steps,
+        "schedule": forking.digest(planned.times),
+        "forks": planned.steps,
         "clones": options.clones,
-        "batch_size": min(options.batch_size, options.num_trunks),
         "classifier_per_class": options.classifier_per_class,
         "seed": options.seed,
     }
 
 
+def _judge(
+    options: Options, folder: Path, model: run.TrainedModel, images: ImageSet
+) -> tuple[TrainedClassifier | None, list[str]]:
+    """The classifier, if there are classes and it can be trained, and what to know of it."""
+    if len(images.class_names) < 2:
+        return None, []
+    per_class = options.classifier_per_class
+    judge, missing = forking.get_classifier(folder, model, images, per_class, options.seed)
+    if judge is None:
+        return None, [
+            f"no class is told and no phi given, and no quality of the samples: {missing}; "
+            f"--classifier-per-class takes more images of the same source"
+        ]
+    return judge, [text] if (text := warning(judge)) else []
+
+
 def _measure(
-    options: Options, model: run.TrainedModel, images: ImageSet, out: Path, console: Console
+    options: Options,
+    model: run.TrainedModel,
+    images: ImageSet,
+    planned: Plan,
+    folder: Path,
+    console: Console,
 ) -> Findings:
-    """Forks the trunks, and measures the exact score beside them."""
-    points = images.centred()
-    sampler, denoiser = _backward_process(options, model, points)
-    times = np.asarray(sampler.schedule.time, np.float64)
-    steps, watch = forking.branch_steps(times, options.times), forking.watched_steps(len(times))
-    settings = _settings(options, model, times, steps)
-    folder, key = out / "batches", jax.random.key(options.seed)
+    """Forks the trunks, and sums up what they and the exact score do."""
+    times, steps, watch, exact = planned.times, planned.steps, planned.watch, planned.exact
+    settings = _settings(options, model, planned)
     forking.claim(folder, settings)
-    judge = None
-    if len(images.class_names) > 1:
-        per_class = options.classifier_per_class
-        judge = forking.get_classifier(folder, model, images, per_class, options.seed)
+    judge, warnings = _judge(options, folder, model, images)
     calls = cloning.denoiser_calls(steps.tolist(), len(times), options.clones)
     count = options.num_trunks
     console.print(
@@ -143,25 +206,25 @@ def _measure(
     )
     measure = partial(
         commitment.measure,
-        *(sampler, denoiser, key, steps.tolist(), watch.tolist(), points),
+        *(planned.sampler, planned.denoiser, _key(options)),
+        *(steps.tolist(), watch.tolist(), planned.points),
         None if judge is None else partial(_classes, judge, images.mean),
         clones=options.clones,
     )
-    outcomes, shown = forking.run_batches(
-        folder, count, settings["batch_size"], calls, measure, console
-    )
-    with console.status("Measuring the exact score"):
-        exact = _exact_score(images, points, times[steps - 1], key, options.accuracy)
+    size = min(options.batch_size, count)
+    outcomes, shown = forking.run_batches(folder, count, size, calls, measure, console)
     level = exact.levels["t_S_phi"][1] if "t_S_phi" in exact.levels else np.nan
+    num_classes = 1 if judge is None else len(images.class_names)
     found = commitment.summarize(
-        outcomes, times[steps - 1], times[watch - 1], len(images.class_names), level, options.seed
+        outcomes, times[steps - 1], times[watch - 1], num_classes, level, options.seed
     )
     return Findings(
         name="trained model" if options.score == "trained" else "exact score, trajectories",
         settings=settings
-        | {"run_dir": str(options.run_dir), "num_trunks": count, "dtype": options.dtype},
+        | {"run_dir": str(options.run_dir), "num_trunks": count, "dtype": options.dtype}
+        | {"batch_size": size},
         images=images,
-        points=points,
+        points=planned.points,
         outcomes=outcomes,
         shown=shown,
         commitment=found,
@@ -170,8 +233,12 @@ def _measure(
         calls=calls,
         separate_calls=cloning.separate_calls(steps.tolist(), len(times)),
         published=options.published,
-        warnings=[text] if judge is not None and (text := warning(judge)) else [],
+        warnings=warnings,
     )
+
+
+def _key(options: Options) -> Array:
+    return jax.random.key(options.seed)
 
 
 def _classes(judge: TrainedClassifier, mean: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -203,11 +270,16 @@ def main() -> None:
     images = forking.training_images(model)
     default = "cloning" if options.score == "trained" else "cloning_exact"
     default += "" if options.dtype == "float32" else f"_{options.dtype}"
-    out, console = options.out or options.run_dir / default, Console()
-    findings = _measure(options, model, images, out, console)
-    if is_first_process():
-        write(out, findings, console)
-        print(f"Wrote {out / 'result.json'} and report.html in {time.monotonic() - started:.0f} s")
+    out, console = options.out or options.run_dir / default, Console(emoji=False)
+    planned = plan(options, model, images, _key(options), console)
+    folder = out / "batches"
+    try:
+        findings = _measure(options, model, images, planned, folder, console)
+        if is_first_process():
+            write(out, findings, console)
+    finally:
+        lock.release(folder)
+    print(f"Wrote {out / 'result.json'} and report.html in {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

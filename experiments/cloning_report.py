@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.judging import quality
@@ -20,6 +21,7 @@ from diffusion_jax.regimes import spectrum
 from diffusion_jax.regimes.cloning import Cloning
 from diffusion_jax.regimes.commitment import Commitment, Outcomes, fraction
 from diffusion_jax.regimes.curves import Curve, Estimate
+from diffusion_jax.regimes.measures import level_of
 from diffusion_jax.regimes.transitions import Regimes
 from diffusion_jax.runtime.files import write_json
 from experiments.paper.published import speciation_curve
@@ -27,8 +29,10 @@ from experiments.paper.published import speciation_curve
 # Columns of the picture of forks, and samples shown beside their nearest training images.
 MOST_COLUMNS = 10
 NEIGHBOURS_SHOWN = 12
-# Of the kernel distance: the fewest trunks leave three samples in each.
+# Of the kernel distance, at most: of few images there are fewer, of two each.
 SUBSETS = 10
+# Which neighbour sets the radius of precision and recall.
+NEIGHBOUR = 3
 
 
 @dataclass(frozen=True)
@@ -72,23 +76,33 @@ class Findings:
         return Estimate(value, math.nan, math.nan)
 
 
-def _quality(findings: Findings) -> dict[str, Any] | None:
-    """Samples against training images, in the features of the classifier."""
+def _quality(findings: Findings) -> tuple[dict[str, Any] | None, list[str]]:
+    """Samples against training images in the features of the classifier; and what is missing."""
     judge, trunk = findings.judge, findings.outcomes.trunk
     if judge is None:
-        return None
+        return None, []
     shift = findings.images.mean - judge.mean
     real, fake = (judge.features(x + shift) for x in (findings.points, trunk))
-    size = min(len(real), len(fake)) // SUBSETS
-    distance = quality.kid(real, fake, SUBSETS, size, seed=0)
-    cover = quality.precision_recall(real, fake)
+    fewest = min(len(real), len(fake))
+    subsets = min(SUBSETS, fewest // 2)
+    missing = []
+    if subsets > 1:
+        distance = quality.kid(real, fake, subsets, fewest // subsets, seed=0)
+    else:
+        distance = quality.KernelDistance(quality.mmd2(real, fake), math.nan)
+        missing.append(f"the kernel distance of {fewest} images has no standard error")
+    cover = None
+    if fewest > NEIGHBOUR:
+        cover = quality.precision_recall(real, fake, NEIGHBOUR)
+    else:
+        missing.append(f"precision and recall need more than {NEIGHBOUR} images, not {fewest}")
     return {
         "features": "of the project's own classifier of these classes, not Inception's",
         "kernel_distance": distance.mean,
         "kernel_distance_standard_error": distance.standard_error,
-        "precision": cover.precision,
-        "recall": cover.recall,
-    }
+        "precision": None if cover is None else cover.precision,
+        "recall": None if cover is None else cover.recall,
+    }, missing
 
 
 def _counted(cloning: Cloning, exact: Curve) -> dict[str, Any]:
@@ -104,6 +118,14 @@ def _counted(cloning: Cloning, exact: Curve) -> dict[str, Any]:
         "high": high,
         "pairs": cloning.pairs,
     }
+
+
+def _class_fractions(findings: Findings) -> dict[str, float] | None:
+    """Share of the trunks that end in each class; None where classes are not told."""
+    names, counts = findings.images.class_names, findings.commitment.class_counts
+    if len(names) > 1 and findings.judge is None:
+        return None
+    return dict(zip(names, counts / counts.sum(), strict=False))
 
 
 def to_json(findings: Findings, quality: dict[str, Any] | None) -> dict[str, Any]:
@@ -135,13 +157,7 @@ def to_json(findings: Findings, quality: dict[str, Any] | None) -> dict[str, Any
         },
         "memorised_fraction": asdict(found.memorised),
         "neighbour_ratio_median": float(np.median(findings.outcomes.neighbours.ratio)),
-        "class_fractions": dict(
-            zip(
-                findings.images.class_names,
-                found.class_counts / found.class_counts.sum(),
-                strict=False,
-            )
-        ),
+        "class_fractions": _class_fractions(findings),
         "exact_score": {
             **{name: asdict(time) for name, time in exact.times.items()},
             "curves": exact_curves,
@@ -158,43 +174,45 @@ def to_json(findings: Findings, quality: dict[str, Any] | None) -> dict[str, Any
     }
 
 
-def _text(estimate: Estimate) -> str:
+def _text(estimate: Estimate, none: str = "not crossed") -> str:
     if not math.isfinite(estimate.value):
-        return "not crossed"
+        return none
     text = f"{estimate.value:.3f}"
     if math.isfinite(estimate.low):
         text += f" [{estimate.low:.3f}, {estimate.high:.3f}]"
     return text
 
 
+def _quality_rows(quality: dict[str, Any]) -> list[list[str]]:
+    error = quality["kernel_distance_standard_error"]
+    distance = f"{quality['kernel_distance']:.4g}"
+    if math.isfinite(error):
+        distance += f" (s.e. {error:.2g})"
+    rows = [["kernel distance (classifier features)", distance, ""]]
+    if quality["precision"] is not None:
+        cover = f"{quality['precision']:.3f}, {quality['recall']:.3f}"
+        rows.append(["precision, recall", cover, ""])
+    return rows
+
+
 def table_of(findings: Findings, quality: dict[str, Any] | None) -> list[list[str]]:
     """Rows of what, this denoiser's value and the exact score's."""
     found, exact = findings.commitment, findings.exact
-    rows = [["t_S = 1/2 log Lambda", "", _text(findings.t_S)]]
-    if "t_S_phi" in found.times:
-        name = f"t_S: phi = {found.level:.3f}"
-        rows.append([name, _text(found.times["t_S_phi"]), _text(exact.times["t_S_phi"])])
+    rows = [["t_S = 1/2 log Lambda", "", _text(findings.t_S, "none: Lambda <= 1")]]
+    for name in ("t_S_phi", "t_C_phi", "t_C_entropy"):
+        if name in exact.times:
+            meaning = level_of(name)[1].described({exact.levels[name][1]})
+            own = _text(found.times[name]) if name in found.times else ""
+            rows.append([f"{name[:3]}: {meaning}", own, _text(exact.times[name])])
     rows += [
-        ["t_C: phi_C = 1/2", _text(found.times["t_C_phi"]), _text(exact.times["t_C_phi"])],
-        ["t_C: f^e = 0.12 alpha", "", _text(exact.times["t_C_entropy"])],
-        ["mean of t_C_hat", _text(found.mean_change), ""],
+        ["mean of t_C_hat", _text(found.mean_change, "no change seen"), ""],
         ["memorised fraction", _text(found.memorised), ""],
     ]
     if len(found.class_counts) > 1:
         total = int(found.class_counts.sum())
         for name, count in zip(findings.images.class_names, found.class_counts, strict=True):
             rows.append([f"samples of class {name}", _text(fraction(int(count), total)), ""])
-    if quality is not None:
-        error = quality["kernel_distance_standard_error"]
-        rows += [
-            [
-                "kernel distance (classifier features)",
-                f"{quality['kernel_distance']:.4g} (s.e. {error:.2g})",
-                "",
-            ],
-            ["precision, recall", f"{quality['precision']:.3f}, {quality['recall']:.3f}", ""],
-        ]
-    return rows
+    return rows if quality is None else rows + _quality_rows(quality)
 
 
 def _figures(findings: Findings) -> Iterator[page.Picture]:
@@ -207,8 +225,8 @@ def _figures(findings: Findings) -> Iterator[page.Picture]:
             found,
             exact.curves["phi_C"],
             {
-                "exact t$_C$ (φ$_C$)": exact.times["t_C_phi"],
-                "exact t$_C$ (f$^e$)": exact.times["t_C_entropy"],
+                f"exact {level_of(name)[1].symbol}": exact.times[name]
+                for name in ("t_C_phi", "t_C_entropy")
             },
             findings.name,
         ),
@@ -268,15 +286,23 @@ def _neighbours(findings: Findings) -> page.Picture:
     )
 
 
+def printed(header: list[str], rows: list[list[str]]) -> Table:
+    """The table as rich prints it; no text in it is markup."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in header:
+        table.add_column(Text(name))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
 def write(out: Path, findings: Findings, console: Console) -> None:
     """Prints the table and writes result.json, the figures and report.html."""
-    quality = _quality(findings)
+    quality, missing = _quality(findings)
+    findings.warnings.extend(missing)
     rows = table_of(findings, quality)
     header = ["", findings.name, "exact score"]
-    table = Table(*header, box=None, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(printed(header, rows))
     for text in findings.warnings:
         console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
     result = to_json(findings, quality)

@@ -1,14 +1,15 @@
 """Speciation and collapse of a data set: python -m experiments.regimes --data DATA [--out DIR].
 
-DATA is mnist, mnist_full, cifar10, imagenet16, imagenet32, imagenet64, celeba, lsun or photographs,
-as docs/data.md describes them, a folder of images (a subfolder a class), or an .npy or .npz file of
-images and labels. No training is needed:
-the answers come from the data's covariance and from their exact empirical score. Prints a table,
-and writes result.json, the figures and report.html, which shows them all.
+DATA is the name of a data set, as docs/data.md describes them, a folder of images (a subfolder a
+class), or an .npy or .npz file of images and labels. No training is needed: the answers come from
+the data's covariance and from their exact empirical score. Prints a table, and writes result.json,
+the figures and report.html, which shows them all.
 """
 
+import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -16,14 +17,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from diffusion_jax import data, study
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
-from diffusion_jax.presets import DATA_DEFAULTS
+from diffusion_jax.presets import data_defaults
 from diffusion_jax.regimes.transitions import check_accuracy
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
+from diffusion_jax.runtime.files import expanded
 from experiments.command import parse, reports_errors
 
 
@@ -32,10 +35,10 @@ class Options:
     """Measures speciation and collapse of a data set, without training."""
 
     data: str
-    """mnist, mnist_full, cifar10, imagenet16, imagenet32, imagenet64, celeba, lsun, photographs, a
-    folder of images, or an .npy or .npz file."""
+    """A data set of the list above, or the path of a folder of images, an .npy or an .npz."""
     out: Path | None = None
-    """Folder for result.json, the figures and report.html; by default runs/regimes/NAME."""
+    """Folder for result.json, the figures and report.html; by default runs/regimes/NAME, or
+    NAME-DIGEST where other data of that name were first."""
     classes: tuple[str, ...] | None = None
     """Names of the data set's classes; by default those of the paper (1 and 8, church_outdoor and
     conference_room, and so on), of the sample run, or all of your own files'."""
@@ -71,52 +74,83 @@ def load(options: Options) -> ImageSet:
     Raises:
       UserError: options that do not belong to the data named, and all that the sources raise.
     """
-    if options.data in DATA_DEFAULTS:
-        if options.data == "mnist" and (options.data_dir or options.prepared_dir):
-            raise UserError("mnist comes with a package: it has no --data-dir and --prepared-dir")
+    if options.data in data.SOURCES:
+        if not data.SOURCES[options.data].has_folder and (options.data_dir or options.prepared_dir):
+            raise UserError(
+                f"{options.data} comes with a package: it has no --data-dir and --prepared-dir"
+            )
         chosen = {
             name: value
             for name in ("classes", "images_per_class", "image_size", "data_dir", "prepared_dir")
             if (value := getattr(options, name)) is not None
         }
-        return data.load(replace(DATA_DEFAULTS[options.data], **chosen))
+        return data.load(replace(data_defaults(options.data), **chosen))
     for name in ("data_dir", "prepared_dir"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is not for files of your own")
-    path = Path(options.data)
     return data.load_images(
-        path, options.image_size, options.images_per_class, options.memory, options.classes or ()
+        options.data,
+        options.image_size,
+        options.images_per_class,
+        options.memory,
+        options.classes or (),
     )
+
+
+def _place(name: str, data_dir: str | Path | None) -> str:
+    """Where a data set lies: that tells it from others of its name."""
+    if name in data.SOURCES:
+        return f"{name} {os.path.realpath(expanded(data_dir or Path('data') / name))}"
+    return os.path.realpath(expanded(name))
+
+
+def default_folder(options: Options) -> Path:
+    """runs/regimes/NAME; and NAME-DIGEST for data other than those whose results NAME holds.
+
+    The digest is that of the data's place, so that the same data have the same folder again.
+    """
+    place = _place(options.data, options.data_dir)
+    plain = Path("runs/regimes") / data.name_of(options.data)
+    own = plain.with_name(f"{plain.name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}")
+    if own.exists():
+        return own
+    try:
+        there = json.loads((plain / "result.json").read_text())["settings"]
+        return plain if _place(there["data"], there["data_dir"]) == place else own
+    except (FileNotFoundError, NotADirectoryError):  # the latter is refused as --out
+        return plain
+    except (ValueError, LookupError, TypeError, UserError):  # not written by this command
+        return own
 
 
 def _warn(console: Console, warnings: Iterable[str]) -> None:
     for text in warnings:
-        console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+        console.print(Text(f"warning: {text}", "yellow"))
 
 
 @reports_errors
 def main() -> None:
     """Loads, measures, prints and writes."""
     started = time.monotonic()
-    options = parse(Options, "regimes", __doc__)
+    options = parse(Options, "regimes", f"{__doc__}\n{data.listing()}")
     options.check()
     backend.configure()
     distributed.join()
     images = load(options)
     distributed.require_same("data set", json.dumps([images.mean.tolist(), len(images.images)]))
     warnings = study.warnings_of(images, options.memory)
-    out = options.out or Path("runs/regimes") / (Path(options.data).stem or "data")
+    out = default_folder(options) if options.out is None else expanded(options.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made a folder: {error.strerror}") from error
-    console = Console()
+    console = Console(emoji=False)
     console.print(study.describe(images))
     _warn(console, warnings)
     with console.status("Measuring") as status:
         found = study.measure(
             images,
-            Path(options.data).name,
+            data.name_of(options.data),
             warnings,
             options.accuracy,
             options.max_draws,

@@ -5,7 +5,6 @@ without the rest of it. --data takes another data set than the preset's, or the 
 images, an .npy or an .npz; docs/data.md says where the files of each come from.
 """
 
-import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import Annotated, Literal
 import tyro
 
 from diffusion_jax.config import Config, DataConfig
+from diffusion_jax.data import listing
+from diffusion_jax.data.names import name_of
 from diffusion_jax.errors import UserError
-from diffusion_jax.presets import PRESETS, data_defaults
+from diffusion_jax.presets import PRESETS, data_defaults, preset_of
 from diffusion_jax.training import loop, saved_config
 from experiments import command
 from experiments.command import reports_errors, start
@@ -66,20 +67,15 @@ def begin(preset: str | None, data: str | None) -> Config:
       preset: its --preset, if any.
       data: its --data, if any.
     """
-    own = [name for name, each in PRESETS.items() if each.data.data == data]
-    preset = preset or (own[0] if own else "lsun")
+    own = preset_of(data) if preset is None and data is not None else None
+    if own is not None:
+        return own
+    preset = preset or "lsun"
     config = PRESETS[preset]
     if data in (None, config.data.data):
         return config
     folder = config.output.run_dir.with_name(f"{preset}_{name_of(data)}")
     return replace(config, data=data_defaults(data), output=replace(config.output, run_dir=folder))
-
-
-def name_of(data: str) -> str:
-    """What a run on a data set, or on the images of a path, is called: dots in names are kept."""
-    path = Path(os.path.abspath(os.path.expanduser(data)))
-    archive = path.suffix.lower() in (".npy", ".npz")
-    return (path.stem if archive else path.name) or "data"
 
 
 def _refined(first: Options) -> Options:
@@ -105,7 +101,7 @@ def parse(words: list[str]) -> Config:
     Raises:
       UserError: --resume of what is no run, or beside it what must stay as it was.
     """
-    description = f"{__doc__}\n{presets()}"
+    description = f"{__doc__}\n{presets()}\n\n{listing()}"
     options = command.parse(Options, "train_lsun", description, words, UNSAID, _refined)
     config, folder = options.config, options.resume
     if folder is None:

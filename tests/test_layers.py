@@ -10,6 +10,7 @@ LAYERS = (
     "errors",
     "runtime",
     "schedule",
+    "schedules",
     "process nn",
     "denoisers config",
     "data",

@@ -8,6 +8,14 @@ import pytest
 from matplotlib.figure import Figure
 
 import diffusion_jax as dj
+from diffusion_jax import schedules
+from diffusion_jax import study as module
+from diffusion_jax.plots import page
+from diffusion_jax.plots import regimes as plots
+from diffusion_jax.plots.pictures import pictures_of
+from diffusion_jax.regimes import adaptive
+from diffusion_jax.regimes import analysis as numbers
+from diffusion_jax.schedule import from_time
 
 FAST = {"accuracy": 0.03, "max_draws": 1024}
 
@@ -79,12 +87,15 @@ def test_it_is_saved_and_reported(study, tmp_path):
     result = json.loads((tmp_path / "deep" / "folder" / "result.json").read_text())
     assert result["t_S_phi"]["value"] == study.times["t_S_phi"].value
     assert result["settings"]["classes"] == ["across", "down"]
+    half_log = 0.5 * np.log(result["Lambda"]["value"])
+    assert result["t_S_spectrum"]["value"] == pytest.approx(half_log)
+    assert half_log > 0
     assert {path.name for path in paths} >= {"collapse.png", "speciation.png", "spectrum.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     study.report(tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    assert page == (tmp_path / "deep" / "folder" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(paths)
+    text = (tmp_path / "page.html").read_text()
+    assert text == (tmp_path / "deep" / "folder" / "report.html").read_text()
+    assert text.count("data:image/png;base64,") == len(paths)
     (tmp_path / "file").write_text("")
     with pytest.raises(dj.UserError, match="cannot write"):
         study.save(tmp_path / "file" / "below")
@@ -120,3 +131,153 @@ def test_classes_may_be_minus_one_and_one(study):
 def test_what_cannot_be_analysed_is_refused(images, labels, message):
     with pytest.raises(dj.UserError, match=message):
         dj.analyse(images, labels, **FAST)
+
+
+def faint(scale, first_channel=1.0):
+    """Colour images of two classes whose Lambda goes with the square of the scale."""
+    images = scale * blobs()[0][..., None] * np.array([first_channel, 1, 1])
+    return images, np.arange(40) % 2
+
+
+@pytest.mark.parametrize(
+    ("scale", "first_channel", "none"),
+    [(0.1, 1.0, {"t_S_spectrum", "t_S_all_channels"}), (1, 0.5, {"t_S_spectrum"}), (1, 0.0, None)],
+)
+def test_lambda_up_to_1_gives_no_time_anywhere(scale, first_channel, none, tmp_path):
+    none = none or {"t_S_spectrum"}
+    found = dj.analyse(*faint(scale, first_channel), **FAST)
+    assert found.analysis.first_channel.Lambda.value < 1
+    rows = {line.split()[0]: line for line in repr(found).splitlines() if line.split()}
+    for name in ("t_S_spectrum", "t_S_all_channels"):
+        assert ("none: Lambda <= 1" in rows[name]) == (name in none)
+        assert not re.search(r"-\d", rows[name])
+    assert "there is no t_S_spectrum" in " ".join(repr(found).split())
+    pictures = found.save(tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    nothing = {"value": None, "low": None, "high": None}
+    assert result["t_S_spectrum"] == nothing
+    every = result["t_S_spectrum_all_channels"]
+    assert (every == nothing) == ("t_S_all_channels" in none)
+    assert {path.name for path in pictures} >= {"spectrum.png", "speciation.png", "samples.png"}
+    shown = plots.draw_spectrum(
+        found.analysis.eigenvalues,
+        found.analysis.all_channels.modes,
+        None,
+        found.analysis.all_channels.t_S,
+    )
+    lines = [line.get_label() for axes in shown.axes for line in axes.lines]
+    assert any("log" in str(label) for label in lines) == ("t_S_all_channels" not in none)
+
+
+def test_an_interval_of_lambda_that_straddles_1_shows_no_negative_time():
+    images, labels = faint(1)
+    Lambda = dj.analyse(images, labels, **FAST).analysis.first_channel.Lambda.value
+    for wanted in (1.02, 0.98):
+        found = dj.analyse(images * np.sqrt(wanted / Lambda), labels, **FAST)
+        spectrum = found.analysis.first_channel
+        assert spectrum.Lambda.low < 1 < spectrum.Lambda.high
+        (row,) = [line for line in repr(found).splitlines() if line.startswith(" t_S_spectrum")]
+        assert not re.search(r"-\d", row)
+        assert ("[0, " in row) == (wanted > 1)
+        assert np.isfinite(spectrum.t_S.value) == (wanted > 1)
+
+
+def test_the_schedule_is_that_of_the_curves(study, tmp_path):
+    """schedule.json against the formulas, from what result.json holds."""
+    study.save(tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    schedule = json.loads((tmp_path / "schedule.json").read_text())
+    assert set(schedule) == {"name", "of", "time"}
+    assert (schedule["name"], schedule["of"]) == ("adaptive", "blobs")
+    times = np.array(schedule["time"])
+    assert times.shape == (1000,)
+    assert times[0] > 0
+    assert np.all(np.diff(times) > 0)
+    phi, entropy = (result["curves"][name] for name in ("phi", "excess_entropy"))
+    d = result["dimension"]
+    density = adaptive.step_density(
+        np.array(phi["time"]),
+        np.array(result["eigenvalues"]),
+        np.array(phi["mean"]),
+        np.array(entropy["mean"]) * np.log(40) / d,
+        d,
+        result["phi_floor"],
+    )
+    expected = adaptive.adaptive_schedule(np.array(phi["time"]), density, 1000)
+    np.testing.assert_allclose(from_time(times).alpha_bar, expected.alpha_bar, rtol=1e-6)
+    assert len(result["eigenvalues"]) == d  # so that no zero is missing
+    # What json reads is what was written, to the last digit.
+    assert np.array_equal(times, study.analysis.schedule)
+    assert schedules.read_times(tmp_path / "schedule.json") == tuple(times)
+
+
+@pytest.mark.parametrize("labels", [None, np.zeros(40, int), np.arange(40) % 2])
+@pytest.mark.parametrize("scale", [1, 1e6])
+def test_there_is_a_schedule_for_all_that_has_regimes(labels, scale):
+    """Without classes, with one alone, and where phi crosses nothing within the times."""
+    images = np.float32(scale) * blobs()[0].astype(np.float32)
+    if scale > 1:
+        names = () if labels is None else ("a", "b")[: labels.max() + 1]
+        images, labels = dj.ImageSet(images[..., None], labels, names), None
+    found = dj.analyse(images, labels, **FAST)
+    assert np.all(np.diff(found.analysis.schedule) > 0)
+    from_time(found.analysis.schedule)
+
+
+def test_where_no_schedule_can_be_made_it_is_said(study, monkeypatch, tmp_path):
+    def none(*arguments):
+        raise dj.UserError("the density is zero")
+
+    monkeypatch.setattr(module, "pictures_of", lambda analysis, images: [])
+    study.save(tmp_path)
+    assert (tmp_path / "schedule.json").exists()
+    monkeypatch.setattr(numbers, "adaptive_times", none)
+    found = dj.analyse(*blobs(), **FAST)
+    assert "no schedule can be made from these images: the density is zero" in found.warnings
+    assert "schedule.png" not in [each.name for each in pictures_of(found.analysis, found.images)]
+    found.save(tmp_path)
+    assert not (tmp_path / "schedule.json").exists()
+
+
+@pytest.fixture
+def saved(study, monkeypatch):
+    """Saves a study that draws pictures of the given names alone, into a folder."""
+
+    def save(folder, *names):
+        drawn = [page.Picture(name, b"drawn", "") for name in names]
+        monkeypatch.setattr(module, "pictures_of", lambda analysis, images: drawn)
+        study.save(folder)
+
+    return save
+
+
+def test_only_files_of_its_own_are_removed(saved, tmp_path):
+    for name in ("speciation.png", "mine.png"):
+        (tmp_path / name).write_text("mine")
+    for content in (None, "{", "[]", '{"files": 3}', '{"files": "speciation.png"}', "{}"):
+        if content is not None:
+            (tmp_path / "result.json").write_text(content)
+        saved(tmp_path, "collapse.png")
+        assert (tmp_path / "speciation.png").read_text() == "mine"
+    saved(tmp_path, "collapse.png", "speciation.png")
+    assert (tmp_path / "speciation.png").read_text() == "drawn"
+    saved(tmp_path, "spectrum.png")
+    assert not (tmp_path / "speciation.png").exists()
+    assert not (tmp_path / "collapse.png").exists()
+    assert (tmp_path / "mine.png").read_text() == "mine"
+    # A name that leads elsewhere is none of ours.
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "result.json").write_text('{"files": ["../mine.png", "notes.txt"]}')
+    (out / "notes.txt").write_text("mine")
+    saved(out, "collapse.png")
+    assert (tmp_path / "mine.png").exists()
+    assert (out / "notes.txt").exists()
+
+
+def test_names_are_printed_as_they_are():
+    images, labels = blobs()
+    names = np.array(["[red]x", "[/] :dog: \\"])[(labels == "down").astype(int)]
+    text = repr(dj.analyse(images, names, **FAST))
+    assert "from [red]x" in text
+    assert "from [/] :dog: \\" in text

@@ -293,7 +293,7 @@ def compare_chain(
         torch.stack([nchw(z) for z in noise]),
         faithful,
     )
-    backward = jit(AncestralSampler.step)
+    backward = jit(AncestralSampler.move)
     x = jnp.asarray(x)
     for step in reversed(range(len(noise))):
         x = backward(sampler, denoiser, x, jnp.int32(step), jnp.asarray(noise[step]))

@@ -16,13 +16,34 @@ from diffusion_jax.data import (
     photographs,
 )
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.names import FILES, name_of
 from diffusion_jax.data.selection import Selection
+from diffusion_jax.data.source import Defaults as Defaults
+from diffusion_jax.data.source import Source as Source
 from diffusion_jax.data.storage import Store
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.files import expanded
 
-# The names that DataConfig.data knows; anything else is the path of a user's own images.
-IMAGENET = {f"imagenet{size}": size for size in (16, 32, 64)}
-NAMES = ("lsun", "mnist", "mnist_full", "cifar10", *IMAGENET, "celeba", "photographs")
+# What DataConfig.data may name; anything else is the path of a user's own images. A source from
+# outside the package is added here too: SOURCES["mine"] = Source(...).
+SOURCES: dict[str, Source] = {
+    "lsun": lsun.SOURCE,
+    "mnist": mnist.SHIPPED,
+    "mnist_full": mnist.FULL,
+    "cifar10": cifar.SOURCE,
+    "imagenet16": imagenet.SOURCES[16],
+    "imagenet32": imagenet.SOURCES[32],
+    "imagenet64": imagenet.SOURCES[64],
+    "celeba": celeba.SOURCE,
+    "photographs": photographs.SOURCE,
+}
+
+
+def listing() -> str:
+    """All that DataConfig.data may be, a line each, for the help of commands."""
+    lines = [f"  {name:<12} {source.about}" for name, source in SOURCES.items()]
+    path = "  a path       a folder of images (a subfolder a class), an .npy, or an .npz"
+    return "\n".join(["data sets, for --data:", *lines, path])
 
 
 def load(config: DataConfig) -> ImageSet:
@@ -31,6 +52,7 @@ def load(config: DataConfig) -> ImageSet:
     Raises:
       UserError: files that are missing, damaged or fewer than asked for; the message says which.
     """
+    _check_numbers(config)
     return _load(config, 0, config.images_per_class)
 
 
@@ -53,8 +75,7 @@ def load_split(config: DataConfig) -> tuple[ImageSet, ImageSet | None]:
 
 
 def _load_held_out(config: DataConfig) -> ImageSet | None:
-    if config.held_out_per_class < 0:
-        raise UserError(f"held_out_per_class = {config.held_out_per_class} must not be negative")
+    _check_numbers(config)
     if config.held_out_per_class == 0:
         return None
     if config.images_per_class is None:
@@ -65,57 +86,43 @@ def _load_held_out(config: DataConfig) -> ImageSet | None:
     return _load(config, config.images_per_class, config.held_out_per_class)
 
 
+def _check_numbers(config: DataConfig) -> None:
+    for name, least, bound in (
+        ("images_per_class", 1, "must be at least 1"),
+        ("image_size", 1, "must be at least 1"),
+        ("held_out_per_class", 0, "must not be negative"),
+    ):
+        value = getattr(config, name)
+        if value is not None and not isinstance(value, int | np.integer):
+            raise UserError(f"{name} = {value!r} must be a whole number")
+        if value is not None and value < least:
+            raise UserError(f"{name} = {value} {bound}")
+
+
 def _load(config: DataConfig, first: int, count: int | None) -> ImageSet:
     """Images first..first + count - 1 of each class."""
-    for name in ("images_per_class", "image_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name} = {value} must be at least 1")
     if len(set(config.classes)) < len(config.classes):
         raise UserError(f"classes = {config.classes} must name each class once")
-    is_path = config.data not in NAMES
-    name = Path(config.data).expanduser().absolute().name if is_path else config.data
-    data_dir = (config.data_dir or Path("data") / name).expanduser().absolute()
-    prepared_dir = (config.prepared_dir or data_dir / "prepared").expanduser().absolute()
+    source = SOURCES.get(config.data)
+    selection = Selection(config.classes, first, count)
+    data_dir = expanded(config.data_dir or Path("data") / name_of(config.data)).absolute()
+    prepared_dir = expanded(config.prepared_dir or data_dir / "prepared").absolute()
     store = Store(prepared_dir, config.memory_gib)
-    if is_path:
-        return _load_own(config, Selection(config.classes, first, count), store)
+    if source is None:
+        return _load_own(config, selection, store)
     size = config.image_size
+    words = source.classes if isinstance(source.classes, str) else ", ".join(source.classes)
     if not config.classes or count is None or size is None:
         raise UserError(
             f"{config.data} needs at least one class, images_per_class and image_size, not "
-            f"{config.classes}, {count} and {size}"
+            f"{config.classes}, {count} and {size}; its classes are {words}"
         )
-    own_size = {"cifar10": cifar.SIZE, **IMAGENET}.get(config.data, size)
-    if size != own_size:
-        raise UserError(f"image_size = {size}: {config.data} has {own_size} pixels a side")
-    if config.data == "mnist":
-        return mnist.load(config.classes, count, size, first)
-    if config.data == "mnist_full":
-        return mnist.load(config.classes, count, size, first, data_dir)
-    selection = Selection(config.classes, first, count)
-    if config.data == "cifar10":
-        return cifar.load(data_dir, selection)
-    if config.data in IMAGENET:
-        return imagenet.load(data_dir, size, selection, store)
-    if config.data == "celeba":
-        return celeba.load(data_dir, size, selection, store)
-    return _load_lmdb(config, data_dir, store, size, first, count)
-
-
-def _load_lmdb(
-    config: DataConfig, data_dir: Path, store: Store, size: int, first: int, count: int
-) -> ImageSet:
-    classes, advice = config.classes, "unpack it again"
-    if config.data == "photographs":
-        photographs.write_lmdb(data_dir, classes)
-        advice = "remove that folder, and it is made again"
-    else:
-        lsun.check_categories(classes)
-    try:
-        return lsun.load(data_dir, store.folder, classes, count, size, first, store.memory_gib)
-    except lsun.DamagedLmdb as error:
-        raise UserError(f"{error}; {advice}") from error
+    if source.sizes and size not in source.sizes:
+        sizes = " or ".join(map(str, source.sizes))
+        raise UserError(f"image_size = {size}: {config.data} has {sizes} pixels a side")
+    if not isinstance(source.classes, str):
+        selection.of(config.data, source.classes)
+    return _grey_levels(config.data, source.load(data_dir, size, selection, store))
 
 
 def _load_own(config: DataConfig, selection: Selection, store: Store) -> ImageSet:
@@ -124,10 +131,14 @@ def _load_own(config: DataConfig, selection: Selection, store: Store) -> ImageSe
     if path.is_dir():
         return folder.load(path, config.image_size, selection, store=store)
     _refuse_size(path, config.image_size)
-    images = arrays.load(path, selection, store=store)
+    return _grey_levels(path, arrays.load(path, selection, store=store))
+
+
+def _grey_levels(what: Path | str, images: ImageSet) -> ImageSet:
+    """The images, which training takes as uint8 alone."""
     if images.images.dtype != np.uint8:
         raise UserError(
-            f"{path} holds floats: training takes grey levels from 0 to 255, where 255 stands for "
+            f"{what} holds floats: training takes grey levels from 0 to 255, where 255 stands for "
             f"1; save numpy.uint8(numpy.round(255 * images))"
         )
     return images
@@ -164,15 +175,15 @@ def load_images(
 
 def _existing(data: str) -> Path:
     """The path of a user's own images."""
-    path = Path(data).expanduser()
+    path = expanded(data)
     if path.is_dir():
         return path
     if not path.exists():
         raise UserError(
-            f"{path} does not exist: data are {', '.join(NAMES)}, or the path of a folder of "
+            f"{path} does not exist: data are {', '.join(SOURCES)}, or the path of a folder of "
             f"images, an .npy or an .npz"
         )
-    if path.suffix.lower() not in (".npy", ".npz"):
+    if path.suffix.lower() not in FILES:
         raise UserError(f"{path} is neither a folder of images nor an .npy or .npz file")
     return path
 

@@ -14,6 +14,7 @@ from rich.progress import track
 
 from diffusion_jax.data.images import UNREADABLE, ImageSet, crop_and_resize, open_image
 from diffusion_jax.data.selection import Selection
+from diffusion_jax.data.source import Defaults, Source
 from diffusion_jax.data.storage import Store, source_files, stored
 from diffusion_jax.errors import UserError
 
@@ -132,3 +133,14 @@ def _faces(source: Path, names: Iterable[str], image_size: int) -> Iterator[np.n
                     f"({error}); get {ARCHIVE} again: {URL}"
                 ) from error
             yield face
+
+
+SOURCE = Source(
+    about="faces of women and men, by the attribute Male of CelebA",
+    load=load,
+    defaults=Defaults(CLASSES, 10_000, 64),
+    classes=CLASSES,
+    preprocessing=f"central {WIDTH} x {WIDTH}, antialiased",
+    files=f"`{ATTRIBUTES}`, and `{ARCHIVE}` as it is or the folder in it",
+    origin=f"<{URL}>",
+)

@@ -23,12 +23,13 @@ def require_memory(what: str, num_bytes: int, memory_gib: float | None = None) -
     Raises:
       UserError: more bytes are needed than the limit.
     """
-    limit = psutil.virtual_memory().available if memory_gib is None else memory_gib * 2**30
-    if num_bytes > limit:
+    limit = psutil.virtual_memory().available / 2**30 if memory_gib is None else memory_gib
+    # Compared as it is written, so that what is said to be needed is enough.
+    needed = f"{num_bytes / 2**30:.3g}"
+    if float(needed) > limit:
         raise UserError(
-            f"{what} takes {num_bytes / 2**30:.3g} GiB of memory, more than the "
-            f"{limit / 2**30:.3g} GiB that are {'free' if memory_gib is None else 'allowed'}; "
-            f"take fewer or smaller images"
+            f"{what} takes {needed} GiB of memory, more than the {limit:.3g} GiB that are "
+            f"{'free' if memory_gib is None else 'allowed'}; take fewer or smaller images"
         )
 
 

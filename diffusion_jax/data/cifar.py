@@ -8,6 +8,8 @@ import numpy as np
 
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.selection import Selection
+from diffusion_jax.data.source import Defaults, Source
+from diffusion_jax.data.storage import Store
 from diffusion_jax.errors import UserError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -31,13 +33,15 @@ _RECORD = 1 + 3 * SIZE * SIZE
 _MOST_BYTES = 10_000 * _RECORD
 
 
-def load(data_dir: Path, selection: Selection) -> ImageSet:
+def load(data_dir: Path, image_size: int, selection: Selection, store: Store) -> ImageSet:
     """Loads images of the training batches, class after class, in the batches' order.
 
     Args:
       data_dir: holds cifar-10-binary.tar.gz, of which nothing is unpacked, or the folder
         cifar-10-batches-bin that it unpacks to.
+      image_size: 32.
       selection: names in `CLASSES`, and which images of each.
+      store: not used, as all of CIFAR-10 is small.
 
     Returns:
       uint8 images of 32 x 32 pixels and three channels.
@@ -118,3 +122,15 @@ def _check_size(name: Path, size: int) -> None:
             f"{name} has {size} bytes, but no file of CIFAR-10 more than {_MOST_BYTES}: it is "
             f"another file; get {URL} again"
         )
+
+
+SOURCE = Source(
+    about="CIFAR-10: small colour photographs in ten classes",
+    load=load,
+    defaults=Defaults(("automobile", "horse"), 1500, SIZE),
+    classes=CLASSES,
+    files=f"`{ARCHIVE}` as it is, or the folder `{FOLDER}` in it",
+    origin="<https://www.cs.toronto.edu/~kriz/cifar.html>, the binary version",
+    sizes=(SIZE,),
+    in_paper="n = 3 000, Lambda = 16.72",
+)

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from diffusion_jax.data import arrays
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.selection import Selection
+from diffusion_jax.data.source import Defaults, Source
 from diffusion_jax.data.storage import Store, source_files, stored
 from diffusion_jax.errors import UserError
 
@@ -81,6 +82,12 @@ def load(data_dir: Path, size: int, selection: Selection, store: Store) -> Image
     return ImageSet(pixels, class_labels, names, file=file)
 
 
+def _archives(size: int) -> list[str]:
+    """The archives that unpack to the batches."""
+    parts = ("part1_", "part2_") if size == 64 else ("",)
+    return [f"Imagenet{size}_train_{part}npz.zip" for part in parts]
+
+
 def _find(data_dir: Path, size: int) -> list[Path]:
     """The batches, in the order of their numbers."""
     wanted = [f"train_data_batch_{k}.npz" for k in range(1, NUM_BATCHES + 1)]
@@ -91,14 +98,11 @@ def _find(data_dir: Path, size: int) -> list[Path]:
         if path.is_file()
     }
     if missing := [name for name in wanted if name not in found]:
-        archives = f"Imagenet{size}_train_npz.zip"
-        if size == 64:
-            archives = "Imagenet64_train_part1_npz.zip and Imagenet64_train_part2_npz.zip"
         raise UserError(
             f"down-sampled ImageNet was not found: {data_dir} should hold {wanted[0]} to "
             f"{wanted[-1]}, of which {len(missing)} are missing, the first {missing[0]}. Get "
-            f"{archives} (the npz version, not the pickles) from {URL}, unpack it there or name "
-            f"its folder with --data-dir"
+            f"{' and '.join(_archives(size))} (the npz version, not the pickles) from {URL}, "
+            f"unpack it there or name its folder with --data-dir"
         )
     return [found[name] for name in wanted]
 
@@ -144,3 +148,24 @@ def _rows(path: Path, places: np.ndarray, size: int) -> Iterator[tuple[np.ndarra
             chosen = rows[places[done:until] - start].reshape(-1, 3, size, size)
             yield np.arange(done, until), chosen.transpose(0, 2, 3, 1)
             done = until
+
+
+def _source(size: int, in_paper: str = "") -> Source:
+    archives = " and ".join(f"`{name}`" for name in _archives(size))
+    return Source(
+        about=f"ImageNet down-sampled to {size} x {size}, classes by WordNet",
+        load=load,
+        defaults=Defaults(tuple(NAMES), 1000, size),
+        classes=f"{', '.join(NAMES)} and WordNet ids",
+        files=f"`train_data_batch_1.npz` to `_{NUM_BATCHES}.npz`, unpacked from {archives}",
+        origin=f"<{URL}>, after registration",
+        sizes=(size,),
+        in_paper=in_paper,
+    )
+
+
+SOURCES = {
+    16: _source(16, "n = 2 000, Lambda = 3.05; also a collapse run"),
+    32: _source(32, "n = 2 000, Lambda = 12.11; also a collapse run"),
+    64: _source(64),
+}

@@ -114,6 +114,14 @@ class ImageSet:
         pixels = self.images.size // self.images.shape[-1]
         return (total / ((255 if integer else 1) * pixels)).astype(np.float32)
 
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Least and largest value that `centred` images may have, float32 (channels,) each.
+
+        0 and 1 less the mean for grey levels; None for floats.
+        """
+        return (-self.mean, 1 - self.mean) if self.images.dtype == np.uint8 else None
+
     def centred(self, chosen: Any = slice(None)) -> np.ndarray:
         """Images on the scale of [0, 1], less the mean of all, float32.
 

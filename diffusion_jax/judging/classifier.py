@@ -8,7 +8,7 @@ images that are judged with it.)
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -76,6 +76,7 @@ class TrainedClassifier:
       accuracy: on images held out of the training.
       interval: Wilson's 95 % interval of the accuracy.
       held_out: number of images held out.
+      settings: what it was trained with, as whoever keeps it wants to know it again.
     """
 
     params: Any
@@ -85,6 +86,7 @@ class TrainedClassifier:
     accuracy: float
     interval: tuple[float, float]
     held_out: int
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The most probable classes.
@@ -181,6 +183,7 @@ def save(folder: Path, classifier: TrainedClassifier) -> None:
         "classes": classifier.class_names,
         "shape": classifier.shape,
         "mean": classifier.mean,
+        "settings": classifier.settings,
         "sha256": hashlib.sha256(parameters).hexdigest(),
     }
     try:
@@ -215,6 +218,7 @@ def load(folder: Path) -> TrainedClassifier:
             "accuracy": float(metadata["accuracy"]),
             "interval": (low, high),
             "held_out": int(metadata["held_out"]),
+            "settings": dict(metadata.get("settings", {})),
         }
         path = folder / "classifier.msgpack"
         content = path.read_bytes()

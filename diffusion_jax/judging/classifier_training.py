@@ -66,7 +66,7 @@ def train_classifier(
       UserError: no labels, fewer than two classes, fewer than 5 images in a class, images smaller
         than 8 pixels, no updates, or a fraction outside (0, 1).
     """
-    labels = _checked_labels(images)
+    labels = checked_labels(images)
     if updates < 1 or not 0 < held_out < 1:
         raise UserError(
             f"updates = {updates} must be at least 1, held_out = {held_out} between 0 and 1"
@@ -101,7 +101,12 @@ def train_classifier(
     )
 
 
-def _checked_labels(images: ImageSet) -> np.ndarray:
+def checked_labels(images: ImageSet) -> np.ndarray:
+    """The labels of images that a classifier can be trained on.
+
+    Raises:
+      UserError: see `train_classifier`.
+    """
     if images.labels is None:
         raise UserError("a classifier needs labels, and these images have none")
     if len(images.class_names) < 2:

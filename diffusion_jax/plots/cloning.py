@@ -8,6 +8,7 @@ from diffusion_jax.plots import style
 from diffusion_jax.regimes.cloning import Cloning
 from diffusion_jax.regimes.commitment import Commitment
 from diffusion_jax.regimes.curves import Curve, Estimate
+from diffusion_jax.regimes.measures import COLLAPSE_LEVEL
 
 
 def _points(axes: Axes, cloning: Cloning, fraction: np.ndarray, color: str, label: str) -> None:
@@ -97,7 +98,7 @@ def draw_collapse(
     for i, (label, estimate) in enumerate(t_C.items()):
         _line(top, limit, estimate, "C2", label, ("--", ":")[i % 2])
         _line(bottom, limit, estimate, "C2", "", ("--", ":")[i % 2])
-    top.axhline(0.5, color="0.7", linewidth=0.6)
+    top.axhline(COLLAPSE_LEVEL, color="0.7", linewidth=0.6)
     top.set(ylabel="same nearest training point, φ$_C$", xlim=(0, 1.02 * limit))
     if len(commitment.changes):
         bottom.hist(commitment.changes, bins=np.linspace(0, limit, 51), color="C4", alpha=0.7)

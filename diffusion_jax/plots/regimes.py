@@ -8,7 +8,9 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from diffusion_jax.plots import style
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve
+from diffusion_jax.regimes.measures import OBSERVABLES, level_of
 
+_COLORS = {"phi": "C0", "phi_C": "C1", "excess_entropy": "C2"}
 _SHADES = (("III: collapse", "#f2d5d0"), ("II: classes", "#f5ecd0"), ("I: noise", "#dbe8f2"))
 
 
@@ -56,7 +58,15 @@ def _line(
         label=f"{label} = {estimate.value:.3g}",
     )
     if np.isfinite(estimate.low):
-        axes.axvspan(estimate.low, estimate.high, color=color, alpha=0.15, linewidth=0)
+        axes.axvspan(max(estimate.low, left), estimate.high, color=color, alpha=0.15, linewidth=0)
+
+
+def _named_line(
+    axes: Axes, limits: tuple[float, float], times: dict[str, Estimate], name: str, style_: str
+) -> None:
+    """A time by its name, in the colour of the curve that defines it."""
+    curve, level = level_of(name)
+    _line(axes, limits, times.get(name), _COLORS[curve], level.symbol, style_)
 
 
 def window(curves: dict[str, Curve]) -> tuple[float, float]:
@@ -96,16 +106,12 @@ def draw_regimes(curves: dict[str, Curve], times: dict[str, Estimate]) -> Figure
     limits = window(curves)
     t_S = times.get("t_S_phi")
     _shade(axes, limits, times["t_C_phi"].value, t_S.value if t_S else None)
-    for name, color, label in (
-        ("phi", "C0", "φ: same class"),
-        ("phi_C", "C1", "φ$_C$: same training image"),
-        ("excess_entropy", "C2", "$f^e/\\alpha$: entropy of the posterior"),
-    ):
+    for name, color in _COLORS.items():
         if name in curves:
-            _band(axes, curves[name], color, label)
-    _line(axes, limits, t_S, "C0", "t$_S$ (φ)", ":")
-    _line(axes, limits, times["t_C_phi"], "C1", "t$_C$ (φ$_C$ = ½)", "-.")
-    _line(axes, limits, times["t_C_entropy"], "C2", "$t_C$ ($f^e = 0.12 \\alpha$)", "--")
+            _band(axes, curves[name], color, OBSERVABLES[name].label)
+    _named_line(axes, limits, times, "t_S_phi", ":")
+    _named_line(axes, limits, times, "t_C_phi", "-.")
+    _named_line(axes, limits, times, "t_C_entropy", "--")
     axes.set(ylim=(-0.03, 1.05))
     _log_time(axes, limits)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
@@ -126,7 +132,7 @@ def draw_spectrum(
       eigenvalues: decreasing (k,).
       modes: unit modes (m, d), the first few.
       shape: (height, width) or (height, width, channels) of a mode; None if it is no image.
-      t_S: 1/2 log Lambda with its interval.
+      t_S: 1/2 log Lambda with its interval; NaN where there is none.
     """
     positive = eigenvalues[eigenvalues > 1e-7 * eigenvalues[0]]  # below lies float32 rounding
     rank = np.arange(1, len(positive) + 1)
@@ -139,12 +145,13 @@ def draw_spectrum(
     left.set(xlabel="rank i", ylabel="eigenvalue λ$_i$ (pixel units squared)")
     left.annotate(f"Λ = {positive[0]:.3g}", (1, positive[0]), (7, 2), textcoords="offset points")
     right.semilogx(rank, 0.5 * np.log1p(positive), ".-", markersize=3, linewidth=0.8)
-    _band_label = f"t$_S$ = ½ log Λ = {t_S.value:.3g}"
-    right.axhline(t_S.value, color="C3", linewidth=1, label=_band_label)
+    right.set(xlabel="rank i", ylabel="mode's own time ½ log(1 + λ$_i$)")
+    if np.isfinite(t_S.value):
+        label = f"t$_S$ = ½ log Λ = {t_S.value:.3g}"
+        right.axhline(t_S.value, color="C3", linewidth=1, label=label)
+        right.legend(frameon=False)
     if np.isfinite(t_S.low):
         right.axhspan(t_S.low, t_S.high, color="C3", alpha=0.2, linewidth=0)
-    right.set(xlabel="rank i", ylabel="mode's own time ½ log(1 + λ$_i$)")
-    right.legend(frameon=False)
     if columns:
         assert shape is not None
         lower = grid[1].subgridspec(1, columns)
@@ -189,7 +196,7 @@ def draw_speciation(
                 linewidth=0.9,
                 label="from " + name.replace("$", r"\$"),
             )
-    _line(axes, limits, times["t_S_phi"], "C0", "t$_S$ (φ)", "--")
+    _named_line(axes, limits, times, "t_S_phi", "--")
     _line(axes, limits, times["t_S_spectrum"], "C3", "t$_S$ (½ log Λ)", "-.")
     axes.axhline(level, color="0.5", linewidth=0.6)
     axes.axhline(floor, color="0.5", linewidth=0.6, linestyle=":")
@@ -217,10 +224,9 @@ def draw_collapse(curves: dict[str, Curve], times: dict[str, Estimate], num_poin
         text.set_visible(False)
     _band(top, curves["excess_entropy"], "C2", "$f^e/\\alpha$")
     _band(top, curves["phi_C"], "C1", "φ$_C$")
-    _line(top, limits, times["t_C_entropy"], "C2", "$t_C$ ($f^e = 0.12 \\alpha$)", "--")
-    _line(top, limits, times["t_C_phi"], "C1", "t$_C$ (φ$_C$ = ½)", "-.")
-    if t_S is not None:
-        _line(top, limits, t_S, "C0", "t$_S$ (φ)", ":")
+    _named_line(top, limits, times, "t_C_entropy", "--")
+    _named_line(top, limits, times, "t_C_phi", "-.")
+    _named_line(top, limits, times, "t_S_phi", ":")
     top.set(ylabel="$f^e/\\alpha$, φ$_C$", ylim=(-0.03, 1.05))
     handles, labels = top.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from diffusion_jax.plots import style
+from diffusion_jax.schedule import linear_schedule
 
 
 @dataclass(frozen=True)
@@ -86,3 +87,20 @@ def draw_step_densities(
     bottom.set(xscale="log", xlabel="Ornstein-Uhlenbeck time t", ylim=(0.6 - len(schedules), 0.6))
     bottom.set_yticks([-row for row in range(len(schedules))], list(schedules))
     return style.trimmed(figure)
+
+
+def draw_schedule(steps: np.ndarray, marks: Mapping[str, float]) -> Figure:
+    """Draws where the steps of a schedule lie, beside those of the linear one.
+
+    Args:
+      steps: increasing Ornstein-Uhlenbeck times of the steps (L,), L > 20.
+      marks: times to be marked, by name.
+    """
+    schedules = {"adaptive": steps, "linear": np.asarray(linear_schedule(len(steps)).time)}
+    times = np.geomspace(steps[1], steps[-1], 400)
+    densities = {}
+    for name, each in schedules.items():
+        density = np.gradient(np.arange(len(each)), np.log(each))
+        densities[name] = np.interp(np.log(times), np.log(each), density)
+    shown = {name: each[:: max(1, len(each) // 50)] for name, each in schedules.items()}
+    return draw_step_densities(times, densities, shown, marks)

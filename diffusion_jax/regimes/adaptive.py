@@ -40,10 +40,10 @@ from scipy.interpolate import PchipInterpolator
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
+from diffusion_jax.regimes.measures import SPECIATION_LEVEL
+from diffusion_jax.regimes.transitions import Regimes
 from diffusion_jax.schedule import NoiseSchedule, from_time, linear_schedule
 
-# phi at s = 1, as a share of the way from its floor to 1: 0.7752 for two balanced classes.
-_SPECIATION = 0.5504
 _GRID = 8000
 
 
@@ -83,7 +83,7 @@ def class_error(times: np.ndarray, phi: np.ndarray, floor: float = 0.5) -> np.nd
       UserError: phi does not fall through that value within the times.
     """
     curve = PchipInterpolator(np.log(times), phi)
-    roots = np.exp(curve.solve(floor + (1 - floor) * _SPECIATION, extrapolate=False))
+    roots = np.exp(curve.solve(floor + (1 - floor) * SPECIATION_LEVEL, extrapolate=False))
     if len(roots) == 0:
         raise UserError("phi has no speciation time within the times given; give earlier or later")
     slope = curve.derivative()(np.log(times)) / times
@@ -155,6 +155,34 @@ def mixture_density(times: np.ndarray, mixture: GaussianMixture) -> np.ndarray:
     )
 
 
+def data_density(regimes: Regimes, eigenvalues: np.ndarray, n: int, d: int) -> np.ndarray:
+    """`step_density` at the times of a data set's curves, from all that is known of it.
+
+    The excess entropy; phi, where it has a speciation time; and the spectrum, where all of it is
+    known. That is the spectrum of all classes together: the few directions in which they differ
+    count among the d as Gaussian modes do.
+
+    Args:
+      regimes: curves and times of all draws.
+      eigenvalues: of the covariance, min(n, d) of them or the first few.
+      n: number of images.
+      d: values of an image.
+    """
+    curves, spectrum = regimes.curves, None
+    if len(eigenvalues) == min(n, d):
+        spectrum = np.column_stack([eigenvalues, np.ones(len(eigenvalues))])
+        spectrum = np.concatenate([spectrum, [[0, d - len(eigenvalues)]]])
+    entropy, t_S = curves["excess_entropy"], regimes.times.get("t_S_phi")
+    return step_density(
+        entropy.times,
+        spectrum,
+        curves["phi"].mean if t_S is not None and math.isfinite(t_S.value) else None,
+        entropy.mean * np.log(n) / d,
+        d,
+        regimes.floor,
+    )
+
+
 def adaptive_schedule(
     times: np.ndarray,
     density: np.ndarray,
@@ -163,7 +191,19 @@ def adaptive_schedule(
     last: float | None = None,
     floor: float = 0.2,
 ) -> NoiseSchedule:
-    """Schedule whose steps have a given density along time.
+    """The schedule of `adaptive_times`."""
+    return from_time(adaptive_times(times, density, num_steps, first, last, floor))
+
+
+def adaptive_times(
+    times: np.ndarray,
+    density: np.ndarray,
+    num_steps: int,
+    first: float | None = None,
+    last: float | None = None,
+    floor: float = 0.2,
+) -> np.ndarray:
+    """Times of steps that have a given density along time.
 
     t_0 = first, t_{L-1} = last, and between them C(t_k) = k/(L - 1) with
     C(t) = (1 - floor) int_first^t rho/int_first^last rho + floor (t - first)/(last - first).
@@ -175,6 +215,9 @@ def adaptive_schedule(
       first: time of the first noise level; by default beta_0 = 0.1/L, as in the linear schedule.
       last: time of the last; by default that of the linear schedule of 1000 steps, 5.0589.
       floor: share of the steps that lie evenly in time, in (0, 1], so that no stretch is empty.
+
+    Returns:
+      Increasing times (L,), in float64.
 
     Raises:
       UserError: num_steps < 2, first >= last, times that do not increase, a density that is
@@ -203,5 +246,4 @@ def adaptive_schedule(
             "first and last"
         )
     share = (1 - floor) * spent / spent[-1] + floor * (grid - first) / (last - first)
-    chosen = np.interp(np.linspace(0, 1, num_steps), share, grid)
-    return from_time(chosen)
+    return np.interp(np.linspace(0, 1, num_steps), share, grid)

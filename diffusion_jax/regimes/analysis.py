@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from jax import Array
 
+from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import spectrum, transitions
+from diffusion_jax.regimes.adaptive import adaptive_times, data_density
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve, lipschitz_curve
+from diffusion_jax.regimes.measures import known
 from diffusion_jax.regimes.transitions import (
     Regimes,
     check_accuracy,
@@ -22,6 +25,7 @@ from diffusion_jax.runtime.files import plain
 NUM_MODES = 16
 LIPSCHITZ_TIMES = np.geomspace(1e-2, 5, 16)
 MOST_CLASSES = 20
+SCHEDULE_STEPS = 1000
 _FULL_SPECTRUM = 2500
 _LIPSCHITZ_WORK = 5e7
 
@@ -44,7 +48,8 @@ class Analysis:
     """The regimes of a data set.
 
     Attributes:
-      first_channel: Lambda and t_S of the first channel, as Biroli et al. (2024) publish them.
+      first_channel: Lambda and t_S of the first channel, as Biroli et al. (2024) publish them; t_S
+        is NaN where Lambda is at most 1.
       all_channels: the same of all channels together.
       eigenvalues: of the covariance of all channels, decreasing: all of them where n or d is at
         most 2 500, else the first 16.
@@ -53,6 +58,8 @@ class Analysis:
       per_class: those of the draws from each class, by its name; empty without labels or with more
         than 20 classes.
       lipschitz: the constants of the empirical score.
+      schedule: times of the 1 000 steps of the data's own noise schedule, see `adaptive`; None
+        where it cannot be made.
       num_points: number n of images.
       warnings: what to know before trusting a number, a sentence each.
     """
@@ -64,6 +71,7 @@ class Analysis:
     overall: Regimes
     per_class: dict[str, Regimes]
     lipschitz: LipschitzCurve
+    schedule: np.ndarray | None
     num_points: int
     warnings: tuple[str, ...]
 
@@ -77,7 +85,7 @@ def _spectrum(images: np.ndarray, all_channels: bool) -> Spectrum:
     rows = spectrum.Rows(images, all_channels)
     values, modes = spectrum.eigenmodes(rows, min(NUM_MODES, max(1, min(rows.d, rows.n) - 1)))
     if values[0] <= 0:
-        return Spectrum(Estimate(0, 0, 0), Estimate(*(3 * (-math.inf,))), 0.0, modes)
+        return Spectrum(Estimate(0, 0, 0), Estimate(*(3 * (math.nan,))), 0.0, modes)
     replicates = spectrum.bootstrap_largest_eigenvalue(rows, modes[0])
     return Spectrum(*spectrum.speciation_estimate(float(values[0]), replicates), modes)
 
@@ -85,16 +93,18 @@ def _spectrum(images: np.ndarray, all_channels: bool) -> Spectrum:
 def _warnings(
     first: Spectrum, overall: Regimes, num_classes: int, accuracy: float
 ) -> Iterator[str]:
+    has_time = first.Lambda.value > 1
     if first.shift > 1:
         yield (
             "Lambda is biased upwards by more than its interval tells: no mode stands out, or the "
-            "images are too few; so is t_S_spectrum"
+            f"images are too few{'; so is t_S_spectrum' if has_time else ''}"
         )
-    names = ("phi", "phi_C", "excess_entropy")
+    if not has_time:
+        yield "Lambda is at most 1, so that 1/2 log Lambda is no time: there is no t_S_spectrum"
     errors = {
         name: float(np.max(overall.curves[name].standard_error))
-        for name in names
-        if name in overall.curves
+        for name, each in known(num_classes).items()
+        if each.accurate
     }
     worst = max(errors, key=lambda name: errors[name])
     if errors[worst] > 1.05 * accuracy:
@@ -155,9 +165,24 @@ def measure(
     points = images.reshape(len(images), -1) / np.float32(scale)
     num_draws = int(np.clip(_LIPSCHITZ_WORK / points.size, 4, 32))
     lipschitz = lipschitz_curve(points, LIPSCHITZ_TIMES, key, num_draws)
-    warnings = tuple(_warnings(first, overall, len(weights), accuracy))
+    warnings = list(_warnings(first, overall, len(weights), accuracy))
+    schedule = None
+    try:
+        density = data_density(overall, eigenvalues, len(images), norm.dimension)
+        schedule = adaptive_times(overall.curves["phi_C"].times, density, SCHEDULE_STEPS)
+    except UserError as error:
+        warnings.append(f"no schedule can be made from these images: {error}")
     return Analysis(
-        first, every, eigenvalues, norm, overall, per_class, lipschitz, len(images), warnings
+        first_channel=first,
+        all_channels=every,
+        eigenvalues=eigenvalues,
+        norm=norm,
+        overall=overall,
+        per_class=per_class,
+        lipschitz=lipschitz,
+        schedule=schedule,
+        num_points=len(images),
+        warnings=tuple(warnings),
     )
 
 

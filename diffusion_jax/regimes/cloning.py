@@ -25,7 +25,7 @@ from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import diffuse
 from diffusion_jax.runtime.devices import fetch, fold_in_each, replicate, shard
-from diffusion_jax.sampling import START, Sampler, normal, sampling_loop
+from diffusion_jax.sampling import START, Sampler, Start, pure_noise, sampling_loop
 
 # What a clone's key is folded with, less the clone's number: no step, and not the start.
 _CLONE = START - 1
@@ -122,7 +122,7 @@ def _checked(steps: Sequence[int], num_steps: int) -> np.ndarray:
     return result.astype(np.int64)
 
 
-_start = jax.jit(lambda keys, shape: normal(keys, jnp.int32(START), shape), static_argnames="shape")
+_noise = jax.jit(pure_noise, static_argnames="shape")
 _advance = jax.jit(sampling_loop)
 
 
@@ -175,6 +175,7 @@ def fork(
     clones: int = 1,
     watch: Sequence[int] = (),
     progress: Callable[[int], None] = lambda calls: None,
+    start: Start | None = None,
 ) -> Forks:
     """Runs the trunks number first..last-1 and their clones, all of one batch on all devices.
 
@@ -194,6 +195,7 @@ def fork(
       clones: clones of each fork, besides the trunk.
       watch: steps to go at which the trunks' states are kept, from L to 1, descending.
       progress: called with the calls of the denoiser made for each trunk so far.
+      start: what the trunks' pure noise becomes before the first step; see `sampling.sample`.
 
     Returns:
       See `Forks`.
@@ -206,12 +208,13 @@ def fork(
     watched = _checked(watch, num_steps) if len(watch) else np.zeros(0, np.int64)
     if last <= first or clones < 1:
         raise UserError(f"{last - first} trunks with {clones} clones: at least one of each")
-    sampler, denoiser = replicate((sampler, denoiser))
+    sampler, denoiser, start = replicate((sampler, denoiser, start))
     keys, count = _keys(key, first, last - first), last - first
     ends, path, calls, at = [], [], 0, num_steps
-    end = start = _start(keys, shape)
+    noise = _noise(keys, shape)
+    end = begun = noise if start is None else start(noise)
     stops = sorted({*forks.tolist(), *watched.tolist(), 0}, reverse=True)
-    for b, end in trunks(sampler, denoiser, start, keys, stops):
+    for b, end in trunks(sampler, denoiser, begun, keys, stops):
         calls, at = calls + at - b, b
         if b in watched:
             path.append(fetch(end)[:count])
@@ -219,7 +222,7 @@ def fork(
             each = [_clone(sampler, denoiser, end, keys, b, c)[:count] for c in range(clones)]
             ends.append(np.stack(each, axis=1))
             calls += clones * b
-        progress(calls)
+        progress(calls * sampler.calls_per_step)
     kept = np.stack(path, axis=1) if path else np.zeros((count, 0, *shape), np.float32)
     return Forks(forks, fetch(end)[:count], np.stack(ends, axis=1), kept)
 
@@ -236,7 +239,7 @@ def _noised(
     sampler: Sampler, points: Array, keys: Array, b: Array, shape: tuple[int, ...]
 ) -> Array:
     # The noise of pure noise: an image's path up is the same for every b.
-    noise = normal(keys, jnp.int32(START), shape)
+    noise = pure_noise(keys, shape)
     return diffuse(sampler.schedule, points, jnp.full(len(points), b - 1), noise)
 
 

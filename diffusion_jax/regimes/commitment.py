@@ -18,6 +18,7 @@ from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.cloning import Cloning, fork
 from diffusion_jax.regimes.curves import Curve, Estimate, average
+from diffusion_jax.regimes.measures import COLLAPSE_LEVEL
 from diffusion_jax.regimes.neighbours import Neighbours, last_change, nearest
 from diffusion_jax.runtime.files import writing
 from diffusion_jax.sampling import Sampler
@@ -55,6 +56,10 @@ class Outcomes:
     def neighbours(self) -> Neighbours:
         """The two training points nearest to each trunk's end."""
         return Neighbours(self.index, self.distance, self.second)
+
+    def rows(self, first: int, last: int) -> "Outcomes":
+        """Those of the trunks in the places first..last-1."""
+        return Outcomes(**{f.name: getattr(self, f.name)[first:last] for f in fields(self)})
 
     def save(self, path: Path) -> None:
         """Writes an .npz file; a kill leaves the whole of it or nothing.
@@ -222,7 +227,7 @@ def summarize(
     clonings = {name: Cloning(times, table.sum(0), count) for name, table in tables.items()}
     increasing = [table[:, ::-1].astype(np.float64) for table in tables.values()]
     curves = dict(zip(tables, average(times[::-1], increasing, seed), strict=True))
-    crossings = {"t_C_phi": curves["phi_C"].crossing(0.5)}
+    crossings = {"t_C_phi": curves["phi_C"].crossing(COLLAPSE_LEVEL)}
     if "phi" in curves:
         crossings["t_S_phi"] = curves["phi"].crossing(level)
 

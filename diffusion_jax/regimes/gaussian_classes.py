@@ -14,8 +14,8 @@ from scipy.optimize import brentq
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.curves import Estimate
+from diffusion_jax.regimes.measures import SPECIATION_LEVEL
 from diffusion_jax.regimes.speciation import signal_to_noise
-from diffusion_jax.regimes.transitions import SPECIATION_LEVEL
 
 _SMALLEST_TIME = 1e-3
 _STEP = 0.2

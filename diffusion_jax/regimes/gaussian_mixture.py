@@ -140,11 +140,10 @@ class GaussianMixture:
     def speciation_time(self) -> float:
         """Time at which s = 1, phi = 0.7752: t = 1/2 log(d mu^2 + 1 - sigma^2).
 
-        For sigma = 1 this is 1/2 log(d mu^2) (Biroli et al. 2024). Where s < 1 at every t >= 0 it
-        is negative, or -inf.
+        For sigma = 1 this is 1/2 log(d mu^2) (Biroli et al. 2024). NaN where s < 1 at every t > 0.
         """
         argument = self.dimension * self.mu**2 + 1 - self.sigma**2
-        return 0.5 * math.log(argument) if argument > 0 else -math.inf
+        return 0.5 * math.log(argument) if argument > 1 else math.nan
 
     def potential(self, q: ArrayLike, t: float) -> np.ndarray:
         """Potential in which q = m.x/sqrt(d) moves backwards in time.

@@ -212,7 +212,7 @@ class _Score:
                 return _lanczos(self.points, shard(log_weights), gauss, steps)
             return _dense(self.points, replicate(log_weights))
 
-        found = in_batches(batch, len(x), at_most)
+        found = in_batches(batch, len(x), min(at_most, len(x)))
         if not self.flat:
             both = np.maximum(found.astype(np.float64), 0)
             return both[:, 0], both[:, 1]

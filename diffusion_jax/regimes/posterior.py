@@ -289,7 +289,7 @@ def draw_from(training: TrainingSet, times: np.ndarray, key: Array, first: int, 
         arguments = shard((source[numbers], fold_in_each(key_noise, first + numbers)))
         return _chunk(training, *arguments, *constants, num_times=padded, together=together)
 
-    tables = in_batches(batch, last - first, chunk)
+    tables = in_batches(batch, last - first, min(chunk, last - first))
     entropy, collision, log_own, evidence = (table[:, :active] for table in tables)
     source = source[: last - first]
     index = np.asarray(training.order)[source]

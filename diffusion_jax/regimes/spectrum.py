@@ -204,8 +204,11 @@ def bootstrap_largest_eigenvalue(
 
 
 def speciation_time(eigenvalue: float) -> float:
-    """t_S = 1/2 log Lambda (Biroli et al. 2024), in Ornstein-Uhlenbeck time; -inf for Lambda 0."""
-    return 0.5 * math.log(eigenvalue) if eigenvalue > 0 else -math.inf
+    """t_S = 1/2 log Lambda (Biroli et al. 2024), in Ornstein-Uhlenbeck time.
+
+    NaN where Lambda <= 1: at no time t > 0 is the signal of the first mode, Lambda e^-2t, 1.
+    """
+    return 0.5 * math.log(eigenvalue) if eigenvalue > 1 else math.nan
 
 
 def mode_times(eigenvalues: np.ndarray) -> np.ndarray:
@@ -260,7 +263,9 @@ def speciation_estimate(
 
     Returns:
       Lambda, t_S, and how many standard deviations the replicates lie above log Lambda in the mean.
-      NaN ends where the images are so few that resampling leaves copies of a single one.
+      NaN ends where the images are so few that resampling leaves copies of a single one. t_S is
+      NaN throughout where Lambda <= 1; where the interval of Lambda alone reaches down to 1, that
+      of t_S begins at 0.
     """
     center = math.log(eigenvalue)
     low, high, shift = math.nan, math.nan, math.inf
@@ -270,4 +275,7 @@ def speciation_estimate(
         low, high = center - 1.96 * deviation, center + 1.96 * deviation
         shift = (float(np.mean(logs)) - center) / deviation
     lam = Estimate(*(math.exp(end) for end in (center, low, high)))
-    return lam, Estimate(center / 2, low / 2, high / 2), shift
+    t_S = Estimate(math.nan, math.nan, math.nan)
+    if eigenvalue > 1:
+        t_S = Estimate(center / 2, low / 2 if not low < 0 else 0.0, high / 2)
+    return lam, t_S, shift

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 from jax import Array
@@ -9,20 +10,12 @@ from scipy.interpolate import PchipInterpolator
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.curves import ON_THE_LEVEL, Curve, Estimate, average
+from diffusion_jax.regimes.measures import OBSERVABLES, known
+from diffusion_jax.regimes.observables import Ensemble
 from diffusion_jax.regimes.posterior import Draws, draw_from, training_set
 
 TIMES = np.geomspace(1e-3, 10, 96)
-# (phi - floor)/(1 - floor) at phi = 0.7752, the value for two Gaussians at s = 1.
-SPECIATION_LEVEL = 0.5504
-# f^e/alpha at the collapse of Gaussian mixtures: see experiments.paper.collapse_definitions.
-ENTROPY_LEVEL = 0.12
-# The definitions of t_C: the curve, and the level that it crosses.
-LEVELS = {
-    "t_C_entropy": ("excess_entropy", ENTROPY_LEVEL),
-    "t_C_phi": ("phi_C", 0.5),
-    "t_C_leave_one_out": ("leave_one_out", 0.0),
-    "t_C_phi_60": ("phi_C", 0.6),
-}
+MAX_DRAWS = 50_000
 _FIRST_ROUND = 1024
 
 
@@ -30,25 +23,10 @@ _FIRST_ROUND = 1024
 class Regimes:
     """Curves and times of a data set, or of the draws that start from one of its classes.
 
-    Curves, with alpha = log(n)/d and n the number of all training points:
-      phi: probability that two clones forked at t end in the same class; of a single class, that a
-        clone ends in the class that its draw started from. Missing without classes.
-      class_entropy: entropy of p(c | x_t) in nats. Missing without classes.
-      phi_C: probability that two clones end in the same training point.
-      excess_entropy: f^e(t)/alpha, which is the posterior's entropy over log n.
-      leave_one_out: f_loo(t)/alpha = E log((1 - p_mu)/p_mu)/log n.
-      effective_points: exp E H(p(. | x_t)), the effective number of points behind x_t.
-
-    Times:
-      t_S_phi: (phi - floor)/(1 - floor) = 0.5504, which is phi = 0.7752 for two classes of equal
-        weight. Missing without classes.
-      t_C_entropy: f^e = 0.12 alpha.
-      t_C_phi: phi_C = 1/2.
-      t_C_leave_one_out: f_loo = 0.
-      t_C_phi_60: phi_C = 0.6.
+    `measures.OBSERVABLES` says what each curve is, and which level of it defines which time.
 
     Attributes:
-      curves: the curves by name.
+      curves: the curves by name; phi and class_entropy need classes.
       times: the times by name; NaN where a curve does not cross its level.
       levels: the curve and the level that define each time.
       floor: what phi tends to at large t: sum_c pi_c^2, or pi_c for a single class.
@@ -62,15 +40,12 @@ class Regimes:
     num_draws: np.ndarray
 
     def beyond(self, name: str) -> str:
-        """Where a time is that the curve does not show: before the first, after the last, or never.
-
-        All curves but phi and phi_C grow with t.
-        """
+        """Where a time is that the curve does not show: before or after its times, or never."""
         curve, level = self.levels[name]
         times, mean = self.curves[curve].times, self.curves[curve].mean
         if not np.isfinite(mean).all():
             return "no draws"
-        excess = (mean - level) * (-1 if curve in ("phi", "phi_C") else 1)
+        excess = (mean - level) * (-1 if OBSERVABLES[curve].falls else 1)
         if excess[0] > ON_THE_LEVEL:
             return f"< {times[0]:.3g}"
         return f"> {times[-1]:.3g}" if excess[-1] < -ON_THE_LEVEL else "never"
@@ -85,7 +60,7 @@ def summarize(draws: Draws, num_points: int, class_weights: np.ndarray, seed: in
       class_weights: pi_c (C,).
       seed: of the bootstrap.
     """
-    return _summarize(draws, num_points, class_weights, None, seed)
+    return _summarize(Ensemble(draws, num_points, class_weights), seed)
 
 
 def summarize_class(
@@ -98,31 +73,23 @@ def summarize_class(
         for field in fields(draws)
         for table in [getattr(draws, field.name)]
     }
-    return _summarize(Draws(**tables), num_points, class_weights, label, seed)
+    return _summarize(Ensemble(Draws(**tables), num_points, class_weights, label), seed)
 
 
-def _summarize(
-    draws: Draws, num_points: int, class_weights: np.ndarray, label: int | None, seed: int
-) -> Regimes:
-    log_n = np.log(num_points)
-    values = {
-        "phi_C": draws.collision,
-        "excess_entropy": draws.entropy / log_n,
-        "leave_one_out": draws.log_others / log_n,
-    }
-    floor = 1.0
-    if len(class_weights) > 1:
-        p = draws.class_probability
-        values["phi"] = np.sum(p * p, axis=2) if label is None else p[..., label]
-        values["class_entropy"] = -np.sum(p * np.log(np.maximum(p, 1e-38)), axis=2)
-        floor = float(np.sum(class_weights**2) if label is None else class_weights[label])
-    curves = dict(zip(values, average(draws.times, values.values(), seed), strict=True))
-    levels = dict(LEVELS)
-    if "phi" in curves:
-        levels["t_S_phi"] = ("phi", floor + (1 - floor) * SPECIATION_LEVEL)
-    times = {name: curves[curve].crossing(level) for name, (curve, level) in levels.items()}
-    curves["effective_points"] = curves["excess_entropy"].map(lambda f: np.exp(f * log_n))
-    return Regimes(curves, times, levels, floor, np.sum(~np.isnan(draws.entropy), axis=0))
+def _summarize(ensemble: Ensemble, seed: int) -> Regimes:
+    draws, observables = ensemble.draws, known(len(ensemble.class_weights))
+    # Those that average the same values share the average.
+    values = {each.values: each.values(ensemble) for each in observables.values()}
+    averages = dict(zip(values, average(draws.times, values.values(), seed), strict=True))
+    curves: dict[str, Curve] = {}
+    levels: dict[str, tuple[str, float]] = {}
+    for name, each in observables.items():
+        curve, link = averages[each.values], each.link
+        curves[name] = curve if link is None else curve.map(partial(link, ensemble))
+        levels |= {time: (name, level.of(ensemble)) for time, level in each.times.items()}
+    times = {time: curves[name].crossing(level) for time, (name, level) in levels.items()}
+    num_draws = np.sum(~np.isnan(draws.entropy), axis=0)
+    return Regimes(curves, times, levels, ensemble.floor, num_draws)
 
 
 def _combine(rounds: list[Draws], times: np.ndarray) -> Draws:
@@ -163,14 +130,15 @@ def measure(
     labels: np.ndarray | None,
     key: Array,
     accuracy: float = 2e-3,
-    max_draws: int = 50_000,
+    max_draws: int = MAX_DRAWS,
     times: np.ndarray = TIMES,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,
 ) -> Draws:
     """Draws from the posterior engine until the curves are accurate, most where they are not yet.
 
     A first round takes every time; each further round doubles the draws, at the times alone where
-    the standard error of phi, phi_C or f^e/alpha is still over what is asked for.
+    the standard error of phi, phi_C or f^e/alpha (`Observable.accurate`) is still over what is
+    asked for.
 
     Args:
       points: training points (n, ...), see `posterior.draw`.
@@ -190,10 +158,11 @@ def measure(
     check_accuracy(accuracy, max_draws)
     training = training_set(points, labels)
     times = np.asarray(times, np.float64)
-    log_n = np.log(len(points))
+    weights = np.ones(1) if labels is None else np.bincount(labels) / len(points)
+    wanted = [each.values for each in known(len(weights)).values() if each.accurate]
     active = np.ones(len(times), bool)
-    # Sums of the three quantities and of their squares, and the draws, at each time.
-    first, second = np.zeros((3, len(times))), np.zeros((3, len(times)))
+    # Sums of these quantities and of their squares, and the draws, at each time.
+    first, second = np.zeros((2, len(wanted), len(times)))
     count = np.zeros(len(times))
     rounds: list[Draws] = []
     taken = 0
@@ -202,8 +171,8 @@ def measure(
         draws = draw_from(training, times[active], key, taken, last)
         taken = last
         rounds.append(draws)
-        p = draws.class_probability
-        values = np.stack([np.sum(p * p, 2), draws.collision, draws.entropy / log_n])
+        ensemble = Ensemble(draws, len(points), weights)
+        values = np.stack([each(ensemble) for each in wanted])
         first[:, active] += values.sum(1, dtype=np.float64)
         second[:, active] += (values.astype(np.float64) ** 2).sum(1)
         count[active] = taken

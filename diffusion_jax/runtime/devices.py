@@ -75,13 +75,14 @@ def in_batches(compute: Callable[[np.ndarray], Any], count: int, batch_size: int
       compute: of numbers (batch,), a pytree of arrays (batch, ...), of which each device may hold a
         part (`shard`). All batches have one size, so the last goes beyond count - 1.
       count: how many numbers.
-      batch_size: numbers at a time, rounded up to a multiple of the number of devices.
+      batch_size: numbers at a time, rounded up to a multiple of the number of devices; see
+        `few_sizes` for a small count.
 
     Returns:
       The same pytree of arrays (count, ...) on the host; every process must ask for it.
     """
     devices = jax.device_count()
-    batch = -(-min(batch_size, count) // devices) * devices
+    batch = -(-batch_size // devices) * devices
     fetched: list[Any] = []
     waiting: list[Any] = []
     for first in range(0, count, batch):
@@ -90,6 +91,17 @@ def in_batches(compute: Callable[[np.ndarray], Any], count: int, batch_size: int
             fetched.append(jax.tree.map(fetch, waiting.pop(0)))
     fetched.append(jax.tree.map(fetch, waiting.pop()))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *fetched)
+
+
+def few_sizes(count: int, batch_size: int) -> int:
+    """A batch size for a count: 8, 32, 128, ... up to `batch_size`, the first that takes all.
+
+    A program is compiled for each size, so that there be few; what is padded is computed in vain.
+    """
+    size = 8
+    while size < min(count, batch_size):
+        size *= 4
+    return min(size, batch_size)
 
 
 def fold_in_each(key: Array, numbers: np.ndarray) -> Array:

@@ -14,6 +14,18 @@ import numpy as np
 from diffusion_jax.errors import UserError
 
 
+def expanded(path: Path | str) -> Path:
+    """A path with ~ or ~NAME at its beginning replaced by the home folder that it stands for.
+
+    Raises:
+      UserError: a ~NAME that is nobody's.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path} is no path: {error}; write ./{path} if it is a name") from error
+
+
 def unwritten(path: Path, error: OSError) -> UserError:
     """The error for a file that could not be written, such as on a full disk."""
     reason = error.strerror or str(error)

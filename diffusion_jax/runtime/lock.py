@@ -1,4 +1,4 @@
-"""One run a folder: a lock that a second one is refused by, and that ends with its process."""
+"""One process a folder: a lock that a second is refused by, and that ends with its process."""
 
 import fcntl
 import os
@@ -11,8 +11,8 @@ from diffusion_jax.errors import UserError
 _held: dict[Path, int] = {}
 
 
-def lock(folder: Path) -> None:
-    """Takes a run's folder for this process, until it is released or the process ends.
+def lock(folder: Path, work: str = "trains", option: str = "--run-dir") -> None:
+    """Takes a folder for this process, until it is released or the process ends.
 
     An exclusive flock(2) of FOLDER/lock, which names the process and the host. The system gives it
     up when the process ends, after a SIGKILL too. On file systems that know no flock nothing is
@@ -20,7 +20,9 @@ def lock(folder: Path) -> None:
     To take a folder again is nothing new.
 
     Args:
-      folder: the run's folder, which must exist.
+      folder: the folder, which must exist.
+      work: what whoever holds it does there, for the message.
+      option: what names the folder, for the message.
 
     Raises:
       UserError: another process holds it.
@@ -35,8 +37,8 @@ def lock(folder: Path) -> None:
         holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "another process"
         os.close(descriptor)
         raise UserError(
-            f"{folder} is in use by {holder}, which trains there; wait for it, or give another "
-            f"--run-dir"
+            f"{folder} is in use by {holder}, which {work} there; wait for it, or give another "
+            f"{option}"
         ) from None
     except OSError:
         os.close(descriptor)  # no flock here: as without any lock
@@ -47,7 +49,7 @@ def lock(folder: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Gives a run's folder up; one that is not held is left alone."""
+    """Gives a folder up; one that is not held is left alone."""
     descriptor = _held.pop(folder.resolve() / "lock", None)
     if descriptor is not None:
         os.close(descriptor)

@@ -5,7 +5,7 @@ from flax import struct
 from jax import Array
 
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.sampling.loop import Sampler
+from diffusion_jax.sampling.loop import Sampler, normal
 from diffusion_jax.schedule import NoiseSchedule
 
 
@@ -24,8 +24,12 @@ class AncestralSampler(Sampler):
     schedule: NoiseSchedule
     faithful: bool = struct.field(pytree_node=False, default=False)
 
-    def step(self, denoiser: Denoiser, x: Array, step: Array, noise: Array) -> Array:
+    def step(self, denoiser: Denoiser, state: Array, step: Array, keys: Array) -> Array:
         """See `Sampler`."""
+        return self.move(denoiser, state, step, normal(keys, state.shape[1:]).astype(state.dtype))
+
+    def move(self, denoiser: Denoiser, x: Array, step: Array, noise: Array) -> Array:
+        """The step with a given z: standard normal noise, the shape of x (batch, ...)."""
         beta = self.schedule.beta[step].astype(x.dtype)
         sigma = jnp.sqrt(self.schedule.noise_variance[step]).astype(x.dtype)
         eps = denoiser(x, jnp.full(x.shape[0], step))

@@ -20,7 +20,8 @@ import numpy as np
 from jax import Array
 
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.runtime.devices import fold_in_each, in_batches, replicate, shard
+from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.devices import few_sizes, fold_in_each, in_batches, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
 
 
@@ -135,7 +136,15 @@ def image_bits(
 
     Returns:
       float32 (n,).
+
+    Raises:
+      UserError: no images, probes or batch size.
     """
+    if min(len(images), num_probes, batch_size) < 1:
+        raise UserError(
+            f"likelihood of {len(images)} images with {num_probes} probes, {batch_size} at a time: "
+            f"give at least one of each"
+        )
     denoiser, schedule = replicate((denoiser, schedule))
     offset = replicate(mean.astype(np.float32).reshape(1, 1, 1, -1))
 
@@ -148,4 +157,4 @@ def image_bits(
         log_density, _ = log_likelihood(denoiser, schedule, x, probes)
         return bits_per_dimension(log_density, math.prod(images.shape[1:]))
 
-    return in_batches(batch, len(images), batch_size)
+    return in_batches(batch, len(images), few_sizes(len(images), batch_size))

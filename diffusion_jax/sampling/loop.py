@@ -1,7 +1,7 @@
 """Samplers: one backward step each, and the one compiled loop that runs any of them."""
 
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffusion_jax.denoisers import Denoiser
-from diffusion_jax.runtime.devices import fold_in_each, in_batches, replicate, shard
+from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.devices import few_sizes, fold_in_each, in_batches, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
 
 # What the start's noise is folded with: no step of any schedule, so that samplers with different
@@ -23,22 +24,28 @@ class Sampler(Protocol):
 
     The loop carries a state: x itself, unless the sampler remembers more of its past steps and says
     how with `init` and `output`.
+
+    Attributes:
+      schedule: noise schedule whose steps are taken.
+      calls_per_step: how often a step calls the denoiser.
     """
 
     schedule: NoiseSchedule
+    calls_per_step: ClassVar[int] = 1
 
     def init(self, x: Array) -> Any:
         """The loop's state, any pytree, from x (batch, ...)."""
         return x
 
-    def step(self, denoiser: Denoiser, state: Any, step: Array, noise: Array) -> Any:
+    def step(self, denoiser: Denoiser, state: Any, step: Array, keys: Array) -> Any:
         """Takes the state from before step s to after it.
 
         Args:
           denoiser: predicts the noise in x.
           state: of the loop, with x at noise level alpha_bar_s, shape (batch, ...).
           step: the integer step s, a scalar.
-          noise: standard normal noise, the shape of x.
+          keys: one PRNG key per example (batch,), of this step alone. `normal` draws from them; a
+            sampler that draws more than once folds or splits them.
 
         Returns:
           State with x at noise level alpha_bar_{s-1}, or clean data after s = 0.
@@ -49,10 +56,26 @@ class Sampler(Protocol):
         return cast(Array, state)
 
 
-def normal(keys: Array, step: Array, shape: tuple[int, ...]) -> Array:
-    """Standard normal noise (len(keys), *shape): an example's from its own key and the step."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+class Start(Protocol):
+    """Where samplers start from, made of pure noise. A start is a pytree, as a denoiser is."""
+
+    def __call__(self, noise: Array) -> Array:
+        """X at the noise level of the last step, from standard normal noise (batch, ...)."""
+
+
+def normal(keys: Array, shape: tuple[int, ...]) -> Array:
+    """Standard normal noise (len(keys), *shape): an example's from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def keys_of_step(keys: Array, step: ArrayLike) -> Array:
+    """The examples' keys for one step (batch,): functions of their own keys and the step."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+
+
+def pure_noise(keys: Array, shape: tuple[int, ...]) -> Array:
+    """The noise that samplers start from (len(keys), *shape), whatever their number of steps."""
+    return normal(keys_of_step(keys, START), shape)
 
 
 def sampling_loop(
@@ -82,17 +105,17 @@ def sampling_loop(
 
     def body(i: Array, state: Any) -> Any:
         step = first - 1 - i
-        return sampler.step(denoiser, state, step, normal(keys, step, x.shape[1:]).astype(x.dtype))
+        return sampler.step(denoiser, state, step, keys_of_step(keys, step))
 
     return sampler.output(jax.lax.fori_loop(0, first - stop, body, sampler.init(x)))
 
 
 @partial(jax.jit, static_argnames="shape")
 def _sample_batch(
-    sampler: Sampler, denoiser: Denoiser, keys: Array, shape: tuple[int, ...]
+    sampler: Sampler, denoiser: Denoiser, start: Start | None, keys: Array, shape: tuple[int, ...]
 ) -> Array:
-    start = normal(keys, jnp.int32(START), shape)
-    return sampling_loop(sampler, denoiser, start, keys)
+    noise = pure_noise(keys, shape)
+    return sampling_loop(sampler, denoiser, noise if start is None else start(noise), keys)
 
 
 def sample(
@@ -102,8 +125,9 @@ def sample(
     num_samples: int,
     shape: tuple[int, ...],
     batch_size: int = 64,
+    start: Start | None = None,
 ) -> np.ndarray:
-    """Draws samples, starting from standard normal noise, on all devices.
+    """Draws samples on all devices.
 
     Sample i depends on `key` and i alone: neither on the batch size nor on the number of devices,
     but for rounding.
@@ -114,14 +138,24 @@ def sample(
       key: typed PRNG key.
       num_samples: how many samples.
       shape: shape of one sample, e.g. (height, width, channels).
-      batch_size: samples at a time, rounded up to a multiple of the number of devices.
+      batch_size: samples at a time, rounded up to a multiple of the number of devices. Fewer
+        samples are padded to one of a few sizes, so that few programs are compiled.
+      start: what standard normal noise becomes before the first step, see `Start`; by default it
+        stays as it is.
 
     Returns:
       Samples (num_samples, *shape), float32, in the units of the training data (mean removed).
+
+    Raises:
+      UserError: no samples asked for, or no batch size.
     """
-    sampler, denoiser = replicate((sampler, denoiser))
+    if num_samples < 1 or batch_size < 1:
+        raise UserError(
+            f"num_samples = {num_samples} and batch_size = {batch_size} must be at least 1"
+        )
+    sampler, denoiser, start = replicate((sampler, denoiser, start))
 
     def batch(numbers: np.ndarray) -> Array:
-        return _sample_batch(sampler, denoiser, shard(fold_in_each(key, numbers)), shape)
+        return _sample_batch(sampler, denoiser, start, shard(fold_in_each(key, numbers)), shape)
 
-    return in_batches(batch, num_samples, batch_size)
+    return in_batches(batch, num_samples, few_sizes(num_samples, batch_size))

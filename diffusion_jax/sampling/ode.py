@@ -55,8 +55,8 @@ class DDIMSampler(Sampler):
 
     schedule: NoiseSchedule
 
-    def step(self, denoiser: Denoiser, state: Array, step: Array, noise: Array) -> Array:
-        """See `Sampler`; the noise is not used."""
+    def step(self, denoiser: Denoiser, state: Array, step: Array, keys: Array) -> Array:
+        """See `Sampler`; the keys are not used."""
         data = _predict_data(self.schedule, denoiser, state, step)
         return _exponential_step(self.schedule, state, data, step)
 
@@ -92,8 +92,8 @@ class DPMSolver2M(Sampler):
         nowhere = jnp.full_like(self.schedule.log_snr[0], -jnp.inf)
         return _TwoStep(x, jnp.zeros_like(x), nowhere)
 
-    def step(self, denoiser: Denoiser, state: _TwoStep, step: Array, noise: Array) -> _TwoStep:
-        """See `Sampler`; the noise is not used."""
+    def step(self, denoiser: Denoiser, state: _TwoStep, step: Array, keys: Array) -> _TwoStep:
+        """See `Sampler`; the keys are not used."""
         x = state.x
         data = _predict_data(self.schedule, denoiser, x, step)
         here = self.schedule.log_snr[step]

@@ -16,6 +16,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.schedule import NoiseSchedule, from_time
 
 Clock = Literal["step", "time", "log-snr", "sigma"]
+_MOST_GROWTH = 5
 
 
 def clock(schedule: NoiseSchedule, name: Clock) -> np.ndarray:
@@ -37,6 +38,39 @@ def clock(schedule: NoiseSchedule, name: Clock) -> np.ndarray:
     if name == "sigma":
         return np.asarray(np.expm1(2 * time) ** (1 / 14))
     raise UserError(f"there is no clock {name!r}; choose from {', '.join(get_args(Clock))}")
+
+
+def clock_of(schedule: NoiseSchedule, clock_or_schedule: Clock | NoiseSchedule) -> np.ndarray:
+    """The readings of `clock`, or of another schedule: its real-valued step at each step's time.
+
+    So a few steps can be spread as a schedule made from the data spreads its own. Beyond that
+    schedule's first and last time its end steps go on.
+
+    Returns:
+      Readings (L,), float64.
+    """
+    if not isinstance(clock_or_schedule, NoiseSchedule):
+        return clock(schedule, clock_or_schedule)
+    own = np.asarray(schedule.time, np.float64)
+    other = np.asarray(clock_or_schedule.time, np.float64)
+    reading = np.interp(own, other, np.arange(len(other)))
+    before, after = np.minimum(own - other[0], 0), np.maximum(own - other[-1], 0)
+    first, last = (other[1] - other[0], other[-1] - other[-2]) if len(other) > 1 else (1.0, 1.0)
+    return reading + before / first + after / last
+
+
+def first_step(schedule: NoiseSchedule) -> int:
+    """The step at which a backward process may begin: the last that does not multiply errors much.
+
+    The step s divides the state, and any error of the predicted noise, by sqrt(1 - beta_s). The
+    cosine schedule clips its last beta at 0.999, which multiplies them by 31; from the step before
+    it, x_t is as close to pure noise as makes no difference.
+
+    Returns:
+      The last s with 1/sqrt(1 - beta_s) <= 5, or 0.
+    """
+    tame = np.flatnonzero(1 - np.asarray(schedule.beta, np.float64) >= 1 / _MOST_GROWTH**2)
+    return int(tame[-1]) if len(tame) else 0
 
 
 def spread_steps(clock: np.ndarray, num_calls: int) -> np.ndarray:

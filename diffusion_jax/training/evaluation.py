@@ -17,9 +17,8 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.process import diffuse
 from diffusion_jax.regimes.neighbours import nearest
-from diffusion_jax.runtime.devices import fold_in_each, in_batches, replicate, shard
-from diffusion_jax.sampling import AncestralSampler, sample
-from diffusion_jax.sampling.respacing import with_calls
+from diffusion_jax.runtime.devices import few_sizes, fold_in_each, in_batches, replicate, shard
+from diffusion_jax.sampling import Backward
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.training.metrics import FRACTION, HELD_OUT, RATIO, TRAINING
 
@@ -108,9 +107,8 @@ def denoising_losses(
         rank = np.asarray(jax.random.permutation(order_key, n))
         place = (rank + np.asarray(jax.random.uniform(offset_key, (n,)), np.float64)) / n
         steps = band.first + (place * (band.stop - band.first)).astype(np.int32)
-        losses.append(
-            in_batches(partial(errors, noise_key, steps), n, batch_size).mean(dtype=float)
-        )
+        of_band = partial(errors, noise_key, steps)
+        losses.append(in_batches(of_band, n, few_sizes(n, batch_size)).mean(dtype=float))
     return np.array(losses)
 
 
@@ -144,15 +142,12 @@ def evaluate(
     held_out: ImageSet | None,
     key: Array,
     num_samples: int,
-    num_calls: int,
+    process: Backward,
     faithful: bool = False,
 ) -> dict[str, float]:
     """All that is measured of a model in training.
 
-    Samples come from the ancestral sampler: its noise lets them forget their start and the
-    network's early errors, which those of a sampler without noise carry along. Its steps are spread
-    over the log-SNR, the clock on which few calls cost it least where data are narrow
-    (docs/sampling.md). With the same key, every call sees the same images, steps and noise.
+    With the same key, every call sees the same images, steps and noise.
 
     Args:
       denoiser: a denoiser that is a pytree.
@@ -163,21 +158,15 @@ def evaluate(
       held_out: images that were not trained on, or None.
       key: typed PRNG key.
       num_samples: how many samples.
-      num_calls: denoiser calls a sample, 2 to L.
-      faithful: no noise at steps 1 and 0 of the sampler, and no loss at step 0.
+      process: draws the samples, with this denoiser; see `sampling.backward`.
+      faithful: no loss at step 0.
 
     Returns:
       The two of `memorisation`, training_loss/BAND for each band of `time_bands`, and
       held_out_loss/BAND where images are held out.
-
-    Raises:
-      UserError: num_calls out of range.
     """
     sample_key, loss_key = jax.random.split(key)
-    few, respaced_denoiser = with_calls(schedule, denoiser, num_calls, "log-snr")
-    sampler = AncestralSampler(few, faithful)
-    shape = training.images.shape[1:]
-    samples = sample(sampler, respaced_denoiser, sample_key, num_samples, shape)
+    samples = process.sample(sample_key, num_samples, training.images.shape[1:])
     # In grey levels, so that the training set is not copied into floats.
     metrics = memorisation(255 * (samples + training.mean), training.images)
     n, most = len(training.images), num_samples if held_out is None else len(held_out.images)

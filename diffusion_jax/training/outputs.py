@@ -1,6 +1,7 @@
 """What a run shows of its model: a summary, evaluations, grids of samples, curves."""
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from diffusion_jax.config import Config
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.denoisers import TrainedDenoiser
+from diffusion_jax.denoisers import Denoiser, TrainedDenoiser
 from diffusion_jax.nn.unet import UNet
 from diffusion_jax.plots.style import save
 from diffusion_jax.plots.training import draw_loss_curve, draw_memorisation, save_image_grid
@@ -19,7 +20,7 @@ from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first
 from diffusion_jax.runtime.files import write_json
-from diffusion_jax.sampling import AncestralSampler, sample
+from diffusion_jax.sampling import Backward, backward
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.training import evaluation, moments
 from diffusion_jax.training.metrics import (
@@ -85,7 +86,9 @@ def summarize(config: Config, images: ImageSet, parameters: int, fingerprint: st
     )
     for name, values in spectrum.items():
         label = name.replace("_", " ")
-        print(f"Spectrum, {label}: Lambda = {values['Lambda']:.3f}, t_S = {values['t_S']:.3f}")
+        time = values["t_S"]
+        said = f"t_S = {time:.3f}" if math.isfinite(time) else "no t_S, since Lambda is at most 1"
+        print(f"Spectrum, {label}: Lambda = {values['Lambda']:.3f}, {said}")
 
 
 @dataclass(frozen=True)
@@ -136,32 +139,41 @@ class Outputs:
             path = self.config.output.run_dir / "samples" / "training_images.png"
             save_image_grid(path, self.images.centred(order), self.images.mean)
 
+    def _backward(self, denoiser: Denoiser, calls: int | None = None) -> Backward:
+        """The backward process of the model; few steps are spread over the log-SNR."""
+        return backward(
+            self.schedule,
+            denoiser,
+            self.config.output.sampler,
+            calls,
+            bounds=self.images.bounds if self.config.output.clip else None,
+            faithful=self.config.training.faithful,
+        )
+
     def _draw_samples(self, step: int, state: TrainState, recorder: Recorder) -> None:
         recorder.drain()
         # Its own key, so that drawing samples more or less often changes nothing in the training,
         # which has the keys that folding with 0 and 1 gives too.
         key = jax.random.fold_in(jax.random.key(self.config.seed), 3)
-        sampler = AncestralSampler(self.schedule, self.config.training.faithful)
-        denoiser, shape = (
-            TrainedDenoiser(state.ema_params, self.model),
-            self.images.images.shape[1:],
-        )
-        images = sample(sampler, denoiser, key, self.config.output.num_samples, shape)
+        process = self._backward(TrainedDenoiser(state.ema_params, self.model))
+        shape = self.images.images.shape[1:]
+        images = process.sample(key, self.config.output.num_samples, shape)
         if is_first_process():
             save_image_grid(self._grid_path(step), images, self.images.mean)
         recorder.pause(step)
 
     def _evaluate(self, step: int, state: TrainState, recorder: Recorder) -> None:
         recorder.drain()
+        denoiser = TrainedDenoiser(state.ema_params, self.model)
         metrics = evaluation.evaluate(
-            TrainedDenoiser(state.ema_params, self.model),
+            denoiser,
             self.schedule,
             self.images,
             self.held_out,
             # Its own key, for the reason that samples have one; the same at every evaluation.
             jax.random.fold_in(jax.random.key(self.config.seed), 2),
             self.config.output.evaluate_samples,
-            self.config.output.evaluate_calls,
+            self._backward(denoiser, self.config.output.evaluate_calls),
             self.config.training.faithful,
         )
         shown = f"memorised {metrics[FRACTION]:.1%}, median neighbour ratio "

@@ -6,6 +6,7 @@ loss.png, and memorisation.png and profile/ if asked for.
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -20,7 +21,9 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first, require_same
-from diffusion_jax.sampling import AncestralSampler
+from diffusion_jax.sampling import AncestralSampler, Backward, Start, backward
+from diffusion_jax.sampling.respacing import Clock
+from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.training import saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.saved_state import (
@@ -53,6 +56,10 @@ class TrainedModel:
       class_names: the training set's classes.
       step: updates done.
       fingerprint: that of the training set, where it was kept; see `data.fingerprint`.
+      bounds: least and largest value that an image may have, mean removed (channels,) each; None
+        for data without.
+      start: makes the start that has the training set's moments, see `sampling.matched_start`; None
+        where they were not kept.
     """
 
     config: Config
@@ -63,6 +70,34 @@ class TrainedModel:
     class_names: tuple[str, ...]
     step: int
     fingerprint: str | None = None
+    bounds: tuple[np.ndarray, np.ndarray] | None = None
+    start: Callable[[NoiseSchedule], Start] | None = None
+
+    def backward(
+        self,
+        sampler: str = "ancestral",
+        calls: int | None = None,
+        clock: Clock | NoiseSchedule = "log-snr",
+        clip: bool = True,
+    ) -> Backward:
+        """The model's backward process, as experiments.sample runs it.
+
+        `model.mean + model.backward("ddim", 50).sample(key, 16, model.shape)` are 16 images.
+
+        Args:
+          sampler: a name in `sampling.SAMPLERS`.
+          calls: of the network per sample; by default all steps are taken.
+          clock: what fewer steps are spread over, see `sampling.backward`.
+          clip: keep predictions of the data within their range; a faithful run never does.
+
+        Raises:
+          UserError: see `sampling.backward`.
+        """
+        bounds = self.bounds if clip else None
+        schedule, faithful = self.sampler.schedule, self.sampler.faithful
+        return backward(
+            schedule, self.denoiser, sampler, calls, clock, bounds, self.start, faithful
+        )
 
     def with_data(self, data: Path | str | None = None, data_dir: Path | None = None) -> Self:
         """The same model, told where its run's data are now.
@@ -261,6 +296,7 @@ def load_model(
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
     step, state, saved = newest[0], newest[1], upgrade(newest[2])
     height, width, channels = saved["shape"]
+    mean = np.asarray(saved["mean"], np.float32)
     model = dataclasses.replace(config.model, dtype=dtype).build(channels)
     params = state.ema_params if dtype == "float32" else model.cast(state.ema_params)
     return TrainedModel(
@@ -268,8 +304,9 @@ def load_model(
         denoiser=TrainedDenoiser(params, model),
         sampler=AncestralSampler(config.schedule.build(), config.training.faithful),
         shape=(height, width, channels),
-        mean=np.asarray(saved["mean"], np.float32),
+        mean=mean,
         class_names=tuple(saved["classes"]),
         step=step,
         fingerprint=saved["fingerprint"],
+        bounds=(-mean, 1 - mean),  # training takes grey levels alone
     )

@@ -1,6 +1,7 @@
 """The command that forks a run: what it writes, how it goes on after a kill, what it refuses."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -52,8 +53,10 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(run_dir):
-    """A classifier hardly trained: a folder that holds one is not given another."""
-    return train_classifier(data.load(run.load_model(run_dir).config.data), 1, updates=5)
+    """A classifier hardly trained: a folder that holds one like it is not given another."""
+    images = data.load(run.load_model(run_dir).config.data)
+    settings = forking.classifier_settings(images, None, 1)
+    return dataclasses.replace(train_classifier(images, 1, updates=5), settings=settings)
 
 
 def command(*arguments):
@@ -80,7 +83,7 @@ def forked(run_dir, judge, tmp_path_factory):
     classifier.save(out / "batches", judge)
     words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(out), *FORKS]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-    first = out / "batches" / "batch_00000.npz"
+    first = out / "batches" / "trunks_000000_000016.npz"
     deadline = time.monotonic() + 200
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -139,6 +142,12 @@ def test_more_trunks_add_to_those_that_are_done(forked, run_dir, tmp_path, capsy
     assert command(run_dir, "--out", out, *more) == 0
     assert "2 of 3 batches were done before" in capsys.readouterr().out
     assert result_of(out)["phi"]["pairs"] == 40
+    # Whatever the size of a batch was, and fewer again: the first trunks are those of before.
+    earlier = result_of(forked[0])
+    for count in ("48", "32"):
+        assert command(run_dir, "--out", out, "--num-trunks", count, *FORKS[4:]) == 0
+        assert result_of(out)["phi"]["pairs"] == int(count)
+    assert result_of(out) == earlier
     # Another experiment does not mix with it.
     assert command(run_dir, "--out", out, *more, "--seed", 2) == 1
     assert "seed: 1 -> 2" in capsys.readouterr().err
@@ -194,3 +203,72 @@ def test_what_is_no_run_or_not_the_same_any_more_is_named(run_dir, tmp_path, cap
     assert "the run's training images cannot be read" in text
     text = changed("other", lambda config: config["data"].update(images_per_class=16))
     assert "the training images changed since the run" in text
+
+
+@pytest.mark.parametrize("calls", ["10", "2"])
+def test_few_calls_have_forks(run_dir, judge, tmp_path, calls):
+    classifier.save(tmp_path / "batches", judge)
+    options = ("--score", "exact", "--calls", calls, "--out", tmp_path)
+    assert command(run_dir, *FORKS[:6], *options) == 0
+    result = result_of(tmp_path)
+    assert len(result["phi_C"]["time"]) == int(calls)
+    assert result["denoiser_calls"]["a_trunk"] == int(calls) + sum(range(int(calls) + 1))
+
+
+def small_run(folder, labels):
+    """A run of noise of a Lambda below 1, with the given classes."""
+    labels, rng = np.asarray(labels), np.random.default_rng(0)
+    images = np.uint8(127 + 12 * rng.standard_normal((len(labels), 8, 8)).clip(-3, 3))
+    folder.mkdir()
+    np.savez(folder / "data.npz", images=images, labels=labels)
+    words = ["--data", str(folder / "data.npz"), *OPTIONS[6:], "--run-dir", str(folder / "run")]
+    config = parse(words)
+    images = data.load(config.data)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, classes=images.class_names)
+    )
+    params = random_params(config.model.build(1), (8, 8, 1))
+    run.import_parameters(config, params, run.data_of(images))
+    return folder / "run"
+
+
+EXACT = ("--score", "exact", "--calls", "20", *FORKS)
+
+
+def test_a_dozen_images_and_awkward_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(forking, "train_classifier", partial(train_classifier, updates=2))
+    folder = small_run(tmp_path / "few", ["[red]x", "[/] :dog:"] * 6)
+    assert command(folder, "--out", tmp_path / "out", *EXACT) == 0
+    result, text = result_of(tmp_path / "out"), capsys.readouterr().out
+    assert set(result["class_fractions"]) == {"[red]x", "[/] :dog:"}
+    assert result["quality"]["kernel_distance_standard_error"] > 0
+    assert result["quality"]["precision"] is not None
+    assert result["t_S_spectrum"] is None
+    assert "samples of class [red]x" in text
+    assert "samples of class [/] :dog:" in text
+    assert "none: Lambda <= 1" in text
+    assert "samples of class [red]x" in (tmp_path / "out" / "report.html").read_text()
+    refused = (folder, "--out", tmp_path / "other", *EXACT, "--published", "MNIST")
+    assert command(*refused) == 1
+    assert "--published rescales time by t_S" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("labels", [["a"] * 6 + ["b"], ["a", "b"], ["a"] * 3])
+def test_images_too_few_for_a_classifier(tmp_path, labels, capsys):
+    """phi_C and the exact score's curves are given all the same."""
+    folder = small_run(tmp_path / "few", labels)
+    assert command(folder, "--out", tmp_path / "out", *EXACT) == 0
+    result = result_of(tmp_path / "out")
+    assert result["phi"] is result["quality"] is result["classifier"] is None
+    assert len(result["phi_C"]["mean"]) == 3
+    said = any("a classifier needs at least 5 of each class" in w for w in result["warnings"])
+    assert said == (len(set(labels)) > 1)
+    assert (result["class_fractions"] is None) == said
+    assert ("t_S_phi" in result["exact_score"]) == said
+
+
+def test_a_run_of_one_image_is_refused_before_anything_is_made(tmp_path):
+    one = data.ImageSet(np.zeros((1, 8, 8, 1), np.uint8), None, ())
+    with pytest.raises(cloning.UserError, match="one training image only"):
+        cloning.plan(cloning.Options(tmp_path), None, one, None, None)

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from diffusion_jax.data import load  # noqa: E402
 from diffusion_jax.errors import UserError  # noqa: E402
 from diffusion_jax.runtime import lock  # noqa: E402
-from diffusion_jax.sampling import START, normal, sample  # noqa: E402
+from diffusion_jax.sampling import START, keys_of_step, normal, sample  # noqa: E402
 from diffusion_jax.training import loop, run  # noqa: E402
 from diffusion_jax.training.checkpoint import Checkpoints  # noqa: E402
 from experiments import convert  # noqa: E402
@@ -72,7 +72,9 @@ def test_a_converted_checkpoint_samples_as_the_original(original):
     key = jax.random.key(7)
     got = sample(trained.sampler, trained.denoiser, key, 3, trained.shape)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(3))
-    noise = [compare.nchw(normal(keys, jnp.int32(s), trained.shape)) for s in (*range(25), START)]
+    noise = [
+        compare.nchw(normal(keys_of_step(keys, s), trained.shape)) for s in (*range(25), START)
+    ]
     tables = torch_process.linear_schedule(25)
     want = torch_process.ancestral_chain(
         tables, model, noise[25], torch.stack(noise[:25]), faithful=True

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import diffusion_jax as dj
 from experiments import regimes
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
@@ -41,7 +42,8 @@ def test_images_with_labels(blobs, tmp_path, monkeypatch, capsys):
     covariance = np.cov(images[..., 0].reshape(80, -1), rowvar=False)
     Lambda = np.linalg.eigvalsh(covariance)[-1]
     assert result["Lambda"]["value"] == pytest.approx(Lambda, rel=1e-4)
-    assert result["t_S_spectrum"]["value"] == pytest.approx(0.5 * np.log(Lambda), abs=1e-4)
+    assert Lambda < 1
+    assert result["t_S_spectrum"] == {"value": None, "low": None, "high": None}
     assert result["Lambda"]["low"] < Lambda < result["Lambda"]["high"]
     for name in ("t_S_phi", "t_C_entropy", "t_C_phi"):
         assert result[name]["low"] <= result[name]["value"] <= result[name]["high"]
@@ -55,7 +57,7 @@ def test_images_with_labels(blobs, tmp_path, monkeypatch, capsys):
     assert set(result["per_class"]) == {"0", "1"}
     # The page needs no other file: its pictures are in it.
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "t_S_phi" in capsys.readouterr().out
 
@@ -128,20 +130,29 @@ def test_out_must_be_a_folder(blobs, tmp_path, monkeypatch, capsys):
 
 
 def test_awkward_names_and_few_draws(blobs, tmp_path, monkeypatch, capsys):
+    """They are printed as they are: neither markup, nor emoji, nor mathematics."""
     images, labels = blobs
-    names = np.array(["a[/b]", "price $5^^$"])[labels]
-    np.savez(tmp_path / "a.npz", images=images.astype(np.float32), y=names, extra=np.zeros(3))
+    classes = ["[/]", "[red]x[/red]", "a[/b] :cat:\\", "price $5^^$"]
+    names = np.array(classes)[2 * labels + np.arange(80) % 2]
+    folder = tmp_path / "[red]mine"
+    folder.mkdir()
+    held = {"images": images.astype(np.float32), "y": names, ":cat:[/]": np.zeros(3)}
+    np.savez(folder / "a.npz", **held)
     out = tmp_path / "o"
     out.mkdir()
     (out / "samples.png").write_text("of an earlier run")
-    arguments = ("--data", tmp_path / "a.npz", "--out", out, "--max-draws", 100)
+    arguments = ("--data", folder / "a.npz", "--out", out, "--max-draws", 100)
+    monkeypatch.setenv("COLUMNS", "300")
     assert run(monkeypatch, *arguments) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "also holds extra, not used" in text
+    assert f"{folder / 'a.npz'} also holds :cat:[/], not used" in text
     assert "the accuracy asked for, 0.002, was not reached" in text
+    assert all(f"from {name}" in text for name in classes)
+    study = dj.analyse(dj.load_images(folder / "a.npz"), max_draws=100)
+    assert "also holds :cat:[/], not used" in " ".join(repr(study).split())
     result = json.loads((out / "result.json").read_text())
-    assert set(result["per_class"]) == {"a[/b]", "price $5^^$"}
-    assert "<th>from a[/b]</th>" in (out / "report.html").read_text()
+    assert set(result["per_class"]) == set(classes)
+    assert "<th>from a[/b] :cat:\\</th>" in (out / "report.html").read_text()
     assert (out / "samples.png").read_bytes()[1:4] == b"PNG"
 
 

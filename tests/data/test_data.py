@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffusion_jax import data
 from diffusion_jax.config import DataConfig
-from diffusion_jax.data import lsun, mnist, photographs
+from diffusion_jax.data import lmdb_reader, lsun, mnist, photographs
 from diffusion_jax.data.batches import batch_indices, device_batches
 from diffusion_jax.errors import UserError
 
@@ -81,7 +81,7 @@ def test_prepared_photographs_equal_an_independent_decode(tmp_path):
 def test_an_interrupted_preparation_goes_on(folders, tmp_path, monkeypatch):
     data_dir, _ = folders
     expected = load(data_dir, prepared=tmp_path / "whole").images
-    decode, decoded = lsun.centre_crop_and_resize, []
+    decode, decoded = lmdb_reader.centre_crop_and_resize, []
 
     def counted(image, size):
         if len(decoded) == 3:
@@ -91,11 +91,13 @@ def test_an_interrupted_preparation_goes_on(folders, tmp_path, monkeypatch):
 
     prepared = tmp_path / "interrupted"
     arguments = (data_dir, prepared, CATEGORIES, 6, 64)
-    monkeypatch.setattr(lsun, "centre_crop_and_resize", counted)
+    monkeypatch.setattr(lmdb_reader, "centre_crop_and_resize", counted)
     with pytest.raises(KeyboardInterrupt):
         lsun.prepare(*arguments, chunk=2)
     decoded.clear()
-    monkeypatch.setattr(lsun, "centre_crop_and_resize", lambda *a: decoded.append(a) or decode(*a))
+    monkeypatch.setattr(
+        lmdb_reader, "centre_crop_and_resize", lambda *a: decoded.append(a) or decode(*a)
+    )
     lsun.prepare(*arguments, chunk=2)
     assert len(decoded) == 10  # the first chunk of two was complete
     chunks = lsun.prepare(*arguments, chunk=2)

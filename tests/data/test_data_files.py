@@ -513,6 +513,11 @@ def test_memory_is_refused_before_it_is_taken():
         require_memory("this", 2**30, memory_gib=0.5)
     with pytest.raises(UserError, match="that are free"):
         require_memory("this", 2**60)
+    # What is said to be needed is enough, though it is rounded.
+    for num_bytes in (1_234_567_890, 1_235_432_109):
+        with pytest.raises(UserError) as refused:
+            require_memory("this", num_bytes, memory_gib=1)
+        require_memory("this", num_bytes, float(str(refused.value).split()[2]))
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_output_and_sampling_are_the_originals(small, small_model):
     assert relative_error(output, small["output"]) < 1e-5
 
     sampler = AncestralSampler(schedule.linear_schedule(50), faithful=True)
-    backward = quick_jit(AncestralSampler.step)
+    backward = quick_jit(AncestralSampler.move)
     x = small["chain/x_init"]
     for step in reversed(range(50)):
         x = backward(sampler, denoiser, x, jnp.int32(step), small["chain/z"][step])
@@ -282,7 +282,7 @@ def test_sampler_in_float64(faithful):
         )
         sampler = AncestralSampler(schedule.linear_schedule(50), faithful)
         for step in reversed(range(50)):
-            x = sampler.step(
+            x = sampler.move(
                 lambda x, step: jnp.tanh(x) * (1 + step[:, None, None, None].astype(x.dtype)),
                 jnp.asarray(x),
                 jnp.int32(step),

@@ -171,7 +171,7 @@ def test_factors_are_those_of_the_samplers(name):
         x, along = jnp.array([[0.4, -0.3, 1.7]]), jnp.array([[0.0, 0.0, 1.0]])
 
         def ancestral(x, s):
-            return sampler.step(denoiser, x, s, jnp.zeros_like(x))
+            return sampler.move(denoiser, x, s, jnp.zeros_like(x))
 
         def euler(x, s):
             time = schedule.time

@@ -9,7 +9,7 @@ from diffusion_jax.denoisers import EmpiricalDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import posterior
 from diffusion_jax.regimes.posterior import draw, stratified, training_set
-from diffusion_jax.sampling import AncestralSampler, normal, sampling_loop
+from diffusion_jax.sampling import AncestralSampler, keys_of_step, normal, sampling_loop
 from diffusion_jax.schedule import linear_schedule
 
 TIMES = np.array([1e-3, 1e-2, 0.05, 0.2, 0.7, 2.0, 10.0])
@@ -205,7 +205,7 @@ def test_clones_under_the_exact_score(small_cloud):
         return np.argmin(((np.asarray(x)[:, None] - points[None]) ** 2).sum(2), 1)
 
     keys = jax.random.split(jax.random.key(8), 3 * len(branches))
-    state = normal(jax.random.split(keys[0], pairs), jnp.int32(500), (8,))
+    state = normal(keys_of_step(jax.random.split(keys[0], pairs), 500), (8,))
     start = 500
     times = np.asarray(schedule.time_of_step(np.array(branches) - 1))
     engine = draw(points, labels, times, jax.random.key(9), 20_000)

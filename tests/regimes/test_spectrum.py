@@ -121,7 +121,26 @@ def test_the_forward_process_keeps_the_modes():
 def test_constant_images_have_no_variance():
     images = np.full((4, 3, 3, 1), 200, np.uint8)
     assert largest_eigenvalue(images) == pytest.approx(0, abs=1e-9)
-    assert speciation_time(0.0) == -math.inf
+
+
+@pytest.mark.parametrize("eigenvalue", [0.0, 1e-30, 0.699, 1.0])
+def test_lambda_up_to_1_has_no_time(eigenvalue):
+    assert math.isnan(speciation_time(eigenvalue))
+    assert speciation_time(1.0001) == pytest.approx(0.5e-4, rel=1e-3)
+    if eigenvalue:
+        replicates = eigenvalue * np.exp(0.3 * np.random.default_rng(0).standard_normal(200))
+        Lambda, t_S, _ = spectrum.speciation_estimate(eigenvalue, replicates)
+        assert Lambda.low < eigenvalue < Lambda.high
+        assert np.isnan([t_S.value, t_S.low, t_S.high]).all()
+
+
+def test_an_interval_that_reaches_down_to_1_begins_at_time_0():
+    replicates = 1.1 * np.exp(0.3 * np.random.default_rng(0).standard_normal(200))
+    Lambda, t_S, _ = spectrum.speciation_estimate(1.1, replicates)
+    assert Lambda.low < 1
+    assert t_S.low == 0 < t_S.value < t_S.high
+    assert t_S.value == pytest.approx(0.5 * math.log(1.1))
+    assert t_S.high == pytest.approx(0.5 * math.log(Lambda.high))
 
 
 def test_one_pixel():

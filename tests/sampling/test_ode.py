@@ -85,11 +85,11 @@ def test_ddim_writes_the_noise_back():
     schedule = linear_schedule(50)
     a = np.asarray(schedule.alpha_bar, np.float64)
     x = np.random.default_rng(1).standard_normal((4, 5))
-    eps = np.sin(x)
+    eps, keys = np.sin(x), jax.random.split(jax.random.key(0), 4)
     for s in (1, 2, 30, 49):
         data = (x - np.sqrt(1 - a[s]) * eps) / np.sqrt(a[s])
         got = DDIMSampler(schedule).step(
-            lambda x, s: jnp.sin(x), jnp.asarray(x, jnp.float32), jnp.int32(s), jnp.zeros((4, 5))
+            lambda x, s: jnp.sin(x), jnp.asarray(x, jnp.float32), jnp.int32(s), keys
         )
         expected = np.sqrt(a[s - 1]) * data + np.sqrt(1 - a[s - 1]) * eps
         np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)

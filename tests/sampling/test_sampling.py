@@ -86,7 +86,7 @@ def test_one_step_is_the_formula(faithful):
         noise_on = s > (1 if faithful else 0)
         expected = (x - beta[s] / np.sqrt(1 - alpha_bar[s]) * eps) / np.sqrt(1 - beta[s])
         expected = expected + noise_on * np.sqrt(beta[s]) * z
-        got = AncestralSampler(schedule, faithful).step(
+        got = AncestralSampler(schedule, faithful).move(
             lambda x, step: jnp.sin(x),
             jnp.asarray(x, jnp.float32),
             jnp.int32(s),
@@ -102,7 +102,7 @@ def test_the_loop_visits_every_step_once_from_the_last():
     class Recorder(Sampler):
         schedule: NoiseSchedule
 
-        def step(self, denoiser, x, step, noise):
+        def step(self, denoiser, x, step, keys):
             return 2 * x + step.astype(x.dtype)  # order matters
 
     keys = jax.random.split(jax.random.key(0), 1)

@@ -1,0 +1,129 @@
+"""A backward process by name: the sampler, the denoiser that goes with its steps, and the start."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffusion_jax.denoisers import ClippedDenoiser, Denoiser
+from diffusion_jax.errors import UserError
+from diffusion_jax.sampling.ancestral import AncestralSampler
+from diffusion_jax.sampling.loop import Sampler, Start, sample
+from diffusion_jax.sampling.ode import DDIMSampler, DPMSolver2M
+from diffusion_jax.sampling.respacing import (
+    Clock,
+    RespacedDenoiser,
+    clock_of,
+    first_step,
+    respaced,
+    spread_steps,
+)
+from diffusion_jax.schedule import NoiseSchedule
+
+# The samplers that commands know by name; each is made from a schedule.
+SAMPLERS: dict[str, type[Sampler]] = {
+    "ancestral": AncestralSampler,
+    "ddim": DDIMSampler,
+    "dpm-solver-2m": DPMSolver2M,
+}
+
+
+class Backward(NamedTuple):
+    """What `sample` and `fork` take: a sampler, a denoiser of its steps, and where to start.
+
+    Attributes:
+      sampler: with the schedule of the steps taken.
+      denoiser: of these steps.
+      start: see `Start`; None for N(0, I).
+      clipped: whether the predicted data are kept within their range.
+    """
+
+    sampler: Sampler
+    denoiser: Denoiser
+    start: Start | None = None
+    clipped: bool = False
+
+    @property
+    def calls(self) -> int:
+        """Calls of the denoiser per sample."""
+        return self.sampler.schedule.num_steps * self.sampler.calls_per_step
+
+    def described(self) -> str:
+        """What is done about the denoiser's errors, in words."""
+        predictions = "kept within the data's range" if self.clipped else "not clipped"
+        start = "N(0, I)" if self.start is None else "the data's own moments"
+        return f"predictions {predictions}, from {start}"
+
+    def sample(
+        self, key: Array, num_samples: int, shape: tuple[int, ...], batch_size: int = 64
+    ) -> np.ndarray:
+        """See `sampling.sample`."""
+        return sample(
+            self.sampler, self.denoiser, key, num_samples, shape, batch_size, start=self.start
+        )
+
+
+def check_sampler(name: str) -> None:
+    """Refuses a name that is not in SAMPLERS.
+
+    Raises:
+      UserError: it is not; the message lists those that are.
+    """
+    if name not in SAMPLERS:
+        raise UserError(f"there is no sampler {name!r}; choose from {', '.join(SAMPLERS)}")
+
+
+def backward(
+    schedule: NoiseSchedule,
+    denoiser: Denoiser,
+    sampler: str = "ancestral",
+    calls: int | None = None,
+    clock: Clock | NoiseSchedule = "log-snr",
+    bounds: tuple[np.ndarray | float, np.ndarray | float] | None = None,
+    start: Callable[[NoiseSchedule], Start] | None = None,
+    faithful: bool = False,
+) -> Backward:
+    """The backward process of a denoiser that may err, as the commands run it.
+
+    It begins at the last step from which it is safe to (`first_step`), takes the steps that so many
+    calls allow, and predicts no data outside their range (`ClippedDenoiser`).
+
+    Args:
+      schedule: the denoiser's schedule of L steps.
+      denoiser: see `Denoiser`.
+      sampler: a name in `SAMPLERS`.
+      calls: of the denoiser per sample; by default all steps are taken.
+      clock: what fewer steps are spread evenly over, see `clock_of`.
+      bounds: least and largest value of the data, mean removed, a number or one per channel;
+        without it nothing is clipped.
+      start: makes the start for the schedule of the steps taken, such as `matched_start` with the
+        data's moments; N(0, I) without it.
+      faithful: as the code of Biroli et al. (2024) samples: no noise at steps 1 and 0, nothing
+        clipped, from N(0, I) at the last step of all.
+
+    Raises:
+      UserError: an unknown sampler, or calls that it cannot make.
+    """
+    check_sampler(sampler)
+    kind: Any = SAMPLERS[sampler]
+    clipped = bounds is not None and not faithful
+    if bounds is not None and clipped:
+        low, high = (jnp.asarray(bound, jnp.float32) for bound in bounds)
+        denoiser = ClippedDenoiser(denoiser, schedule, low, high)
+    usable = schedule.num_steps if faithful else first_step(schedule) + 1
+    steps = np.arange(usable)
+    if calls is not None:
+        if not 2 <= calls // kind.calls_per_step <= usable:
+            least, most = 2 * kind.calls_per_step, usable * kind.calls_per_step
+            raise UserError(f"calls = {calls} must lie between {least} and {most} for {sampler}")
+        steps = spread_steps(clock_of(schedule, clock)[:usable], calls // kind.calls_per_step)
+    if len(steps) < schedule.num_steps:
+        schedule = respaced(schedule, steps)
+        denoiser = RespacedDenoiser(denoiser, jnp.asarray(steps, jnp.int32))
+    fields = {field.name for field in dataclasses.fields(kind)}
+    options = {"faithful": faithful} if "faithful" in fields else {}
+    where = None if start is None or faithful else start(schedule)
+    return Backward(kind(schedule, **options), denoiser, where, clipped)
