@@ -1,7 +1,6 @@
 """How every command line is read. JAX is not imported."""
 
 import dataclasses
-import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+
+from diffusion_jax.runtime.files import expanded
 
 T = TypeVar("T")
 
@@ -34,6 +35,9 @@ def parse(
       words: the command line; by default the process's own.
       default: what the fields are by default; by default as the dataclass says.
       refine: makes the default of a second reading from the outcome of a first one.
+
+    Raises:
+      UserError: a path begins with a ~NAME that is nobody's.
     """
     words = modern_flags(sys.argv[1:] if words is None else words, _flags(options))
 
@@ -93,7 +97,7 @@ def _flags(kind: Any) -> set[str]:
 def _expanded(value: Any) -> Any:
     """A dataclass, or what it holds, with ~ expanded in every path."""
     if isinstance(value, Path):
-        return Path(os.path.expanduser(value))  # ~nobody stays as it is
+        return expanded(value)
     if isinstance(value, tuple):
         return tuple(map(_expanded, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

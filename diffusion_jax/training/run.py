@@ -177,19 +177,14 @@ def _claim(config: Config) -> None:
     saved_config.settle(config, binding=has_checkpoint(folder))
 
 
-def data_of(images: ImageSet, digest: str | None = None) -> dict[str, Any]:
-    """What a checkpoint's metadata say of the training set, see `metadata_of`.
-
-    Args:
-      images: the training set.
-      digest: its fingerprint, where it is known already.
-    """
+def data_of(images: ImageSet) -> dict[str, Any]:
+    """What a checkpoint's metadata say of the training set, see `metadata_of`."""
     return {
         "shape": list(images.images.shape[1:]),
         "mean": images.mean.tolist(),
         "classes": list(images.class_names),
         "num_images": len(images.images),
-        "fingerprint": digest or fingerprint(images),
+        "fingerprint": fingerprint(images),
     }
 
 

@@ -3,17 +3,21 @@
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-
-import tyro
 
 from diffusion_jax.data import SOURCES
 from diffusion_jax.data.source import Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import PRESETS
 from diffusion_jax.runtime.files import write_bytes
-from experiments.command import reports_errors
-from experiments.options import program
+from experiments.command import parse, reports_errors
+
+
+@dataclass(frozen=True)
+class Options:
+    """Writes the tables of docs/data.md; there is nothing to choose."""
+
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
@@ -88,7 +92,7 @@ def updated(page: str) -> str:
 @reports_errors
 def main() -> None:
     """Writes the page anew."""
-    tyro.cli(lambda: None, prog=program("tools.data_table"), description=__doc__)
+    parse(Options, "tools.data_table", __doc__)
     write_bytes(PAGE, updated(PAGE.read_text()).encode())
     print(f"Wrote the tables of {PAGE}")
 

@@ -228,7 +228,7 @@ def small_run(folder, labels):
         config, data=dataclasses.replace(config.data, classes=images.class_names)
     )
     params = random_params(config.model.build(1), (8, 8, 1))
-    run.import_parameters(config, params, (8, 8, 1), images.mean, len(images.images))
+    run.import_parameters(config, params, run.data_of(images))
     return folder / "run"
 
 

@@ -113,7 +113,8 @@ def test_home_is_expanded_in_every_path(monkeypatch):
     assert options.place == Path("/home/me/place")
     assert options.inner.folder == Path("/home/me/a")
     assert options.files == (Path("/home/me/b"), Path("c/~"), Path("/home/me"))
-    assert read("~no_such_user/x").place == Path("~no_such_user/x")
+    with pytest.raises(UserError, match="~no_such_user/x is no path"):
+        read("~no_such_user/x")
     config = parse_training(["--run-dir=~/r", "--data-dir=~/d", "--prepared-dir=~/p"])
     home = Path("/home/me")
     assert (config.output.run_dir, config.data.data_dir) == (home / "r", home / "d")

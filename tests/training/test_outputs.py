@@ -25,7 +25,7 @@ def test_there_is_a_speciation_time_where_lambda_is_over_1(first, others, times,
     scale = np.array([first, others, others])
     images = (signs[:, :, None, None] * scale).astype(np.float32)
     config = parse(["--data", "mnist", "--run-dir", str(tmp_path)])
-    outputs.summarize(config, ImageSet(images, None, ()), 7)
+    outputs.summarize(config, ImageSet(images, None, ()), 7, "digest")
     summary = json.loads((tmp_path / "summary.json").read_text())
     found = [each["t_S"] for each in summary["spectrum"].values()]
     assert found == [each if each is None else pytest.approx(each, rel=1e-5) for each in times]
