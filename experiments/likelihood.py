@@ -41,17 +41,17 @@ class Options:
     """Noise levels that the ODE is solved over, spread evenly in log-SNR; two calls of the network
     and two of its derivative between one and the next."""
     probes: int = 1
-    """Random probes of the trace an image."""
+    """Random probes of the trace per image."""
     batch_size: int = 64
     """Images at a time."""
-    seed: int = 1
+    seed: int = 0
     """Seed of the choice, the dequantization and the probes."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the network, whatever the run was trained in; docs/sampling.md shows what
     bfloat16 changes."""
     out: Path | None = None
-    """JSON file; by default RUN_DIR/likelihood/STEP_seed_SEED.json, with the type behind the seed
-    where it is bfloat16."""
+    """Folder for the result; by default RUN_DIR/likelihood. It is named after the run's step, the
+    seed, and the type where it is bfloat16."""
 
 
 def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
@@ -89,8 +89,9 @@ def main() -> None:
     model = run.load_model(options.run_dir, options.dtype).with_data(data_dir=options.data_dir)
     name = f"step_{model.step:08d}_seed_{options.seed}"
     name += "" if options.dtype == "float32" else f"_{options.dtype}"
-    out = options.out or options.run_dir / "likelihood" / f"{name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)  # here, so that a bad path loses no work
+    folder = options.out or options.run_dir / "likelihood"
+    folder.mkdir(parents=True, exist_ok=True)  # here, so that a bad path loses no work
+    out = folder / f"{name}.json"
     images = load_images(options, model).images
     chosen = np.random.default_rng(options.seed).permutation(len(images))[: options.num_images]
     schedule = model.sampler.schedule

@@ -14,6 +14,9 @@ from diffusion_jax.runtime.files import expanded
 
 T = TypeVar("T")
 
+# What options were called in the version before.
+RENAMED = {"--memory": "--memory-gib", "--batch": "--batch-size"}
+
 
 def parse(
     options: type[T],
@@ -39,7 +42,8 @@ def parse(
     Raises:
       UserError: a path begins with a ~NAME that is nobody's.
     """
-    words = modern_flags(sys.argv[1:] if words is None else words, _flags(options))
+    words = renamed(sys.argv[1:] if words is None else words)
+    words = modern_flags(words, _flags(options))
 
     def read(words: Sequence[str], default: T | None, **keywords: Any) -> T:
         keywords |= {} if default is None else {"default": default}
@@ -53,6 +57,22 @@ def parse(
             plain = [word for word in words if word not in ("-h", "--help")]
             default = refine(read(plain, default, console_outputs=False))
     return read(words, default)
+
+
+def renamed(words: Sequence[str]) -> list[str]:
+    """The words with the names that options have now, each of which is said on stderr."""
+    modern: list[str] = []
+    for word in words:
+        name, separator, value = word.partition("=")
+        if name in RENAMED:
+            _note(name, RENAMED[name])
+        modern.append(RENAMED.get(name, name) + separator + value)
+    return modern
+
+
+def _note(earlier: str, now: str) -> None:
+    text = f"note: {earlier} is written {now} now; the earlier form goes with the next version"
+    print(text, file=sys.stderr)
 
 
 def modern_flags(words: Sequence[str], flags: set[str]) -> list[str]:
@@ -76,11 +96,7 @@ def modern_flags(words: Sequence[str], flags: set[str]) -> list[str]:
         if not separator:
             modern.pop()
         modern.append(name if value == "True" else f"--no-{name.removeprefix('--')}")
-        print(
-            f"note: {name} {value} is written {modern[-1]} now; the earlier form goes with the "
-            f"next version",
-            file=sys.stderr,
-        )
+        _note(f"{name} {value}", modern[-1])
     return modern
 
 

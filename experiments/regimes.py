@@ -56,15 +56,15 @@ class Options:
     """Most draws of the posterior engine."""
     seed: int = 0
     """Seed of the draws."""
-    memory: float | None = None
+    memory_gib: float | None = None
     """Memory that may be used, in GiB; by default what is free."""
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
         if not 0 <= self.seed < 2**32:
             raise UserError("seed must lie between 0 and 2^32 - 1")
-        if self.memory is not None and not 0 < self.memory < math.inf:
-            raise UserError(f"memory = {self.memory} must be a positive number of GiB")
+        if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
+            raise UserError(f"memory_gib = {self.memory_gib} must be a positive number of GiB")
         check_accuracy(self.accuracy, self.max_draws)
 
 
@@ -92,7 +92,7 @@ def load(options: Options) -> ImageSet:
         options.data,
         options.image_size,
         options.images_per_class,
-        options.memory,
+        options.memory_gib,
         options.classes or (),
     )
 
@@ -138,7 +138,7 @@ def main() -> None:
     distributed.join()
     images = load(options)
     distributed.require_same("data set", json.dumps([images.mean.tolist(), len(images.images)]))
-    warnings = study.warnings_of(images, options.memory)
+    warnings = study.warnings_of(images, options.memory_gib)
     out = default_folder(options) if options.out is None else expanded(options.out)
     try:
         out.mkdir(parents=True, exist_ok=True)

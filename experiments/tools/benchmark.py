@@ -55,7 +55,7 @@ class Options:
     """32 px alone, fewer pairs, gradients of a smaller model, no torch.compile, no fresh starts."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where both run; auto: where JAX does."""
-    batch: int | None = None
+    batch_size: int | None = None
     """Images a batch; by default 8 on a CPU, 64 on a GPU."""
     peak_tflops: float | None = None
     """The GPU's peak in bfloat16, dense, for the utilisation; by default from its name. For float32
@@ -180,12 +180,12 @@ def _write(out: Path, report: Mapping[str, Any]) -> list[Path]:
 def main() -> None:
     """Measures, prints, writes, and exits with status 1 where a bound is broken."""
     options = parse(Options, "tools.benchmark", __doc__)
-    if options.batch is not None and options.batch < 1:
-        raise UserError(f"batch = {options.batch} must be at least 1")
+    if options.batch_size is not None and options.batch_size < 1:
+        raise UserError(f"batch_size = {options.batch_size} must be at least 1")
     device = _choose_device(options.device)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     started, threads = time.perf_counter(), len(os.sched_getaffinity(0))
-    batch = options.batch or (64 if on_gpu() else 8)
+    batch = options.batch_size or (64 if on_gpu() else 8)
     load = timing.warn_if_busy(threads)
     effort, sides = QUICK if options.quick else FULL, make_sides(batch, threads)
     if on_gpu():

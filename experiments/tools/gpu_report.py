@@ -73,7 +73,7 @@ class Options:
     weights; the last three for the first batch size and number of GPUs alone."""
     updates: int = 10
     """Updates in a dispatch of the scan."""
-    memory: float | None = None
+    memory_gib: float | None = None
     """Memory of the GPU in GiB, for whether a batch fits; by default the target's."""
     image_size: int = 64
     """Pixels a side."""
@@ -171,8 +171,8 @@ def check(options: Options) -> None:
         raise UserError("give at least one of --batch-sizes, of --devices and of --programs")
     if options.updates < 1:
         raise UserError(f"updates = {options.updates} must be at least 1")
-    if options.memory is not None and not options.memory > 0:
-        raise UserError(f"memory = {options.memory} must be positive")
+    if options.memory_gib is not None and not options.memory_gib > 0:
+        raise UserError(f"memory_gib = {options.memory_gib} must be positive")
     model = options.model.build(options.channels)
     model.check(options.image_size, options.image_size, options.channels)
 
@@ -204,7 +204,7 @@ def main() -> None:
     write_json(options.out, report)
     title = f"Compiled for {target.name}, CUDA {cuda_version()}, {options.model.dtype}"
     title += ", rematerialized" if options.model.remat else ""
-    columns = table(title, options.memory or target.memory / GIB, rows)
+    columns = table(title, options.memory_gib or target.memory / GIB, rows)
     Console(width=max(console.width, 40 + 21 * len(rows))).print(columns)
     share = f"a GPU's memory counts for {100 * SHARE:.0f} %, what JAX takes of it by default"
     console.print(f"fits: {share} (XLA_PYTHON_CLIENT_MEM_FRACTION)")

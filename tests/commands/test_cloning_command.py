@@ -22,7 +22,6 @@ from diffusion_jax.judging import classifier
 from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.regimes.neighbours import nearest
 from diffusion_jax.runtime import backend
-from diffusion_jax.sampling import sample
 from diffusion_jax.training import run
 from experiments import cloning
 from experiments.train_lsun import parse
@@ -111,7 +110,7 @@ def test_what_is_written_is_what_the_trunks_say(forked, run_dir):
     model = run.load_model(run_dir)
     images = data.load(model.config.data)
     points = images.images / np.float32(255) - images.mean
-    trunk = sample(model.sampler, model.denoiser, jax.random.key(1), 32, model.shape)
+    trunk = model.backward().sample(jax.random.key(0), 32, model.shape)
     found = nearest(trunk, points)
     assert result["neighbour_ratio_median"] == pytest.approx(
         float(np.median(found.distance / found.second)), rel=1e-4
@@ -150,7 +149,7 @@ def test_more_trunks_add_to_those_that_are_done(forked, run_dir, tmp_path, capsy
     assert result_of(out) == earlier
     # Another experiment does not mix with it.
     assert command(run_dir, "--out", out, *more, "--seed", 2) == 1
-    assert "seed: 1 -> 2" in capsys.readouterr().err
+    assert "seed: 0 -> 2" in capsys.readouterr().err
 
 
 def test_the_exact_score_memorises_and_a_classifier_is_trained(

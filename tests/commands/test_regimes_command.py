@@ -115,7 +115,7 @@ def test_other_bad_options(blobs, tmp_path, monkeypatch, capsys):
         (("--data", tmp_path / "a.npy", "--memory", "1e-6"), "GiB"),
         (("--data", tmp_path / "a.npy", "--accuracy", "-1"), "accuracy = -1"),
         (("--data", tmp_path / "a.npy", "--accuracy", "inf"), "accuracy = inf"),
-        (("--data", tmp_path / "a.npy", "--memory", "nan"), "memory = nan"),
+        (("--data", tmp_path / "a.npy", "--memory", "nan"), "memory_gib = nan"),
         (("--data", "mnist", "--data-dir", "x"), "mnist comes with a package"),
         (("--data", "mnist", "--classes", "x"), "must be digits"),
     ):
