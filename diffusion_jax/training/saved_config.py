@@ -119,15 +119,15 @@ def _values(path: Path) -> dict[str, Any]:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as JSON can hold it."""
+    return _plain(dataclasses.asdict(config))
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, tuple):
-            return list(value)
-        return str(value) if isinstance(value, Path) else value
 
-    return plain(dataclasses.asdict(config))
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
@@ -168,7 +168,7 @@ def free_fields() -> list[str]:
     """Names of the fields that may change when a run is resumed."""
     return [
         path.rpartition(".")[2]
-        for path in _flat(to_dict(Config()))
+        for path in _flat(Config())
         if _is_free(path) and path != "output.run_dir"
     ]
 
@@ -180,7 +180,7 @@ def differences(old: Config, new: Config) -> list[str]:
       old: the run's own configuration.
       new: the configuration asked for.
     """
-    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    before, after = _flat(old), _flat(new)
     # A run that was imported chooses its compute type when it is trained first.
     chooses = {"model.dtype"} if old.model.dtype == "auto" else set()
     return [
@@ -194,10 +194,11 @@ def _is_free(path: str) -> bool:
     return path in _FREE or path.partition(".")[0] in _FREE
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values by their paths, "model.dtype"."""
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of all fields, as JSON can hold them, by their paths, "model.dtype"."""
     flat: dict[str, Any] = {}
-    for name, value in values.items():
-        path = prefix + name
-        flat |= _flat(value, path + ".") if isinstance(value, dict) else {path: value}
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), prefix + field.name
+        inside = dataclasses.is_dataclass(value)
+        flat |= _flat(value, path + ".") if inside else {path: _plain(value)}
     return flat

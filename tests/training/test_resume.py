@@ -138,6 +138,7 @@ def test_the_same_images_of_a_folder_and_of_an_archive(place):
         (("--faithful",), ("--faithful: False -> True",)),
         (("--seed", 1, "--dropout", 0.3), ("--seed: 0 -> 1", "--dropout: 0.1 -> 0.3")),
         (("--schedule", "cosine"), ("--schedule: linear -> cosine",)),
+        (("--schedule-parameters", "last", 0.01), ("--schedule-parameters: {} -> {'last': 0.01}",)),
         (("--multiples", 1, 3), ("--multiples: [1, 2, 4, 4] -> [1, 3]",)),
     ],
 )
@@ -186,8 +187,8 @@ def fields_of(cls, prefix=""):
 @pytest.mark.parametrize("field", fields_of(Config))
 def test_a_field_that_the_run_does_not_know_yet_refuses_nothing(place, field):
     """As in the config.json and the checkpoint of a version from before the field was there."""
-    default = saved_config._flat(saved_config.to_dict(Config()))[field.replace("__", ".")]
-    config = saved_config._flat(saved_config.to_dict(saved_config.read(place / "run")))
+    default = saved_config._flat(Config())[field.replace("__", ".")]
+    config = saved_config._flat(saved_config.read(place / "run"))
     change("run", **{field: None})
     asked = saved_config.from_dict(json.loads((place / "run" / "config.json").read_text()))
     saved_config.settle(
