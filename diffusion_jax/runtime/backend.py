@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import jax
 import jaxlib
-from jax import Array
 from jax._src.config import threefry_gpu_kernel_lowering  # has no public name
 
 # Of the programs kept in the default folder; the least recently used go first.
@@ -160,9 +159,14 @@ def _remove_torn_entries(folder: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
+def platform() -> str:
+    """The first device's: cpu, gpu or tpu."""
+    return jax.default_backend()
+
+
 def has_bfloat16() -> bool:
     """Whether the first device computes bfloat16 in hardware: TPUs, NVIDIA GPUs from Ampere on."""
-    return jax.default_backend() == "tpu" or has_fused_attention()
+    return platform() == "tpu" or has_fused_attention()
 
 
 def best_dtype() -> Literal["float32", "bfloat16"]:
@@ -172,7 +176,7 @@ def best_dtype() -> Literal["float32", "bfloat16"]:
 
 def has_fused_attention() -> bool:
     """Whether the first device runs cuDNN's fused attention: NVIDIA GPUs from Ampere (8.0) on."""
-    if jax.default_backend() != "gpu":
+    if platform() != "gpu":
         return False
     try:
         return float(jax.local_devices()[0].compute_capability) >= 8.0
@@ -187,18 +191,3 @@ def random_kernels() -> AbstractContextManager[None]:
     then take minutes to compile, and seconds like this.
     """
     return threefry_gpu_kernel_lowering(True)
-
-
-def off_cpu_barrier(tree: Any) -> Any:
-    """XLA's optimization barrier, but for the CPU, where what it keeps apart is better fused.
-
-    Args:
-      tree: a pytree of arrays, returned as it is.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-
-    def barrier(*leaves: Array) -> list[Array]:
-        return list(jax.lax.optimization_barrier(leaves))
-
-    leaves = jax.lax.platform_dependent(*leaves, cpu=lambda *leaves: list(leaves), default=barrier)
-    return jax.tree.unflatten(structure, leaves)

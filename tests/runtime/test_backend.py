@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from diffusion_jax.config import ModelConfig
+from diffusion_jax.nn import kernels
 from diffusion_jax.runtime import backend
 
 PROGRAM = """
@@ -134,26 +135,27 @@ def test_this_release_starts_with_every_option_that_it_is_said_to_know():
 
 
 @pytest.mark.parametrize(
-    ("platform", "capability", "fused"),
+    ("platform", "capability", "chosen"),
     [
-        ("cpu", None, False),
-        ("tpu", None, False),
-        ("gpu", "7.5", False),
-        ("gpu", "8.0", True),
-        ("gpu", "12.1", True),
-        ("gpu", "gfx90a", False),
+        ("cpu", None, kernels.CPU),
+        ("tpu", None, kernels.ACCELERATOR),
+        ("gpu", "7.5", kernels.ACCELERATOR),
+        ("gpu", "8.0", kernels.FUSED),
+        ("gpu", "12.1", kernels.FUSED),
+        ("gpu", "gfx90a", kernels.ACCELERATOR),
     ],
 )
-def test_types_and_fused_attention_are_chosen_by_device(monkeypatch, platform, capability, fused):
+def test_types_and_kernels_are_chosen_by_device(monkeypatch, platform, capability, chosen):
     class Device:
         compute_capability = capability
 
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    fused = chosen is kernels.FUSED
     assert backend.has_fused_attention() == fused
     assert backend.has_bfloat16() == (fused or platform == "tpu")
     for dtype in ("bfloat16", "float32"):
-        assert ModelConfig(dtype=dtype).build(3).fused_attention == fused
+        assert ModelConfig(dtype=dtype).build(3).kernels is chosen
         assert ModelConfig(dtype=dtype).build(3).dtype == dtype
     best = "bfloat16" if backend.has_bfloat16() else "float32"
     assert ModelConfig().build(3).dtype == backend.best_dtype() == best
