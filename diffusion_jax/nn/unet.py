@@ -44,14 +44,14 @@ def time_embedding(channels: int, dtype: DTypeLike, step: Array) -> Array:
     Raises:
       UserError: a step that the table lacks, where steps are known.
     """
-    step = jnp.asarray(step)
-    if not isinstance(step, jax.core.Tracer) and step.is_fully_addressable and step.size:
-        first, last = int(np.min(step)), int(np.max(step))
-        if not 0 <= first <= last < TIME_STEPS:
+    if not isinstance(step, jax.core.Tracer) and getattr(step, "is_fully_addressable", True):
+        known = np.asarray(step)
+        if known.size and not 0 <= known.min() <= known.max() < TIME_STEPS:
             raise UserError(
-                f"steps from {first} to {last} are not all in 0..{TIME_STEPS - 1}, the rows of the "
-                f"UNet's time table"
+                f"steps from {known.min()} to {known.max()} are not all in 0..{TIME_STEPS - 1}, "
+                f"the rows of the UNet's time table"
             )
+    step = jnp.asarray(step)
     # A row of NaN on both sides, to which all that lies beyond is clipped.
     table = np.pad(sinusoidal_table(channels), ((1, 1), (0, 0)), constant_values=np.nan)
     row = (step if step.dtype.itemsize >= 4 else step.astype(jnp.int32)) + 1
@@ -191,7 +191,7 @@ class UNet(nn.Module):
 
     def plain(self) -> "UNet":
         """The same model in plain JAX, which has jax.jvp, jax.linearize and jax.hessian."""
-        return self.copy(kernels=PLAIN)
+        return self.clone(kernels=PLAIN)
 
     def cast(self, params: Any) -> Any:
         """The parameters in the types that they are computed in, which changes no result.
