@@ -2,7 +2,13 @@
 
 from diffusion_jax.denoisers.exact import EmpiricalDenoiser
 from diffusion_jax.denoisers.mixture import GaussianMixtureDenoiser
-from diffusion_jax.denoisers.protocol import Denoiser
+from diffusion_jax.denoisers.protocol import Denoiser, require_steps
 from diffusion_jax.denoisers.trained import TrainedDenoiser
 
-__all__ = ["Denoiser", "EmpiricalDenoiser", "GaussianMixtureDenoiser", "TrainedDenoiser"]
+__all__ = [
+    "Denoiser",
+    "EmpiricalDenoiser",
+    "GaussianMixtureDenoiser",
+    "TrainedDenoiser",
+    "require_steps",
+]

@@ -160,6 +160,11 @@ class UNet(nn.Module):
     remat: bool = False
     kernels: Kernels = PLAIN
 
+    @property
+    def num_steps(self) -> int:
+        """The steps that the model knows, 0..num_steps - 1."""
+        return TIME_STEPS
+
     def check(self, height: int, width: int, channels: int) -> None:
         """Raises a UserError if the model cannot be, or not with images of this shape."""
         factor = 2 ** (len(self.multiples) - 1)

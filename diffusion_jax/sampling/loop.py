@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from diffusion_jax.denoisers import Denoiser
+from diffusion_jax.denoisers import Denoiser, require_steps
 from diffusion_jax.runtime.devices import fold_in_each, in_batches, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
 
@@ -77,7 +77,11 @@ def sampling_loop(
 
     Returns:
       State after the step `stop`, the shape of x.
+
+    Raises:
+      UserError: the sampler's schedule has more steps than the denoiser knows.
     """
+    require_steps(denoiser, sampler.schedule.num_steps)
     first = jnp.asarray(sampler.schedule.num_steps if start is None else start)
 
     def body(i: Array, state: Any) -> Any:
@@ -118,6 +122,9 @@ def sample(
 
     Returns:
       Samples (num_samples, *shape), float32, in the units of the training data (mean removed).
+
+    Raises:
+      UserError: see `sampling_loop`.
     """
     sampler, denoiser = replicate((sampler, denoiser))
 

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from diffusion_jax.config import TrainingConfig
+from diffusion_jax.denoisers import require_steps
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import diffuse
 from diffusion_jax.runtime import backend
@@ -210,7 +211,11 @@ def make_train_step(
       levels or floats that are taken as they are, and the examples' places in the global batch
       (batch,). It returns the next state and the metrics
       `loss`, `grad_norm` (before clipping) and `learning_rate`, scalars of this update.
+
+    Raises:
+      UserError: the schedule has more steps than the model knows.
     """
+    require_steps(model, schedule.num_steps)
 
     def loss_of(params: Any, step_key: Array, images: Array, index: Array) -> Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
