@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import importlib.util
 import os
 import shutil
 import sys
@@ -15,10 +16,14 @@ import jax
 import jaxlib
 from jax._src.config import threefry_gpu_kernel_lowering  # has no public name
 
+from diffusion_jax.runtime import gpu
+
 # Of the programs kept in the default folder; the least recently used go first.
 _CACHE_LIMIT = 2 * 2**30
 # Seconds of compiling after which unused memory is given back, which takes a fraction of one.
 _LONG_COMPILATION = 3
+# The devices of NVIDIA and AMD, and TPUs.
+_ACCELERATORS = (*gpu.FILES, "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 # Less room than this on the disk, and writing a program may fail half-way.
 _CACHE_ROOM = 256 * 2**20
 # Options of XLA, and the releases of jaxlib that were seen to start with them: on an option that it
@@ -73,8 +78,23 @@ def _choose_xla_options() -> None:
     os.environ["XLA_FLAGS"] = flags
 
 
+def computes_on_cpu() -> bool:
+    """Whether JAX will compute on the CPU, told before it makes its devices.
+
+    By its setting, `jax_platforms`, or else by whether it has a plugin for something else, and the
+    system a device that this may find.
+    """
+    if wanted := jax.config.values["jax_platforms"]:
+        return str(wanted).split(",")[0] == "cpu"
+    plugins = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+    return not (plugins and any(Path(file).exists() for file in _ACCELERATORS))
+
+
 def keep_freed_memory() -> None:
     """Lets glibc keep what is freed; call it before the first JAX computation of a long program.
+
+    Where the CPU computes, that is; for a program on a GPU or TPU, and where the environment says
+    DIFFUSION_JAX_KEEP_MEMORY=0, nothing happens.
 
     XLA allocates the working memory of a step on the CPU anew each time, which the system hands
     over page by page. glibc keeps large pieces for the main thread alone, so programs on one CPU
@@ -82,6 +102,8 @@ def keep_freed_memory() -> None:
     has used at its peak is not given back before it ends, but what a long compilation, or loading
     a compiled program, leaves is. Without glibc nothing happens.
     """
+    if os.environ.get("DIFFUSION_JAX_KEEP_MEMORY") == "0" or not computes_on_cpu():
+        return
     try:
         library = ctypes.CDLL(None)
         mallopt, trim = library.mallopt, library.malloc_trim

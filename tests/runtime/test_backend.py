@@ -1,10 +1,12 @@
 """The settings made before JAX's first use, in processes of their own."""
 
 import ctypes
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -160,6 +162,45 @@ def test_types_and_kernels_are_chosen_by_device(monkeypatch, platform, capabilit
     best = "bfloat16" if backend.has_bfloat16() else "float32"
     assert ModelConfig().build(3).dtype == backend.best_dtype() == best
     assert ModelConfig(remat=True).build(3).remat
+
+
+@pytest.mark.parametrize(
+    ("platforms", "plugin", "device", "keep", "kept"),
+    [
+        ("cpu", True, True, None, True),
+        (None, False, False, None, True),
+        (None, True, False, None, True),  # compiled for GPUs that are not there
+        (None, False, True, None, True),  # a GPU that JAX was installed without
+        (None, True, True, None, False),
+        ("cuda,cpu", True, True, None, False),
+        ("tpu", False, False, None, False),
+        ("cpu", False, False, "1", True),
+        ("cpu", False, False, "0", False),
+    ],
+)
+def test_freed_memory_is_kept_on_the_cpu_alone(
+    request, monkeypatch, tmp_path, platforms, plugin, device, keep, kept
+):
+    before, update = jax.config.values["jax_platforms"], jax.config.update
+    request.addfinalizer(lambda: update("jax_platforms", before))
+    update("jax_platforms", platforms)
+    calls, found = [], tmp_path / "device"
+    if device:
+        found.touch()
+    library = SimpleNamespace(mallopt=lambda *a: calls.append("mallopt"), malloc_trim=None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(backend, "_ACCELERATORS", (str(found),))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: plugin and name == "jax_plugins")
+    monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append(name))
+    monkeypatch.setattr(
+        jax.monitoring, "register_event_duration_secs_listener", lambda f: calls.append("listens")
+    )
+    monkeypatch.delenv("DIFFUSION_JAX_KEEP_MEMORY", raising=False)
+    if keep is not None:
+        monkeypatch.setenv("DIFFUSION_JAX_KEEP_MEMORY", keep)
+    backend.keep_freed_memory()
+    every = ["mallopt", "mallopt", "jax_cpu_enable_async_dispatch", "listens"]
+    assert calls == (every if kept else [])
 
 
 STEPS = """
