@@ -5,7 +5,9 @@ python -m experiments.convert from-torch CHECKPOINT --run-dir DIR [--mean M ...]
     training accept. The options are those of experiments.train_lsun (--preset, --data, --data-dir,
     --image-size, --schedule ...) and should describe how the model was trained; its own shape
     follows from the file. The training set's mean is computed from the data, or given by --mean.
-    The original never trains step 0, so the run is --faithful True unless told otherwise.
+    The original never trains step 0, so the run is --faithful True unless told otherwise. The
+    file's fixed table of times, which may differ from ours in its last digits (by less than 1e-4,
+    or it is refused), is kept beside the run: the run computes with ours, to-torch gives it back.
 
 python -m experiments.convert to-torch RUN_DIR FILE
     The averaged parameters of a run's last checkpoint become a state dict that the original loads.
@@ -29,12 +31,15 @@ from diffusion_jax.training import run
 from experiments import train_lsun
 from experiments.command import program, reports_errors
 
+TIME_TABLE = "time_table.npy"
+
 
 def from_torch(checkpoint: Path, mean: list[float] | None, arguments: list[str]) -> None:
     """Makes a run from a state dict; `arguments` are those of experiments.train_lsun."""
     from torch_ref import bridge
 
-    model, params = bridge.from_torch(bridge.load(checkpoint))
+    state_dict = bridge.load(checkpoint)
+    model, params = bridge.from_torch(state_dict)
     if model.dtype != np.float32:
         raise UserError(f"{checkpoint} is float64, but runs hold float32 parameters; convert it")
     if not any(word.startswith("--faithful") for word in arguments):
@@ -58,7 +63,8 @@ def from_torch(checkpoint: Path, mean: list[float] | None, arguments: list[str])
             f"the model takes images of {model.channels} channel(s), but the mean has {len(mean)}; "
             f"give the options of the data that it was trained on"
         )
-    run.import_parameters(config, params, shape, np.array(mean, np.float32), num_images)
+    beside = {TIME_TABLE: bridge.time_table(state_dict)}
+    run.import_parameters(config, params, shape, np.array(mean, np.float32), num_images, beside)
     again = [*arguments, *(word for name, value in fields.items() for word in _flag(name, value))]
     print(f"Wrote the run {config.output.run_dir}. To sample from it:")
     print(f"  python -m experiments.sample {config.output.run_dir}")
@@ -70,13 +76,26 @@ def _flag(name: str, value: int | tuple[int, ...]) -> list[str]:
     return [f"--{name.replace('_', '-')}", *map(str, values)]
 
 
+def _time_table(path: Path) -> np.ndarray | None:
+    """What `from_torch` kept; None for a run that was trained from the start."""
+    if not path.exists():
+        return None
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; restore it, or remove it to have the table made anew"
+        ) from error
+
+
 def to_torch(run_dir: Path, file: Path) -> None:
     """Writes the averaged parameters of a run as a state dict."""
     from torch_ref import bridge
 
     trained = run.load_model(run_dir)
     params = jax.tree.map(np.asarray, trained.denoiser.params)
-    bridge.save(file, bridge.to_torch(trained.config.model.build(trained.shape[-1]), params))
+    model = trained.config.model.build(trained.shape[-1])
+    bridge.save(file, bridge.to_torch(model, params, _time_table(run_dir / TIME_TABLE)))
     print(f"Wrote {file}, the parameters of step {trained.step}; mean {trained.mean.tolist()}")
 
 

@@ -120,7 +120,10 @@ def _over_heads(
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attention(q: Array, k: Array, v: Array, in_turns: bool) -> Array:
-    """`plain.attention`; `in_turns`: one head after another. Only reverse differentiation is defined."""
+    """`plain.attention`, one head after another where asked and where it pays.
+
+    Only reverse differentiation is defined.
+    """
     return _forward(q, k, v, in_turns)[0]
 
 

@@ -6,6 +6,7 @@ loss.png, and memorisation.png and profile/ if asked for.
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import gather, require_same
+from diffusion_jax.runtime.files import write_npy
 from diffusion_jax.sampling import AncestralSampler
 from diffusion_jax.training import saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
@@ -145,7 +147,12 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def import_parameters(
-    config: Config, params: Any, shape: tuple[int, int, int], mean: np.ndarray, num_images: int
+    config: Config,
+    params: Any,
+    shape: tuple[int, int, int],
+    mean: np.ndarray,
+    num_images: int,
+    beside: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Makes a run that starts from given parameters, saved as its step 0.
 
@@ -155,6 +162,7 @@ def import_parameters(
       shape: (height, width, channels) of an image.
       mean: per-channel mean of the training set (channels,).
       num_images: size of the training set.
+      beside: what else the folder is to hold, arrays by the names of their .npy files.
 
     Raises:
       UserError: there is a run in the folder, or it cannot be written to.
@@ -170,6 +178,8 @@ def import_parameters(
     metadata = metadata_of(config, shape, mean, config.data.classes, num_images)
     try:
         claim(config)
+        for name, array in (beside or {}).items():
+            write_npy(folder / name, array)
         with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
             checkpoints.save(0, to_saved(state), metadata)
             checkpoints.wait()

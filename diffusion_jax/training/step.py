@@ -211,11 +211,7 @@ def make_train_step(
       levels or floats that are taken as they are, and the examples' places in the global batch
       (batch,). It returns the next state and the metrics
       `loss`, `grad_norm` (before clipping) and `learning_rate`, scalars of this update.
-
-    Raises:
-      UserError: the schedule has more steps than the model knows.
     """
-    require_steps(model, schedule.num_steps)
 
     def loss_of(params: Any, step_key: Array, images: Array, index: Array) -> Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
@@ -300,8 +296,10 @@ def make_parallel_train_step(
       metrics come as arrays (updates,). The state given is consumed.
 
     Raises:
-      UserError: the devices, or the parts of an accumulated batch, can't share it evenly.
+      UserError: the devices, or the parts of an accumulated batch, can't share it evenly, or the
+        schedule has more steps than the model knows.
     """
+    require_steps(model, schedule.num_steps)
     mesh = mesh or all_devices()
     parts = mesh.size * config.accumulation
     if config.batch_size % parts:

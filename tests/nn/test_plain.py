@@ -36,7 +36,9 @@ def error(got, want):
     """Of a pytree as one vector: relative, since some gradients are rounding alone."""
     pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
     assert all(a.dtype == b.dtype and a.shape == b.shape for a, b in pairs)
-    got, want = (np.concatenate([np.ravel(np.float64(x)) for x in part]) for part in zip(*pairs))
+    got, want = (
+        np.concatenate([np.ravel(np.float64(x)) for x in part]) for part in zip(*pairs, strict=True)
+    )
     return np.linalg.norm(got - want) / np.linalg.norm(want)
 
 

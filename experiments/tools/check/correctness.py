@@ -125,9 +125,7 @@ def _losses(model: nn.Module, params: Any, batches: Any) -> Any:
     return jax.lax.scan(update, (params, optimizer.init(params)), batches)[1]
 
 
-def _compute(
-    task: Task, params: Any, dtype: Any, kernels: Kernels
-) -> dict[str, dict[str, Any]]:
+def _compute(task: Task, params: Any, dtype: Any, kernels: Kernels) -> dict[str, dict[str, Any]]:
     """Outputs and gradients, and the losses, in a type, where the context says: one program."""
     wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
     modules = _modules(task, dtype, kernels)

@@ -124,7 +124,7 @@ def as_if_on(target: Target) -> Iterator[None]:
         mock.patch.object(
             fused_attention_stablehlo, "check_cudnn_version", return_value=target.cudnn
         ),
-        mock.patch.object(backend, "platform", lambda: "gpu"),
+        mock.patch.object(backend, "platform", return_value="gpu"),
         mock.patch.object(backend, "has_fused_attention", has_fused_attention),
     ):
         yield
