@@ -9,8 +9,9 @@ import numpy as np
 import tyro
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn import kernels
 from diffusion_jax.nn.unet import TIME_STEPS, UNet
-from diffusion_jax.runtime.backend import best_dtype, has_fused_attention
+from diffusion_jax.runtime.backend import best_dtype
 from diffusion_jax.runtime.files import expanded
 from diffusion_jax.schedule import NoiseSchedule, from_time
 from diffusion_jax.schedules import SCHEDULES, is_path, make_schedule, read_times
@@ -74,12 +75,13 @@ class ModelConfig:
     merges the two computations again, and nothing is gained."""
 
     def build(self, channels: int) -> UNet:
-        """The model for images of so many channels; `auto` as for a run that begins here."""
+        """The model for images of so many channels, with the device's kernels.
+
+        `auto` means what it does for a run that begins here.
+        """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         dtype = jnp.dtype(best_dtype() if self.dtype == "auto" else self.dtype)
-        return UNet(
-            channels, **(fields | {"dtype": dtype, "fused_attention": has_fused_attention()})
-        )
+        return UNet(channels, **(fields | {"dtype": dtype, "kernels": kernels.best()}))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,9 @@ python -m experiments.convert from-torch CHECKPOINT --run-dir DIR [--mean M ...]
     training accept. The options are those of experiments.train_lsun (--preset, --data, --data-dir,
     --image-size, --schedule ...) and should describe how the model was trained; its own shape
     follows from the file. The training set's mean is computed from the data, or given by --mean.
-    The original never trains step 0, so the run is --faithful unless told otherwise.
+    The original never trains step 0, so the run is --faithful unless told otherwise. The
+    file's fixed table of times, which may differ from ours in its last digits (by less than 1e-4,
+    or it is refused), is kept beside the run: the run computes with ours, to-torch gives it back.
 
 python -m experiments.convert to-torch RUN_DIR FILE
     The averaged parameters of a run's last checkpoint become a state dict that the original loads.
@@ -29,6 +31,8 @@ from diffusion_jax.runtime import backend
 from diffusion_jax.training import run
 from experiments import command, train_lsun
 from experiments.command import reports_errors
+
+TIME_TABLE = "time_table.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,8 @@ def from_torch(checkpoint: Path, mean: tuple[float, ...] | None, config: Config)
     """
     from torch_ref import bridge
 
-    model, params = bridge.from_torch(bridge.load(checkpoint))
+    state_dict = bridge.load(checkpoint)
+    model, params = bridge.from_torch(state_dict)
     if model.dtype != np.float32:
         raise UserError(f"{checkpoint} is float64, but runs hold float32 parameters; convert it")
     shape = {
@@ -76,7 +81,8 @@ def from_torch(checkpoint: Path, mean: tuple[float, ...] | None, config: Config)
             f"the model takes images of {model.channels} channel(s), but the mean has "
             f"{len(known['mean'])}; give the options of the data that it was trained on"
         )
-    run.import_parameters(config, params, known)
+    beside = {TIME_TABLE: bridge.time_table(state_dict)}
+    run.import_parameters(config, params, known, beside)
     folder = shlex.quote(str(config.output.run_dir))
     print(f"Wrote the run {config.output.run_dir}. To sample from it:")
     print(f"  python -m experiments.sample {folder}")
@@ -103,13 +109,26 @@ def _training_set(
     return known if mean is None else known | {"mean": np.array(mean, np.float32).tolist()}
 
 
+def _time_table(path: Path) -> np.ndarray | None:
+    """What `from_torch` kept; None for a run that was trained from the start."""
+    if not path.exists():
+        return None
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; restore it, or remove it to have the table made anew"
+        ) from error
+
+
 def to_torch(run_dir: Path, file: Path) -> None:
     """Writes the averaged parameters of a run as a state dict."""
     from torch_ref import bridge
 
     trained = run.load_model(run_dir)
     params = jax.tree.map(np.asarray, trained.denoiser.params)
-    bridge.save(file, bridge.to_torch(trained.config.model.build(trained.shape[-1]), params))
+    model = trained.config.model.build(trained.shape[-1])
+    bridge.save(file, bridge.to_torch(model, params, _time_table(run_dir / TIME_TABLE)))
     print(f"Wrote {file}, the parameters of step {trained.step}; mean {trained.mean.tolist()}")
 
 

@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
@@ -15,10 +16,15 @@ def blocks(path):
     return found
 
 
-def test_the_readmes(tmp_path, monkeypatch):
+def with_a_run(tmp_path, monkeypatch):
+    """Goes to a folder that has a run where the documentation has one."""
     shutil.copytree(ROOT / "tests" / "reference" / "run", tmp_path / "runs")
     (tmp_path / "runs" / "run").rename(tmp_path / "runs" / "sample")
     monkeypatch.chdir(tmp_path)
+
+
+def test_the_readmes(tmp_path, monkeypatch):
+    with_a_run(tmp_path, monkeypatch)
     names = {}
     for block in blocks("README.md"):
         exec(block, names)
@@ -26,8 +32,8 @@ def test_the_readmes(tmp_path, monkeypatch):
     assert np.isfinite(names["images"]).all()
 
 
-def test_python_md():
-    analysing, training = blocks("docs/python.md")
+def test_python_md(tmp_path, monkeypatch):
+    analysing, training, differentiating = blocks("docs/python.md")
     names = {}
     exec(analysing, names)
     shown = (ROOT / "docs" / "python.md").read_text().partition("prints\n\n```\n")[2]
@@ -51,3 +57,12 @@ def test_python_md():
     # Of unit noise in 64 pixels: what is left says that something was learnt.
     assert names["metrics"]["loss"] < 0.2
     assert names["samples"].shape == (16, 8, 8, 1)
+
+    with_a_run(tmp_path, monkeypatch)
+    exec(differentiating, names)
+    fast = jax.jit(lambda x, step: names["run"].denoiser(x, step))
+    x, v, step = (names[name] for name in ("x", "direction", "step"))
+    np.testing.assert_allclose(names["noise"], fast(x, step), atol=1e-5)
+    difference = (fast(x + 1e-2 * v, step) - fast(x - 1e-2 * v, step)) / 2e-2
+    error = np.linalg.norm(names["change"] - difference) / np.linalg.norm(difference)
+    assert error < 1e-2  # of a second order in the step, and float32's digits over it

@@ -176,8 +176,8 @@ def from_torch(state_dict: Mapping[str, Tensor]) -> tuple[UNet, dict[str, Any]]:
     """The Flax model and parameters of a state dict of the original UNet, bit for bit.
 
     Width, levels and attention follow from the entries' names and shapes. Dropout is not in a state
-    dict: the model has the default. The time table is not a parameter in Flax; it is checked, and
-    `to_torch` makes it anew.
+    dict: the model has the default. The time table is not a parameter in Flax, which computes with
+    its own: it is checked to be that one, up to 1e-4. `time_table` reads it, for the way back.
 
     Args:
       state_dict: float32 or float64 tensors; every name may have the prefix `module.` that
@@ -210,13 +210,7 @@ def from_torch(state_dict: Mapping[str, Tensor]) -> tuple[UNet, dict[str, Any]]:
     _check_types("the state dict's entries", types)
     arrays = {name: value.detach().cpu().numpy() for name, value in state_dict.items()}
 
-    table = sinusoidal_table(model.base_channels, torch.float64).numpy()
-    error = np.abs(arrays[TIME_TABLE] - table).max()
-    if not error <= TIME_TABLE_BOUND:
-        raise UserError(
-            f"{TIME_TABLE} is not the table of sines and cosines of the steps that the UNet has, "
-            f"but up to {error:.2g} off; this model has another time embedding"
-        )
+    _check_time_table(TIME_TABLE, model, arrays[TIME_TABLE])
     flat = {}
     for name, shape in _flax_shapes(model).items():
         array = arrays[_torch_name(name)]
@@ -226,19 +220,44 @@ def from_torch(state_dict: Mapping[str, Tensor]) -> tuple[UNet, dict[str, Any]]:
     return model, traverse_util.unflatten_dict(flat, sep=".")
 
 
-def to_torch(model: UNet, params: Mapping[str, Any]) -> StateDict:
+def _check_time_table(name: str, model: UNet, table: np.ndarray) -> None:
+    """Raises a UserError unless it is the model's up to `TIME_TABLE_BOUND`."""
+    own = sinusoidal_table(model.base_channels, torch.float64).numpy()
+    if table.shape != own.shape:
+        raise UserError(f"{name} is of shape {table.shape}, not {own.shape}")
+    error = np.abs(table - own).max()
+    if not error <= TIME_TABLE_BOUND:
+        raise UserError(
+            f"{name} is not the table of sines and cosines of the steps that the UNet has, "
+            f"but up to {error:.2g} off; this model has another time embedding"
+        )
+
+
+def time_table(state_dict: Mapping[str, Tensor]) -> np.ndarray:
+    """The time table of a state dict that `from_torch` takes, (1000, base_channels)."""
+    names = (TIME_TABLE, f"module.{TIME_TABLE}")
+    (table,) = (state_dict[name] for name in names if name in state_dict)
+    return table.detach().cpu().numpy()
+
+
+def to_torch(
+    model: UNet, params: Mapping[str, Any], time_table: np.ndarray | None = None
+) -> StateDict:
     """The original's state dict of a Flax model, bit for bit; the inverse of `from_torch`.
 
     Args:
       model: the Flax model.
       params: its parameters, float32 or float64, on any devices.
+      time_table: that of the state dict that they came from, see `time_table`. By default it is
+        made anew: one made by another version of torch or on another processor may differ from it
+        in its last digits, by less than 1e-4.
 
     Returns:
       Tensors on the CPU, of the parameters' type, the fixed time table among them.
 
     Raises:
       UserError: the parameters are not the model's (every missing, unexpected or misshapen one is
-        named), or of another type.
+        named), or of another type; or the time table is another model's.
     """
     flat = traverse_util.flatten_dict(params, sep=".")
     found = {name: tuple(np.shape(leaf)) for name, leaf in flat.items()}
@@ -249,7 +268,10 @@ def to_torch(model: UNet, params: Mapping[str, Any]) -> StateDict:
         array = np.asarray(leaf).transpose(_TO_TORCH[np.ndim(leaf)])
         state_dict[_torch_name(name)] = torch.from_numpy(np.array(array, order="C"))
     dtype = state_dict["init_conv.weight"].dtype
-    return {TIME_TABLE: sinusoidal_table(model.base_channels, dtype)} | state_dict
+    if time_table is None:
+        return {TIME_TABLE: sinusoidal_table(model.base_channels, dtype)} | state_dict
+    _check_time_table("the time table", model, time_table)
+    return {TIME_TABLE: torch.from_numpy(np.array(time_table)).to(dtype)} | state_dict
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -1,7 +1,8 @@
 """The Flax model held against the PyTorch reference: what the tests and `experiments.parity` share.
 
 An error is relative to the largest absolute value of the whole tensor, packed weights as one.
-float64 shows that the two are one model; what is left in float32 is rounding.
+float64 shows that the two are one model; what is left in float32 is rounding. The Flax model has
+the kernels that are given, or the device's, with which it trains.
 """
 
 import contextlib
@@ -22,6 +23,8 @@ from diffusion_jax import process, schedule
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.nn import unet
+from diffusion_jax.nn.kernels import best
+from diffusion_jax.nn.plain import Kernels
 from diffusion_jax.sampling import AncestralSampler
 from diffusion_jax.training.step import make_optimizer, noise_loss
 from torch_ref import bridge
@@ -114,29 +117,39 @@ def to_torch(x_0: Any, step: Any, noise: Any) -> tuple[Tensor, Tensor, Tensor]:
     return nchw(x_0), torch.from_numpy(np.asarray(step)), nchw(noise)
 
 
-def flax_block(name: str, params: Mapping[str, Any], dtype: Any) -> Callable[..., Array]:
+def flax_model(model: UNet, kernels: Kernels | None = None) -> tuple[unet.UNet, Any]:
+    """The Flax model of a torch model, with its parameters."""
+    made, params = bridge.from_torch(model.state_dict())
+    return made.copy(kernels=kernels or best()), params
+
+
+def flax_block(
+    name: str, params: Mapping[str, Any], dtype: Any, kernels: Kernels
+) -> Callable[..., Array]:
     """The Flax block that has these parameters, as a function of (params, *inputs).
 
     Args:
       name: its name in the model, such as encoder0 or bottleneck0.attention.
       params: its parameters.
       dtype: compute type.
+      kernels: what computes it.
     """
+    both: dict[str, Any] = {"dtype": dtype, "kernels": kernels}
 
     def applied(layer: Any) -> Callable[..., Array]:
         return lambda params, *inputs: cast(Array, layer.apply({"params": params}, *inputs))
 
     if "in_proj" in params:
-        return applied(unet.SelfAttention(dtype))
+        return applied(unet.SelfAttention(**both))
     if "dense" in params:
         features = params["dense"]["bias"].size
-        return applied(unet.ResidualBlock(features, "attention" in params, dtype=dtype))
+        return applied(unet.ResidualBlock(features, "attention" in params, **both))
     if "norm" in params:
-        return applied(unet.Block(params["conv"]["bias"].size, dtype=dtype))
+        return applied(unet.Block(params["conv"]["bias"].size, **both))
     features = params["bias"].size
     if name.startswith("decoder"):
-        return applied(unet.Conv(features, upsample=True, dtype=dtype))
-    return applied(unet.Conv(features, stride=2, dtype=dtype))
+        return applied(unet.Conv(features, upsample=True, **both))
+    return applied(unet.Conv(features, stride=2, **both))
 
 
 def compare_block(
@@ -146,6 +159,7 @@ def compare_block(
     torch_name: str,
     shape: tuple[int, ...],
     jit: Jit = jax.jit,
+    kernels: Kernels | None = None,
 ) -> Errors:
     """Errors of one block's output, loss (its mean squared error to noise) and gradients.
 
@@ -156,6 +170,7 @@ def compare_block(
       torch_name: its place in the reference.
       shape: shape of its input (batch, height, width, channels).
       jit: compiles the Flax block.
+      kernels: see the top.
 
     Returns:
       "output", "loss" and "gradient", the largest over parameters and inputs.
@@ -180,7 +195,7 @@ def compare_block(
     target = rng.standard_normal(nhwc(torch_output).shape).astype(dtype)
     torch_loss = torch.nn.functional.mse_loss(torch_output, nchw(target))
     torch_loss.backward()
-    block = flax_block(flax_name, block_params, dtype)
+    block = flax_block(flax_name, block_params, dtype, kernels or best())
 
     @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def run(params: Any, inputs: list[Any]) -> tuple[Array, Array]:
@@ -197,25 +212,31 @@ def compare_block(
     }
 
 
-def compare_model(model: UNet, arrays: tuple[Any, Any, Any], jit: Jit = jax.jit) -> Errors:
+def compare_model(
+    model: UNet,
+    arrays: tuple[Any, Any, Any],
+    jit: Jit = jax.jit,
+    kernels: Kernels | None = None,
+) -> Errors:
     """Errors of the whole model's output, its loss, and every parameter's gradient.
 
     Args:
       model: the reference.
       arrays: images, steps and noise, see `batch`.
       jit: compiles the Flax model.
+      kernels: see the top.
 
     Returns:
       "output", "loss" and "gradient", the largest over the parameters.
     """
-    flax_model, params = bridge.from_torch(model.state_dict())
+    ours, params = flax_model(model, kernels)
 
     def run(params: Any, x_0: Array, step: Array, noise: Array) -> tuple[Any, Array, Any]:
         tables = schedule.linear_schedule()
-        loss_of = partial(noise_loss, flax_model, tables)
+        loss_of = partial(noise_loss, ours, tables)
         loss, grads = jax.value_and_grad(loss_of)(params, x_0, step, noise)
         x_t = process.diffuse(tables, x_0, step, noise)
-        return flax_model.apply({"params": params}, x_t, step), loss, grads
+        return ours.apply({"params": params}, x_t, step), loss, grads
 
     output, loss, grads = jit(run)(params, *map(jnp.asarray, arrays))
     model.zero_grad()
@@ -244,12 +265,12 @@ def compare_training(
     Returns:
       The losses before each update, in Flax and in torch.
     """
-    flax_model, params = bridge.from_torch(model.state_dict())
+    ours, params = flax_model(model)
     tables = schedule.linear_schedule()
     optimizer = make_optimizer(TrainingConfig(warmup_steps=0, clip_norm=math.inf))
 
     def train_step(params: Any, opt_state: Any, *arrays: Array) -> tuple[Any, Any, Array]:
-        loss_of = partial(noise_loss, flax_model, tables)
+        loss_of = partial(noise_loss, ours, tables)
         loss, grads = jax.value_and_grad(loss_of)(params, *arrays)
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -283,8 +304,8 @@ def compare_chain(
       faithful: see `sampling.AncestralSampler`.
       jit: compiles the Flax step.
     """
-    flax_model, params = bridge.from_torch(model.state_dict())
-    denoiser = TrainedDenoiser(params, flax_model)
+    ours, params = flax_model(model)
+    denoiser = TrainedDenoiser(params, ours)
     sampler = AncestralSampler(schedule.linear_schedule(len(noise)), faithful)
     want = torch_process.ancestral_chain(
         torch_process.linear_schedule(len(noise)),

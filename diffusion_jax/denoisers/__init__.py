@@ -5,7 +5,7 @@ from collections.abc import Callable
 from diffusion_jax.denoisers.clipped import ClippedDenoiser
 from diffusion_jax.denoisers.exact import EmpiricalDenoiser
 from diffusion_jax.denoisers.mixture import GaussianMixtureDenoiser
-from diffusion_jax.denoisers.protocol import Denoiser
+from diffusion_jax.denoisers.protocol import Denoiser, require_steps
 from diffusion_jax.denoisers.trained import TrainedDenoiser
 
 # Denoisers in closed form that a training set makes, for experiments.cloning --score NAME: each is
@@ -21,4 +21,5 @@ __all__ = [
     "EmpiricalDenoiser",
     "GaussianMixtureDenoiser",
     "TrainedDenoiser",
+    "require_steps",
 ]

@@ -4,6 +4,8 @@ from typing import Protocol
 
 from jax import Array
 
+from diffusion_jax.errors import UserError
+
 
 class Denoiser(Protocol):
     """A noise predictor, eps(x_t, s).
@@ -22,3 +24,21 @@ class Denoiser(Protocol):
         Returns:
           Predicted noise, shape of x. The score is -noise / sqrt(1 - alpha_bar_s).
         """
+
+
+def require_steps(denoiser: object, num_steps: int) -> None:
+    """Refuses a schedule that is longer than what a denoiser, or a network, knows.
+
+    Args:
+      denoiser: one with an attribute `num_steps`, or without where any number will do.
+      num_steps: steps of the schedule.
+
+    Raises:
+      UserError: the schedule has more.
+    """
+    known = getattr(denoiser, "num_steps", None)
+    if known is not None and num_steps > known:
+        raise UserError(
+            f"the schedule has {num_steps} steps, but the network knows the steps 0..{known - 1} "
+            f"alone: take a schedule of at most {known}"
+        )

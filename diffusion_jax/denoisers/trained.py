@@ -14,6 +14,11 @@ class TrainedDenoiser:
     params: Any
     model: nn.Module = struct.field(pytree_node=False)
 
+    @property
+    def num_steps(self) -> int | None:
+        """How many steps the network knows; None where any number will do."""
+        return getattr(self.model, "num_steps", None)
+
     def __call__(self, x: Array, step: Array) -> Array:
         """See `Denoiser`."""
         return cast(Array, self.model.apply({"params": self.params}, x, step))

@@ -21,15 +21,14 @@ from flax import serialization
 from jax import Array
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nn.layers import Conv, Dense
-from diffusion_jax.nn.normalization import GroupNorm
+from diffusion_jax.nn import kernels
+from diffusion_jax.nn.layers import Conv, Dense, GroupNorm
 from diffusion_jax.runtime.files import write_bytes, write_json
 
 FORMAT = 1
 LEAST_ACCURACY = 0.98
 
 _WIDTHS = (32, 64, 128)
-_GROUPS = 8
 # Images of one call of the compiled program.
 _BLOCK = 128
 
@@ -50,12 +49,13 @@ class Classifier(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """Features (batch, 128) and logits (batch, C) of images (batch, height, width, any)."""
         depth = max(len(_WIDTHS), min(x.shape[1:3]).bit_length() - 3)
-        h = x
+        best, h = kernels.best(), x
         for index in range(depth):
-            h = Conv(_WIDTHS[min(index, 2)], stride=2, name=f"conv{index}")(h)
-            h = GroupNorm(_GROUPS, silu=True, name=f"norm{index}")(h)
+            width = _WIDTHS[min(index, 2)]
+            h = Conv(width, stride=2, kernels=best, name=f"conv{index}")(h)
+            h = GroupNorm(silu=True, kernels=best, name=f"norm{index}")(h)
         features = jnp.mean(h, axis=(1, 2))
-        return features, Dense(self.classes, name="head")(features)
+        return features, Dense(self.classes, kernels=best, name="head")(features)
 
 
 @partial(jax.jit, static_argnums=0)

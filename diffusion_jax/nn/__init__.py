@@ -1,1 +1,1 @@
-"""The network, its layers, and the CPU's kernels."""
+"""The network and its layers in plain JAX, and the kernels that a device has in their place."""

@@ -1,14 +1,14 @@
-"""Attention with a backward pass of its own, or the device's fused kernel.
+"""Attention with a backward pass of its own, or the GPU's fused kernel.
 
-The weights of 1024 pixels, 4 heads and a batch of 8 take 128 MiB in float32: reading and writing
-them costs the CPU more than computing them. So one head after another is taken, or two in the
-backward pass, which computes the weights again: they stay in the cache. Fewer pixels are quicker
-all at once.
+The weights of 1024 pixels, 4 heads and a batch of 8 take 128 MiB in float32: they are computed
+again in the backward pass. Reading and writing them costs a CPU more than computing them, so it
+takes one head after another, or two in the backward pass: they stay in the cache. Fewer pixels are
+quicker all at once.
 """
 
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -19,30 +19,23 @@ from jax import Array
 _PIXELS_AT_ONCE = 512
 
 
-def attention(q: Array, k: Array, v: Array, fused: bool = False) -> Array:
-    """softmax(q k^T / sqrt(size)) v, the softmax at least in float32.
+def fused_attention(q: Array, k: Array, v: Array) -> Array:
+    """`plain.attention` by cuDNN's fused kernel where it can be, on a GPU alone.
 
-    Only reverse differentiation is defined.
-
-    Args:
-      q: queries (batch, pixels, heads, size).
-      k: keys, the same shape.
-      v: values, the same shape.
-      fused: use cuDNN's fused attention where it can be, on a GPU alone: it never holds the weights
-        (pixels, pixels). It takes 16-bit inputs, and heads of a size that 8 divides, up to 128.
-        float32 goes to it as float16, whose mantissa is as long as that of TF32, in which a GPU
-        multiplies float32, unless `jax_default_matmul_precision` asks for "highest".
-
-    Returns:
-      The same shape and dtype.
+    It never holds the weights (pixels, pixels). It takes 16-bit inputs, and heads of a size that 8
+    divides, up to 128. float32 goes to it as float16, whose mantissa is as long as that of TF32, in
+    which a GPU multiplies float32, unless `jax_default_matmul_precision` asks for "highest". What
+    it does not take is computed by `attention`. Only reverse differentiation is defined.
     """
-    if not (fused and _takes(q.shape[-1])):
-        return _attention(q, k, v)
+    if not _takes(q.shape[-1]):
+        return attention(q, k, v, False)
     if q.dtype.itemsize == 2:
         return _fused(q, k, v)
     config: Any = jax.config  # not all versions declare the type of this one
     exact = config.jax_default_matmul_precision in ("highest", "float32")
-    return _attention(q, k, v) if exact or q.dtype == jnp.float64 else _fused_float16(q, k, v)
+    if exact or q.dtype == jnp.float64:
+        return attention(q, k, v, False)
+    return _fused_float16(q, k, v)
 
 
 @cache
@@ -103,35 +96,38 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, preferred_element_type=dtype)
 
 
-def _over_heads(one_head: Callable[..., Any], *arrays: Array, side_by_side: int = 1) -> Any:
-    """Applies a function of one head's arrays to all heads; on the CPU in turns where it pays.
+def _over_heads(
+    one_head: Callable[..., Any], *arrays: Array, in_turns: bool, side_by_side: int = 1
+) -> Any:
+    """Applies a function of one head's arrays to all heads, in turns where asked and where it pays.
 
     Args:
       one_head: function of one head's arrays.
       *arrays: of all heads.
+      in_turns: a few heads after another.
       side_by_side: heads a turn, a divisor of their number.
     """
-    at_once = jax.vmap(one_head)
-    if arrays[0].shape[1] <= _PIXELS_AT_ONCE:
-        return at_once(*arrays)
+    if not in_turns or arrays[0].shape[1] <= _PIXELS_AT_ONCE:
+        return jax.vmap(one_head)(*arrays)
 
     def turn(arrays: Any) -> Any:
         return [one_head(*each) for each in zip(*arrays, strict=True)]
 
-    def in_turns(*arrays: Array) -> Any:
-        turns = [a.reshape(-1, side_by_side, *a.shape[1:]) for a in arrays]
-        results = jax.lax.map(turn, turns)
-        return jax.tree.map(lambda *r: jnp.stack(r, 1).reshape(-1, *r[0].shape[1:]), *results)
-
-    return jax.lax.platform_dependent(*arrays, cpu=in_turns, default=at_once)
+    turns = [a.reshape(-1, side_by_side, *a.shape[1:]) for a in arrays]
+    results = jax.lax.map(turn, turns)
+    return jax.tree.map(lambda *r: jnp.stack(r, 1).reshape(-1, *r[0].shape[1:]), *results)
 
 
-@jax.custom_vjp
-def _attention(q: Array, k: Array, v: Array) -> Array:
-    return _forward(q, k, v)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def attention(q: Array, k: Array, v: Array, in_turns: bool) -> Array:
+    """`plain.attention`, one head after another where asked and where it pays.
+
+    Only reverse differentiation is defined.
+    """
+    return _forward(q, k, v, in_turns)[0]
 
 
-def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+def _forward(q: Array, k: Array, v: Array, in_turns: bool) -> tuple[Array, tuple[Array, ...]]:
     keep = q.shape[1] <= _PIXELS_AT_ONCE
 
     def one_head(q: Array, k: Array, v: Array) -> tuple[Array, ...]:
@@ -145,11 +141,13 @@ def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
 
     scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     by_head = _heads_first(scaled), _heads_first(k), _heads_first(v)
-    kept = _over_heads(one_head, *by_head)
+    kept = _over_heads(one_head, *by_head, in_turns=in_turns)
     return _heads_last(kept[0], len(q)), (*by_head, *kept)
 
 
-def _backward(kept: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array]:
+def _backward(
+    in_turns: bool, kept: tuple[Array, ...], gradient: Array
+) -> tuple[Array, Array, Array]:
     # With the weights w = exp(logits - largest), o = w v/sum(w):  dv = w^T (do/sum),
     # ds = w ((do/sum) v^T - rowsum(do o)/sum),  dq = ds k,  dk = ds^T q.
     # All products take the weights as they lie: transposing them costs as much as a product.
@@ -170,11 +168,12 @@ def _backward(kept: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, A
     arrays = q, k, v, do.astype(v.dtype), drop, weights_or_largest
     # Two heads side by side: cores then wait less for each other's data, which is slow to come
     # where they share no cache.
-    dq, dk, dv = _over_heads(one_head, *arrays, side_by_side=1 if len(q) % 2 else 2)
+    together = 1 if len(q) % 2 else 2
+    dq, dk, dv = _over_heads(one_head, *arrays, in_turns=in_turns, side_by_side=together)
     dq = dq * jnp.asarray(q.shape[-1] ** -0.5, dq.dtype)
     by_head = dq, jnp.swapaxes(dk, 1, 2), jnp.swapaxes(dv, 1, 2)
     batch = len(gradient)
     return tuple(_heads_last(d.astype(q.dtype), batch) for d in by_head)  # type: ignore[return-value]
 
 
-_attention.defvjp(_forward, _backward)
+attention.defvjp(_forward, _backward)

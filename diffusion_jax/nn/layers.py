@@ -6,10 +6,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from diffusion_jax.nn.linear import linear
-from diffusion_jax.nn.normalization import GroupNorm
-from diffusion_jax.nn.upsampling import upsample_conv
-from diffusion_jax.nn.winograd import DIMENSIONS, conv3x3
+from diffusion_jax.nn.plain import DIMENSIONS, PLAIN, Kernels
 
 GROUPS = 8
 
@@ -33,27 +30,6 @@ def param_dtype(dtype: DTypeLike) -> DTypeLike:
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
-@jax.custom_vjp
-def add(h: Array, offset: Array) -> Array:
-    """Sum in h's type, the offset broadcast; its gradient is summed in the offset's own type.
-
-    Adding in the wider type would do the same, but leave a wide copy of the gradient in memory.
-    """
-    return h + offset.astype(h.dtype)
-
-
-def _add_forward(h: Array, offset: Array) -> tuple[Array, Array]:
-    return add(h, offset), offset
-
-
-def _add_backward(offset: Array, gradient: Array) -> tuple[Array, Array]:
-    axes = tuple(axis for axis, size in enumerate(offset.shape) if size == 1)
-    return gradient, jnp.sum(gradient.astype(offset.dtype), axes, keepdims=True)
-
-
-add.defvjp(_add_forward, _add_backward)
-
-
 class Conv(nn.Module):
     """A square convolution, padded by kernel//2 on every side as PyTorch does.
 
@@ -63,6 +39,7 @@ class Conv(nn.Module):
       stride: 2 halves height and width. (SAME padding would be asymmetric there.)
       upsample: double height and width first, by the nearest neighbour; 3x3, stride 1 only.
       dtype: compute type.
+      kernels: what computes it.
     """
 
     features: int
@@ -70,6 +47,7 @@ class Conv(nn.Module):
     stride: int = 1
     upsample: bool = False
     dtype: DTypeLike = jnp.float32
+    kernels: Kernels = PLAIN
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
@@ -81,15 +59,15 @@ class Conv(nn.Module):
         bias = self.param("bias", bias_init, (self.features,), dtype)
         h, kernel = h.astype(self.dtype), kernel.astype(self.dtype)
         if self.upsample:
-            h = upsample_conv(h, kernel)
+            h = self.kernels.upsample_conv(h, kernel)
         elif (self.kernel, self.stride) == (3, 1):
-            h = conv3x3(h, kernel)
+            h = self.kernels.conv3x3(h, kernel)
         else:
             strides, padding = (self.stride,) * 2, [(self.kernel // 2,) * 2] * 2
             h = jax.lax.conv_general_dilated(
                 h, kernel, strides, padding, dimension_numbers=DIMENSIONS
             )
-        return add(h, bias[None, None, None])
+        return self.kernels.add(h, bias[None, None, None])
 
 
 class Dense(nn.Module):
@@ -100,12 +78,14 @@ class Dense(nn.Module):
       dtype: compute type.
       kernel_init: distribution of the initial kernel (any, features).
       bias_init: distribution of the initial bias; by default `torch_bias_init`.
+      kernels: what computes it.
     """
 
     features: int
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = torch_kernel_init
     bias_init: nn.initializers.Initializer | None = None
+    kernels: Kernels = PLAIN
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
@@ -114,9 +94,27 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (fan_in, self.features), dtype)
         bias_init = self.bias_init or torch_bias_init(fan_in)
         bias = self.param("bias", bias_init, (self.features,), dtype)
-        return linear(h.astype(self.dtype), kernel.astype(self.dtype), bias)
+        h, kernel = h.astype(self.dtype), kernel.astype(self.dtype)
+        return self.kernels.linear(h, kernel, bias)
 
 
-def group_norm(dtype: DTypeLike, name: str, silu: bool = False) -> GroupNorm:
-    """GroupNorm with its statistics at least in float32, followed by SiLU where asked."""
-    return GroupNorm(GROUPS, param_dtype=param_dtype(dtype), silu=silu, name=name)
+class GroupNorm(nn.Module):
+    """Group normalization with PyTorch's epsilon, followed by SiLU where asked.
+
+    Attributes:
+      dtype: compute type; the statistics are those of `param_dtype`.
+      silu: whether SiLU follows.
+      kernels: what computes it.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    silu: bool = False
+    kernels: Kernels = PLAIN
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        """(batch, height, width, channels) to the same shape and dtype; see `plain.group_norm`."""
+        shape, dtype = h.shape[-1:], param_dtype(self.dtype)
+        scale = self.param("scale", nn.initializers.ones, shape, dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, dtype)
+        return self.kernels.group_norm(h, scale, bias, GROUPS, self.silu)

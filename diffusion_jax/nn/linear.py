@@ -1,7 +1,8 @@
-"""Linear layers, with a backward pass whose products take the gradient as it lies.
+"""Linear layers and sums, with backward passes that move less.
 
 Automatic differentiation sums over all leading axes at once, for which XLA's CPU backend transposes
 features and gradient, and joins a gradient of parts (queries, keys and values) once for each use.
+Of a sum it leaves a wide copy of the gradient in memory.
 """
 
 import jax
@@ -11,16 +12,7 @@ from jax import Array
 
 @jax.custom_vjp
 def linear(h: Array, kernel: Array, bias: Array) -> Array:
-    """Returns h W + b. Only reverse differentiation is defined.
-
-    Args:
-      h: features (..., channels).
-      kernel: W (channels, features), in the type of h.
-      bias: b (features,); its gradient is summed in its own type.
-
-    Returns:
-      (..., features), in the type of h.
-    """
+    """`plain.linear`. Only reverse differentiation is defined."""
     return jnp.matmul(h, kernel) + bias.astype(h.dtype).reshape((1,) * (h.ndim - 1) + (-1,))
 
 
@@ -37,3 +29,21 @@ def _backward(kept: tuple[Array, Array, Array], gradient: Array) -> tuple[Array,
 
 
 linear.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def add(h: Array, offset: Array) -> Array:
+    """`plain.add`. Only reverse differentiation is defined."""
+    return h + offset.astype(h.dtype)
+
+
+def _add_forward(h: Array, offset: Array) -> tuple[Array, Array]:
+    return add(h, offset), offset
+
+
+def _add_backward(offset: Array, gradient: Array) -> tuple[Array, Array]:
+    axes = tuple(axis for axis, size in enumerate(offset.shape) if size == 1)
+    return gradient, jnp.sum(gradient.astype(offset.dtype), axes, keepdims=True)
+
+
+add.defvjp(_add_forward, _add_backward)

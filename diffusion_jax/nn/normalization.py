@@ -9,11 +9,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
-from diffusion_jax.runtime.backend import off_cpu_barrier
+from diffusion_jax.nn.plain import EPSILON
 
 
 def _sum_over_groups(h: Array, groups: int) -> Array:
@@ -23,8 +21,8 @@ def _sum_over_groups(h: Array, groups: int) -> Array:
     return jnp.broadcast_to(sums, (batch, groups, channels // groups)).reshape(batch, channels)
 
 
-def _statistics(x: Array, groups: int, epsilon: float) -> tuple[Array, Array]:
-    """Mean and 1/sqrt(variance + epsilon) of each group, (batch, channels), by one pass.
+def _statistics(x: Array, groups: int) -> tuple[Array, Array]:
+    """Mean and 1/sqrt(variance + 1e-5) of each group, (batch, channels), by one pass.
 
     Sums of x and x^2 cancel where the mean is large: each channel is shifted by one of its own
     pixels first, and the channels' variances are joined pairwise (Chan, Golub & LeVeque 1983).
@@ -38,7 +36,7 @@ def _statistics(x: Array, groups: int, epsilon: float) -> tuple[Array, Array]:
     mean = _sum_over_groups(shift + offset, groups) / members
     deviation = shift + offset - mean
     variance = _sum_over_groups(within + deviation * deviation, groups) / members
-    return mean, jax.lax.rsqrt(variance + epsilon)
+    return mean, jax.lax.rsqrt(variance + EPSILON)
 
 
 def _normalized(x: Array, mean: Array, scale: Array) -> Array:
@@ -47,41 +45,27 @@ def _normalized(x: Array, mean: Array, scale: Array) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def group_norm(
-    x: Array, scale: Array, bias: Array, groups: int, epsilon: float = 1e-5, silu: bool = False
+    x: Array, scale: Array, bias: Array, groups: int, silu: bool, barriers: bool
 ) -> Array:
-    """Group normalization (Wu & He 2018), followed by SiLU where asked.
+    """`plain.group_norm`. Only reverse differentiation is defined.
 
-    y = (x - mean)/sqrt(variance + epsilon) scale + bias,    SiLU(y) = y/(1 + e^-y),
-
-    mean and variance over the pixels and channels of each group, at least in float32. Only reverse
-    differentiation is defined.
-
-    Args:
-      x: features (batch, height, width, channels).
-      scale: factor of each channel (channels,).
-      bias: offset of each channel (channels,).
-      groups: number of groups, a divisor of the channels.
-      epsilon: added to the variance.
-      silu: whether SiLU follows.
-
-    Returns:
-      The shape and dtype of x.
+    `barriers` keep apart in the backward pass what XLA joins better on a CPU, and worse on a GPU.
     """
-    return _forward(x, scale, bias, groups, epsilon, silu)[0]
+    return _forward(x, scale, bias, groups, silu, barriers)[0]
 
 
 def _forward(
-    x: Array, scale: Array, bias: Array, groups: int, epsilon: float, silu: bool
+    x: Array, scale: Array, bias: Array, groups: int, silu: bool, barriers: bool
 ) -> tuple[Array, tuple[Array, ...]]:
     wide = x.astype(scale.dtype)
-    mean, rate = _statistics(wide, groups, epsilon)
+    mean, rate = _statistics(wide, groups)
     y = _normalized(wide, mean, rate * scale[None]) + bias[None, None, None]
     y = jax.nn.silu(y) if silu else y
     return y.astype(x.dtype), (x, scale, bias, mean, rate)
 
 
 def _backward(
-    groups: int, epsilon: float, silu: bool, kept: tuple[Array, ...], gradient: Array
+    groups: int, silu: bool, barriers: bool, kept: tuple[Array, ...], gradient: Array
 ) -> tuple[Array, Array, Array]:
     x, scale, bias, mean, rate = kept
 
@@ -92,12 +76,13 @@ def _backward(
         sigmoid = jax.nn.sigmoid(y)
         dy = dy * sigmoid * (1 + y * (1 - sigmoid))
     # On a GPU dy goes to memory, since XLA fuses it into neither of its uses: so as narrow as x.
-    dy = off_cpu_barrier(dy.astype(x.dtype)).astype(scale.dtype)
+    apart = jax.lax.optimization_barrier if barriers else lambda arrays: arrays
+    dy = apart(dy.astype(x.dtype)).astype(scale.dtype)
     sum_dy = jnp.sum(dy, axis=(1, 2))
     sum_dy_normal = jnp.sum(dy * normal, axis=(1, 2))
     # Without it XLA makes the sums over the batch below sums over all of dy, which no longer go
     # with these.
-    sum_dy, sum_dy_normal = off_cpu_barrier((sum_dy, sum_dy_normal))
+    sum_dy, sum_dy_normal = apart((sum_dy, sum_dy_normal))
     # dx = rate (g - <g> - normal <g normal>), g = scale dy, the averages over each group.
     count = x.shape[1] * x.shape[2] * x.shape[3] // groups
     average = _sum_over_groups(scale[None] * sum_dy, groups) / count
@@ -111,25 +96,3 @@ def _backward(
 
 
 group_norm.defvjp(_forward, _backward)
-
-
-class GroupNorm(nn.Module):
-    """Group normalization with PyTorch's epsilon, followed by SiLU where asked.
-
-    Attributes:
-      groups: number of groups.
-      param_dtype: type of scale and bias, and of the statistics.
-      silu: whether SiLU follows.
-    """
-
-    groups: int
-    param_dtype: DTypeLike = jnp.float32
-    silu: bool = False
-
-    @nn.compact
-    def __call__(self, h: Array) -> Array:
-        """(batch, height, width, channels) to the same shape and dtype; see `group_norm`."""
-        shape = h.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
-        return group_norm(h, scale, bias, self.groups, 1e-5, self.silu)

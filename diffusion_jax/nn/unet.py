@@ -1,6 +1,5 @@
 """The UNet that predicts the noise: the original model's architecture, in Flax linen and NHWC."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -12,9 +11,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nn.attention import attention
 from diffusion_jax.nn.dropout import channel_dropout, kept_channels
-from diffusion_jax.nn.layers import GROUPS, Conv, Dense, add, group_norm, param_dtype
+from diffusion_jax.nn.layers import GROUPS, Conv, Dense, GroupNorm, param_dtype
+from diffusion_jax.nn.plain import PLAIN, Kernels
 
 HEADS = 4
 TIME_STEPS = 1000
@@ -36,45 +35,67 @@ def sinusoidal_table(channels: int) -> np.ndarray:
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
 
+def time_embedding(channels: int, dtype: DTypeLike, step: Array) -> Array:
+    """The rows of `sinusoidal_table`, (batch, channels).
+
+    Under jax.jit steps are not known, and a check of them would cost every call something: there
+    the row of a step that the table lacks is NaN, and with it all that is predicted at that step.
+
+    Raises:
+      UserError: a step that the table lacks, where steps are known.
+    """
+    if not isinstance(step, jax.core.Tracer) and getattr(step, "is_fully_addressable", True):
+        known = np.asarray(step)
+        if known.size and not 0 <= known.min() <= known.max() < TIME_STEPS:
+            raise UserError(
+                f"steps from {known.min()} to {known.max()} are not all in 0..{TIME_STEPS - 1}, "
+                f"the rows of the UNet's time table"
+            )
+    step = jnp.asarray(step)
+    # A row of NaN on both sides, to which all that lies beyond is clipped.
+    table = np.pad(sinusoidal_table(channels), ((1, 1), (0, 0)), constant_values=np.nan)
+    row = (step if step.dtype.itemsize >= 4 else step.astype(jnp.int32)) + 1
+    return jnp.asarray(table, dtype).at[row].get(mode="clip", wrap_negative_indices=False)
+
+
 class Block(nn.Module):
     """GroupNorm - SiLU - channel dropout - 3x3 convolution."""
 
     features: int
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    kernels: Kernels = PLAIN
 
     @nn.compact
     def __call__(self, h: Array, keep: Array | None = None) -> Array:
         """(batch, height, width, any) to (batch, height, width, features), dropping channels."""
-        h = group_norm(self.dtype, "norm", silu=True)(h)
+        h = GroupNorm(self.dtype, silu=True, kernels=self.kernels, name="norm")(h)
         if keep is not None:
             h = channel_dropout(h, self.dropout, keep)
-        return Conv(self.features, dtype=self.dtype, name="conv")(h)
+        return Conv(self.features, dtype=self.dtype, kernels=self.kernels, name="conv")(h)
 
 
 class SelfAttention(nn.Module):
     """GroupNorm, 4-head self-attention over the pixels with packed q, k, v, and the residual."""
 
     dtype: DTypeLike = jnp.float32
-    fused: bool = False
+    kernels: Kernels = PLAIN
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
         """(batch, height, width, channels) to the same shape."""
         batch, height, width, channels = h.shape
-        pixels = group_norm(self.dtype, "norm")(h).reshape(batch, height * width, channels)
+        dense = partial(
+            Dense, dtype=self.dtype, bias_init=nn.initializers.zeros, kernels=self.kernels
+        )
+        pixels = GroupNorm(self.dtype, kernels=self.kernels, name="norm")(h)
+        pixels = pixels.reshape(batch, height * width, channels)
         # PyTorch's MultiheadAttention: Xavier over the packed (3C, C) weight, both biases zero.
-        qkv = Dense(
-            3 * channels,
-            self.dtype,
-            nn.initializers.xavier_uniform(),
-            nn.initializers.zeros,
-            name="in_proj",
-        )(pixels)
+        xavier = nn.initializers.xavier_uniform()
+        qkv = dense(3 * channels, kernel_init=xavier, name="in_proj")(pixels)
         q, k, v = jnp.split(qkv.reshape(batch, -1, 3 * HEADS, channels // HEADS), 3, axis=2)
-        out = attention(q, k, v, self.fused).reshape(pixels.shape)
-        out = Dense(channels, self.dtype, bias_init=nn.initializers.zeros, name="out_proj")(out)
-        return h + out.reshape(h.shape)
+        out = self.kernels.attention(q, k, v).reshape(pixels.shape)
+        return h + dense(channels, name="out_proj")(out).reshape(h.shape)
 
 
 class ResidualBlock(nn.Module):
@@ -84,21 +105,23 @@ class ResidualBlock(nn.Module):
     attention: bool = False
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
-    fused_attention: bool = False
+    kernels: Kernels = PLAIN
 
     @nn.compact
     def __call__(self, x: Array, time: Array, keep: Array | None = None) -> Array:
         """(batch, height, width, any) and time (batch, 4C) to (batch, height, width, features)."""
-        h = Block(self.features, dtype=self.dtype, name="block1")(x)
-        shift = Dense(self.features, time.dtype, name="dense")(nn.silu(time))
-        h = add(h, shift[:, None, None, :])
-        h = Block(self.features, self.dropout, self.dtype, name="block2")(h, keep)
+        both: dict[str, Any] = {"dtype": self.dtype, "kernels": self.kernels}
+        h = Block(self.features, **both, name="block1")(x)
+        shift = Dense(self.features, time.dtype, kernels=self.kernels, name="dense")(nn.silu(time))
+        h = self.kernels.add(h, shift[:, None, None, :])
+        h = Block(self.features, self.dropout, **both, name="block2")(h, keep)
         if x.shape[-1] != self.features:
-            x = Conv(self.features, kernel=1, dtype=self.dtype, name="res_conv")(x)
+            x = Conv(self.features, kernel=1, **both, name="res_conv")(x)
         h = h + x
-        if self.attention:
-            h = SelfAttention(self.dtype, self.fused_attention, name="attention")(h)
-        return h
+        return SelfAttention(**both, name="attention")(h) if self.attention else h
+
+
+_Blocks = list[Conv | ResidualBlock]
 
 
 class UNet(nn.Module):
@@ -121,9 +144,10 @@ class UNet(nn.Module):
       num_res_blocks: residual blocks a level of the encoder.
       dropout: probability of dropping a channel in a residual block's second half.
       dtype: compute type; parameters, norms' statistics and softmax stay float32 (or float64).
-      fused_attention: use the GPU's fused attention, see `attention`; 16-bit types only.
       remat: keep only the inputs of the residual blocks for the backward pass and compute the rest
         again: less memory, more time, the same gradients.
+      kernels: what computes the layers: plain JAX, or a device's own functions, which are faster
+        there and define reverse differentiation alone. `ModelConfig.build` chooses these.
     """
 
     channels: int = 3
@@ -133,8 +157,13 @@ class UNet(nn.Module):
     num_res_blocks: int = 2
     dropout: float = 0.1
     dtype: DTypeLike = jnp.float32
-    fused_attention: bool = False
     remat: bool = False
+    kernels: Kernels = PLAIN
+
+    @property
+    def num_steps(self) -> int:
+        """The steps that the model knows, 0..num_steps - 1."""
+        return TIME_STEPS
 
     def check(self, height: int, width: int, channels: int) -> None:
         """Raises a UserError if the model cannot be, or not with images of this shape."""
@@ -165,6 +194,10 @@ class UNet(nn.Module):
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout = {self.dropout} must lie in [0, 1)")
 
+    def plain(self) -> "UNet":
+        """The same model in plain JAX, which has jax.jvp, jax.linearize and jax.hessian."""
+        return self.clone(kernels=PLAIN)
+
     def cast(self, params: Any) -> Any:
         """The parameters in the types that they are computed in, which changes no result.
 
@@ -180,66 +213,86 @@ class UNet(nn.Module):
 
         return jax.jit(partial(jax.tree.map_with_path, one))(params)
 
+    def blocks(self) -> tuple[_Blocks, _Blocks, _Blocks]:
+        """Encoder, bottleneck and decoder: residual blocks, and convolutions that resize.
+
+        Residual blocks are called in this order, by which each has its dropout mask.
+        """
+        make = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        both: dict[str, Any] = {"dtype": self.dtype, "kernels": self.kernels}
+
+        def residual(blocks: _Blocks, name: str, features: int, attention: bool) -> None:
+            name = f"{name}{len(blocks)}"
+            blocks.append(make(features, attention, self.dropout, **both, name=name))
+
+        widths = [self.base_channels * multiple for multiple in self.multiples]
+        levels = list(enumerate(widths, 1))
+        encoder: _Blocks = []
+        for level, width in levels:
+            for _ in range(self.num_res_blocks):
+                residual(encoder, "encoder", width, level in self.attention_levels)
+            if level < len(levels):
+                encoder.append(Conv(width, stride=2, **both, name=f"encoder{len(encoder)}"))
+
+        bottleneck: _Blocks = []
+        residual(bottleneck, "bottleneck", widths[-1], attention=True)
+        residual(bottleneck, "bottleneck", widths[-1], attention=False)
+
+        decoder: _Blocks = []
+        for level, width in reversed(levels):
+            for _ in range(self.num_res_blocks + 1):
+                residual(decoder, "decoder", width, level in self.attention_levels)
+            if level > 1:
+                decoder.append(Conv(width, upsample=True, **both, name=f"decoder{len(decoder)}"))
+        return encoder, bottleneck, decoder
+
     @nn.compact
     def __call__(self, x: Array, step: Array, dropout_keys: Array | None = None) -> Array:
         """Predicts the noise in x.
 
         Args:
           x: noisy images (batch, height, width, channels), both sides divisible by 2^(levels-1).
-          step: integer steps in 0..999, shape (batch,).
+          step: integer steps in 0..999, shape (batch,); see `time_embedding` for others.
           dropout_keys: one PRNG key an example (batch,) to train with dropout; None: no dropout.
 
         Returns:
           Predicted noise, shape and dtype of x.
 
         Raises:
-          UserError: the configuration or the images' shape is impossible.
+          UserError: the configuration, the images' shape or a step is impossible.
         """
         self.check(*x.shape[1:])
-        width, dtype = self.base_channels, self.dtype
-        kept: Iterator[Array] | None = None
-        if dropout_keys is not None and self.dropout > 0:
-            blocks = len(self.multiples) * (2 * self.num_res_blocks + 1) + 2
-            widest = width * max(self.multiples)
-            kept = iter(kept_channels(dropout_keys, self.dropout, blocks, widest))
-
-        def residual(h: Array, name: str, features: int, attention: bool) -> Array:
-            keep = None if kept is None else next(kept)[:, :features]
-            make = nn.remat(ResidualBlock) if self.remat else ResidualBlock
-            block = make(features, attention, self.dropout, dtype, self.fused_attention, name=name)
-            return block(h, time, keep)
-
+        width, wide = self.base_channels, param_dtype(self.dtype)
+        both: dict[str, Any] = {"dtype": self.dtype, "kernels": self.kernels}
         # The time in float32: its few numbers reach all features.
-        wide = param_dtype(dtype)
-        time = jnp.asarray(sinusoidal_table(width), wide)[step]
-        time = Dense(4 * width, wide, name="time_dense1")(time)
-        time = Dense(4 * width, wide, name="time_dense2")(nn.gelu(time, approximate=False))
+        dense = partial(Dense, 4 * width, wide, kernels=self.kernels)
+        time = dense(name="time_dense1")(time_embedding(width, wide, step))
+        time = dense(name="time_dense2")(nn.gelu(time, approximate=False))
 
-        h = Conv(width, dtype=dtype, name="init_conv")(x)
+        encoder, bottleneck, decoder = self.blocks()
+        masks = self._masks([*encoder, *bottleneck, *decoder], dropout_keys)
+
+        def run(block: Conv | ResidualBlock, h: Array) -> Array:
+            return block(h) if isinstance(block, Conv) else block(h, time, masks.get(block.name))
+
+        h = Conv(width, **both, name="init_conv")(x)
         skips = [h]
-        index = 0
-        for level, multiple in enumerate(self.multiples, 1):
-            for _ in range(self.num_res_blocks):
-                name, attention = f"encoder{index}", level in self.attention_levels
-                h = residual(h, name, width * multiple, attention)
-                skips.append(h)
-                index += 1
-            if level < len(self.multiples):
-                h = Conv(h.shape[-1], stride=2, dtype=dtype, name=f"encoder{index}")(h)
-                skips.append(h)
-                index += 1
-
-        h = residual(h, "bottleneck0", h.shape[-1], True)
-        h = residual(h, "bottleneck1", h.shape[-1], False)
-
-        index = 0
-        for level, multiple in reversed(list(enumerate(self.multiples, 1))):
-            for _ in range(self.num_res_blocks + 1):
+        for block in encoder:
+            h = run(block, h)
+            skips.append(h)
+        for block in bottleneck:
+            h = run(block, h)
+        for block in decoder:
+            if not isinstance(block, Conv):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                name, attention = f"decoder{index}", level in self.attention_levels
-                h = residual(h, name, width * multiple, attention)
-                index += 1
-            if level > 1:
-                h = Conv(h.shape[-1], upsample=True, dtype=dtype, name=f"decoder{index}")(h)
-                index += 1
-        return Block(self.channels, dtype=dtype, name="final_block")(h).astype(x.dtype)
+            h = run(block, h)
+        return Block(self.channels, **both, name="final_block")(h).astype(x.dtype)
+
+    def _masks(self, blocks: _Blocks, keys: Array | None) -> dict[str | None, Array]:
+        """The channels that dropout leaves in each residual block, (batch, features), by name."""
+        if keys is None or self.dropout == 0:
+            return {}
+        residual = [block for block in blocks if not isinstance(block, Conv)]
+        widest = max(block.features for block in residual)
+        kept = kept_channels(keys, self.dropout, len(residual), widest)
+        return {b.name: keep[:, : b.features] for b, keep in zip(residual, kept, strict=True)}

@@ -1,6 +1,6 @@
-"""Nearest-neighbour up-sampling by 2 and a 3x3 convolution, as one operation.
+"""Nearest-neighbour up-sampling by 2 and a 3x3 convolution, as one minimal algorithm for the CPU.
 
-On the CPU the two are one minimal algorithm. With the kernel's taps g along an axis and the pixels
+With the kernel's taps g along an axis and the pixels
 s of the small grid, zero outside, the pixels 2 t and 2 t + 1 of the result are
 
     y_{2t} = (g_0 + g_1 + g_2) s_t + g_0 (s_{t-1} - s_t),
@@ -16,7 +16,6 @@ from jax import Array
 
 from diffusion_jax.nn.winograd import (
     Parts,
-    conv3x3,
     from_parities,
     join,
     padded,
@@ -25,25 +24,6 @@ from diffusion_jax.nn.winograd import (
     taps,
     transform,
 )
-from diffusion_jax.runtime.backend import off_cpu_barrier
-
-
-def upsample(h: Array) -> Array:
-    """Nearest-neighbour up-sampling by 2: (batch, h, w, c) to (batch, 2h, 2w, c)."""
-    batch, height, width, channels = h.shape
-    h = jnp.broadcast_to(h[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return h.reshape(batch, 2 * height, 2 * width, channels)
-
-
-def _plain(h: Array, kernel: Array) -> Array:
-    return conv3x3(upsample(h), kernel)
-
-
-def _plain_gradients(h: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-    # Without it XLA keeps the up-sampled features of the forward pass.
-    h, kernel, gradient = off_cpu_barrier((h, kernel, gradient))
-    _, pullback = jax.vjp(_plain, h, kernel)
-    return pullback(gradient)
 
 
 def _shifted(x: Array, axis: int, by: int) -> Array:
@@ -82,36 +62,12 @@ def _result_transposed(y: Parts) -> Parts:
     return y[0], y[0] + y[1], y[1]
 
 
-def _minimal(h: Array, kernel: Array) -> Array:
+@jax.custom_vjp
+def upsample_conv(h: Array, kernel: Array) -> Array:
+    """`plain.upsample_conv`. Only reverse differentiation is defined."""
     terms = transform(h, _neighbours, _terms)
     kernels = transform(kernel[None], taps, _kernel)
     return from_parities(join(products(terms, kernels, (1, 0)), _result), *h.shape[:3])
-
-
-def _minimal_gradients(h: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-    dm = transform(padded(gradient), parities, _result_transposed)
-    of_terms = products(dm, transform(kernel[None], taps, _kernel), (1, 1))
-    rows = [_terms_transposed(list(row.reshape(3, *h.shape)), 2) for row in of_terms]
-    of_kernel = products(transform(h, _neighbours, _terms), dm, (0, 0))
-    columns = join(of_kernel, _kernel_transposed)
-    dkernel = jnp.stack([jnp.stack(column) for column in columns], axis=1)
-    return _terms_transposed(rows, 1), dkernel
-
-
-@jax.custom_vjp
-def upsample_conv(h: Array, kernel: Array) -> Array:
-    """A 3x3 convolution, zero-padded by 1, of h repeated twice along both sides.
-
-    Only reverse differentiation is defined.
-
-    Args:
-      h: features (batch, height, width, channels).
-      kernel: (3, 3, channels, features).
-
-    Returns:
-      (batch, 2 height, 2 width, features).
-    """
-    return jax.lax.platform_dependent(h, kernel, cpu=_minimal, default=_plain)
 
 
 def _forward(h: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -119,9 +75,14 @@ def _forward(h: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    return jax.lax.platform_dependent(
-        *kept, gradient, cpu=_minimal_gradients, default=_plain_gradients
-    )
+    h, kernel = kept
+    dm = transform(padded(gradient), parities, _result_transposed)
+    of_terms = products(dm, transform(kernel[None], taps, _kernel), (1, 1))
+    rows = [_terms_transposed(list(row.reshape(3, *h.shape)), 2) for row in of_terms]
+    of_kernel = products(transform(h, _neighbours, _terms), dm, (0, 0))
+    columns = join(of_kernel, _kernel_transposed)
+    dkernel = jnp.stack([jnp.stack(column) for column in columns], axis=1)
+    return _terms_transposed(rows, 1), dkernel
 
 
 upsample_conv.defvjp(_forward, _backward)

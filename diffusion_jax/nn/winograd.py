@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+from diffusion_jax.nn import plain
+
 # Of features and result. With fewer, the transforms of the tiles cost more than the products that
 # they save: measured on two cores.
 _LEAST_CHANNELS = 64
@@ -27,31 +28,13 @@ Parts = Sequence[Array]
 
 @jax.jit  # equal convolutions are traced and lowered once
 def conv3x3(h: Array, kernel: Array) -> Array:
-    """A 3x3 convolution, zero-padded by 1: y_p = sum_d h_{p + d} kernel_{d + 1}, d in {-1, 0, 1}^2.
-
-    Only reverse differentiation is defined.
-
-    Args:
-      h: features (batch, height, width, channels).
-      kernel: (3, 3, channels, features).
-
-    Returns:
-      (batch, height, width, features), in the type of h.
-    """
+    """`plain.conv3x3`, tiled where that pays. There only reverse differentiation is defined."""
     _, height, width, channels = h.shape
     even = height % 2 == width % 2 == 0 and min(height, width) >= 4
     enough = min(channels, kernel.shape[-1]) >= _LEAST_CHANNELS
     wide = h.dtype in (jnp.float32, jnp.float64)
-    return _conv3x3(h, kernel) if even and enough and wide else _plain(h, kernel)
-
-
-def _plain(h: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(h, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
-
-
-def _plain_gradients(h: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-    _, pullback = jax.vjp(_plain, h, kernel)
-    return pullback(gradient)
+    tiled = even and enough and wide
+    return _tiled(h, kernel) if tiled else plain.conv3x3(h, kernel)
 
 
 def _data(d: Parts) -> Parts:
@@ -137,10 +120,6 @@ def join(rows: Iterable[Any], by: Callable[[Parts], Parts]) -> list[Parts]:
     return [by(column) for column in zip(*(by(row) for row in rows), strict=True)]
 
 
-def _winograd(h: Array, kernel: Array) -> Array:
-    return _convolved(padded(h), kernel, 2)
-
-
 def _convolved(h: Array, kernel: Array, axis: int) -> Array:
     """The convolution of h, padded, summed over the kernel's axis 2 (channels) or 3 (features)."""
     batch, height, width, _ = h.shape
@@ -149,7 +128,17 @@ def _convolved(h: Array, kernel: Array, axis: int) -> Array:
     return from_parities(join(joint, _result), batch, height // 2 - 1, width // 2 - 1)
 
 
-def _winograd_gradients(h: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+@jax.custom_vjp
+def _tiled(h: Array, kernel: Array) -> Array:
+    return _convolved(padded(h), kernel, 2)
+
+
+def _forward(h: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _tiled(h, kernel), (h, kernel)
+
+
+def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    h, kernel = kept
     gradient = padded(gradient)
     # The gradient of h is the convolution of that of y with the kernel turned by 180 degrees.
     dh = _convolved(gradient, kernel[::-1, ::-1], 3)
@@ -160,19 +149,4 @@ def _winograd_gradients(h: Array, kernel: Array, gradient: Array) -> tuple[Array
     return dh, jnp.stack([jnp.stack(column) for column in columns], axis=1)
 
 
-@jax.custom_vjp
-def _conv3x3(h: Array, kernel: Array) -> Array:
-    return jax.lax.platform_dependent(h, kernel, cpu=_winograd, default=_plain)
-
-
-def _forward(h: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _conv3x3(h, kernel), (h, kernel)
-
-
-def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    return jax.lax.platform_dependent(
-        *kept, gradient, cpu=_winograd_gradients, default=_plain_gradients
-    )
-
-
-_conv3x3.defvjp(_forward, _backward)
+_tiled.defvjp(_forward, _backward)

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import importlib.util
 import os
 import shutil
 import sys
@@ -13,13 +14,16 @@ from typing import Any, Literal
 
 import jax
 import jaxlib
-from jax import Array
 from jax._src.config import threefry_gpu_kernel_lowering  # has no public name
+
+from diffusion_jax.runtime import gpu
 
 # Of the programs kept in the default folder; the least recently used go first.
 _CACHE_LIMIT = 2 * 2**30
 # Seconds of compiling after which unused memory is given back, which takes a fraction of one.
 _LONG_COMPILATION = 3
+# The devices of NVIDIA and AMD, and TPUs.
+_ACCELERATORS = (*gpu.FILES, "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 # Less room than this on the disk, and writing a program may fail half-way.
 _CACHE_ROOM = 256 * 2**20
 # Options of XLA, and the releases of jaxlib that were seen to start with them: on an option that it
@@ -74,8 +78,23 @@ def _choose_xla_options() -> None:
     os.environ["XLA_FLAGS"] = flags
 
 
+def computes_on_cpu() -> bool:
+    """Whether JAX will compute on the CPU, told before it makes its devices.
+
+    By its setting, `jax_platforms`, or else by whether it has a plugin for something else, and the
+    system a device that this may find.
+    """
+    if wanted := jax.config.values["jax_platforms"]:
+        return str(wanted).split(",")[0] == "cpu"
+    plugins = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+    return not (plugins and any(Path(file).exists() for file in _ACCELERATORS))
+
+
 def keep_freed_memory() -> None:
     """Lets glibc keep what is freed; call it before the first JAX computation of a long program.
+
+    Where the CPU computes, that is; for a program on a GPU or TPU, and where the environment says
+    DIFFUSION_JAX_KEEP_MEMORY=0, nothing happens.
 
     XLA allocates the working memory of a step on the CPU anew each time, which the system hands
     over page by page. glibc keeps large pieces for the main thread alone, so programs on one CPU
@@ -83,6 +102,8 @@ def keep_freed_memory() -> None:
     has used at its peak is not given back before it ends, but what a long compilation, or loading
     a compiled program, leaves is. Without glibc nothing happens.
     """
+    if os.environ.get("DIFFUSION_JAX_KEEP_MEMORY") == "0" or not computes_on_cpu():
+        return
     try:
         library = ctypes.CDLL(None)
         mallopt, trim = library.mallopt, library.malloc_trim
@@ -167,9 +188,14 @@ def _remove_torn_entries(folder: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
+def platform() -> str:
+    """The first device's: cpu, gpu or tpu."""
+    return jax.default_backend()
+
+
 def has_bfloat16() -> bool:
     """Whether the first device computes bfloat16 in hardware: TPUs, NVIDIA GPUs from Ampere on."""
-    return jax.default_backend() == "tpu" or has_fused_attention()
+    return platform() == "tpu" or has_fused_attention()
 
 
 def best_dtype() -> Literal["float32", "bfloat16"]:
@@ -179,7 +205,7 @@ def best_dtype() -> Literal["float32", "bfloat16"]:
 
 def has_fused_attention() -> bool:
     """Whether the first device runs cuDNN's fused attention: NVIDIA GPUs from Ampere (8.0) on."""
-    if jax.default_backend() != "gpu":
+    if platform() != "gpu":
         return False
     try:
         return float(jax.local_devices()[0].compute_capability) >= 8.0
@@ -194,18 +220,3 @@ def random_kernels() -> AbstractContextManager[None]:
     then take minutes to compile, and seconds like this.
     """
     return threefry_gpu_kernel_lowering(True)
-
-
-def off_cpu_barrier(tree: Any) -> Any:
-    """XLA's optimization barrier, but for the CPU, where what it keeps apart is better fused.
-
-    Args:
-      tree: a pytree of arrays, returned as it is.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-
-    def barrier(*leaves: Array) -> list[Array]:
-        return list(jax.lax.optimization_barrier(leaves))
-
-    leaves = jax.lax.platform_dependent(*leaves, cpu=lambda *leaves: list(leaves), default=barrier)
-    return jax.tree.unflatten(structure, leaves)

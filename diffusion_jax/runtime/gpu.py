@@ -11,7 +11,7 @@ import jax
 
 from diffusion_jax.errors import UserError
 
-_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
 MEMORY = (
     "another process may hold it (nvidia-smi names it); XLA_PYTHON_CLIENT_MEM_FRACTION says which "
     "part of a GPU's memory JAX takes at its start, 0.75 by default"
@@ -50,7 +50,7 @@ def start_devices() -> None:
       UserError: there is a GPU, and what to do so that it can be used.
     """
     wanted = os.environ.get("JAX_PLATFORMS", "")
-    there = any(Path(file).exists() for file in _FILES)
+    there = any(Path(file).exists() for file in FILES)
     if not there or (wanted and not re.search("cuda|gpu", wanted)):
         return
     _check_libraries()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax.denoisers import ClippedDenoiser, Denoiser
+from diffusion_jax.denoisers import ClippedDenoiser, Denoiser, require_steps
 from diffusion_jax.errors import UserError
 from diffusion_jax.sampling.ancestral import AncestralSampler
 from diffusion_jax.sampling.loop import Sampler, Start, sample
@@ -105,9 +105,11 @@ def backward(
         clipped, from N(0, I) at the last step of all.
 
     Raises:
-      UserError: an unknown sampler, or calls that it cannot make.
+      UserError: an unknown sampler, calls that it cannot make, or more steps than the denoiser
+        knows.
     """
     check_sampler(sampler)
+    require_steps(denoiser, schedule.num_steps)
     kind: Any = SAMPLERS[sampler]
     clipped = bounds is not None and not faithful
     if bounds is not None and clipped:

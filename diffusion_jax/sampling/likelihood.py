@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax.denoisers import Denoiser
+from diffusion_jax.denoisers import Denoiser, require_steps
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.devices import few_sizes, fold_in_each, in_batches, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
@@ -75,7 +75,11 @@ def log_likelihood(
 
     Returns:
       Log-densities in nats (batch,), and x_T, the shape of x_hat.
+
+    Raises:
+      UserError: the schedule has more steps than the denoiser knows.
     """
+    require_steps(denoiser, schedule.num_steps)
     dtype, axes = x_hat.dtype, tuple(range(1, x_hat.ndim))
     dimension = math.prod(x_hat.shape[1:])
     probes = probes.astype(dtype)

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from diffusion_jax.denoisers import Denoiser
+from diffusion_jax.denoisers import Denoiser, require_steps
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.devices import few_sizes, fold_in_each, in_batches, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
@@ -100,7 +100,11 @@ def sampling_loop(
 
     Returns:
       State after the step `stop`, the shape of x.
+
+    Raises:
+      UserError: the sampler's schedule has more steps than the denoiser knows.
     """
+    require_steps(denoiser, sampler.schedule.num_steps)
     first = jnp.asarray(sampler.schedule.num_steps if start is None else start)
 
     def body(i: Array, state: Any) -> Any:
@@ -147,7 +151,7 @@ def sample(
       Samples (num_samples, *shape), float32, in the units of the training data (mean removed).
 
     Raises:
-      UserError: no samples asked for, or no batch size.
+      UserError: no samples asked for, or no batch size, or see `sampling_loop`.
     """
     if num_samples < 1 or batch_size < 1:
         raise UserError(

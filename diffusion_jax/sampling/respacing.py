@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from diffusion_jax.denoisers import Denoiser
+from diffusion_jax.denoisers import Denoiser, require_steps
 from diffusion_jax.errors import UserError
 from diffusion_jax.schedule import NoiseSchedule, from_time
 
@@ -142,7 +142,8 @@ def with_calls(
     """The schedule of num_calls steps spread evenly over a clock, and the denoiser that knows it.
 
     Raises:
-      UserError: see `clock` and `spread_steps`.
+      UserError: see `clock`, `spread_steps` and `require_steps`.
     """
+    require_steps(denoiser, schedule.num_steps)
     steps = spread_steps(clock(schedule, name), num_calls)
     return respaced(schedule, steps), RespacedDenoiser(denoiser, jnp.asarray(steps, jnp.int32))

@@ -6,7 +6,7 @@ loss.png, and memorisation.png and profile/ if asked for.
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,6 +21,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first, require_same
+from diffusion_jax.runtime.files import write_npy
 from diffusion_jax.sampling import AncestralSampler, Backward, Start, backward
 from diffusion_jax.sampling.respacing import Clock
 from diffusion_jax.schedule import NoiseSchedule
@@ -234,7 +235,12 @@ def _difference(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
     return None
 
 
-def import_parameters(config: Config, params: Any, data: dict[str, Any]) -> None:
+def import_parameters(
+    config: Config,
+    params: Any,
+    data: dict[str, Any],
+    beside: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Makes a run that starts from given parameters, saved as its step 0.
 
     Args:
@@ -242,6 +248,7 @@ def import_parameters(config: Config, params: Any, data: dict[str, Any]) -> None
       params: the model's parameters; they become the averaged ones too.
       data: shape, mean, classes, num_images and fingerprint (or None) of the training set, as
         `data_of` gives them.
+      beside: what else the folder is to hold, arrays by the names of their .npy files.
 
     Raises:
       UserError: there is a run in the folder, or it cannot be written to.
@@ -257,6 +264,8 @@ def import_parameters(config: Config, params: Any, data: dict[str, Any]) -> None
     state = state_of(params, optimizer, key)
     try:
         claim(config)
+        for name, array in (beside or {}).items():
+            write_npy(folder / name, array)
         with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
             checkpoints.save(0, to_saved(state), metadata_of(config, data))
             checkpoints.wait()

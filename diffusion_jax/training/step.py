@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from diffusion_jax.config import TrainingConfig
+from diffusion_jax.denoisers import require_steps
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import diffuse
 from diffusion_jax.runtime import backend
@@ -295,8 +296,10 @@ def make_parallel_train_step(
       metrics come as arrays (updates,). The state given is consumed.
 
     Raises:
-      UserError: the devices, or the parts of an accumulated batch, can't share it evenly.
+      UserError: the devices, or the parts of an accumulated batch, can't share it evenly, or the
+        schedule has more steps than the model knows.
     """
+    require_steps(model, schedule.num_steps)
     mesh = mesh or all_devices()
     parts = mesh.size * config.accumulation
     if config.batch_size % parts:

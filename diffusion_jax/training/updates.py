@@ -54,7 +54,8 @@ def updates(
 
     Raises:
       UserError: images that cannot be used, a configuration out of range, a batch that the devices
-        cannot share evenly, or, at the first update, a network that gives another shape.
+        cannot share evenly, a schedule of more steps than the network knows, or, at the first
+        update, a network that gives another shape.
     """
     config = config or TrainingConfig()
     config.check()

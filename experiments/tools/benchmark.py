@@ -146,11 +146,11 @@ def _choose_device(device: str) -> jax.Device:
     # JAX would take three quarters of a GPU's memory, which the reference needs too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     backend.configure()
-    backend.keep_freed_memory()
     for name, value in fresh_start.XLA_CACHES_OFF.items():
         jax.config.update(name.lower(), value)
     if device != "auto":
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[device])
+    backend.keep_freed_memory()
     try:
         devices = jax.devices()
     except RuntimeError as error:

@@ -1,6 +1,7 @@
 """The conversion commands, and parity through them: torch to a run, samples, and back."""
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,7 +35,10 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """A small model in the original's format, and the run made of it."""
+    """A small model in the original's format, and the run made of it.
+
+    Its time table was made elsewhere, as the last digits tell.
+    """
     folder = tmp_path_factory.mktemp("convert")
     model = compare.perturbed(
         channels=1, base_channels=8, multiples=(1, 2), attention_levels=(), num_res_blocks=1
@@ -42,6 +46,8 @@ def original(tmp_path_factory):
     with torch.no_grad():  # a gentle denoiser: the chain of a perturbed one explodes
         for name, parameter in model.final_block.conv.named_parameters():
             parameter *= 0.1 if name == "weight" else 0.0
+        table = model.time_embeddings.time_mlp[0].weight
+        table += 4e-6 * torch.cos(torch.arange(table.numel())).reshape(table.shape)
     bridge.save(folder / "original.pt", model.state_dict())
     from_torch(folder / "original.pt", *OPTIONS, "--run-dir", folder / "run")
     return folder, model
@@ -90,10 +96,7 @@ def test_converted_and_converted_back_is_bit_equal(original, suffix):
     back, want = bridge.load(folder / f"back{suffix}"), model.state_dict()
     assert set(back) == set(want)
     for name, tensor in want.items():
-        if name == bridge.TIME_TABLE:
-            assert torch.allclose(back[name], tensor, atol=1e-7)
-        else:
-            assert torch.equal(back[name], tensor), name
+        assert torch.equal(back[name], tensor), name
     model.load_state_dict(back)
 
 
@@ -114,6 +117,9 @@ def test_a_converted_run_trains_on(original, capsys):
     assert after.step == 2
     assert (after.mean == mean).all()
     assert after.fingerprint is not None  # of the data, which were not at hand before
+    convert.to_torch(copy, copy / "trained.pt")
+    trained, first = bridge.load(copy / "trained.pt"), bridge.load(folder / "original.pt")
+    assert torch.equal(trained[bridge.TIME_TABLE], first[bridge.TIME_TABLE])
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after.denoiser.params)
     assert 0 < max(jax.tree.leaves(moved)) < 1e-3
 
@@ -198,6 +204,31 @@ def test_the_order_of_checkpoint_and_options_is_free(tmp_path):
     old = convert.parse(["from-torch", "~/x.pt", "--faithful", "False", "--preset", "mnist"])
     assert (old.checkpoint, old.config.training.faithful) == (Path.home() / "x.pt", False)
     assert old.config.training.batch_size == 128
+
+
+def test_a_damaged_time_table_is_refused(original, tmp_path):
+    """Or one of another model; and without one it is ours."""
+    folder, _ = original
+    copy = tmp_path / "run"
+    shutil.copytree(folder / "run", copy)
+    table, out = copy / convert.TIME_TABLE, tmp_path / "out.pt"
+    whole = table.read_bytes()
+    for content, message in [
+        (whole[:-1], "time_table.npy cannot be read: .*; restore it, or remove it"),
+        (b"", "time_table.npy cannot be read"),
+        (whole.replace(b"(1000, 8)", b"(500, 16)"), r"of shape \(500, 16\), not \(1000, 8\)"),
+    ]:
+        table.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            convert.to_torch(copy, out)
+    np.save(table, 2e-4 + np.load(folder / "run" / convert.TIME_TABLE))
+    with pytest.raises(UserError, match=r"the time table is not .* up to 0\.0002 off"):
+        convert.to_torch(copy, out)
+    assert not out.exists()
+    table.unlink()
+    convert.to_torch(copy, out)
+    ours = bridge.sinusoidal_table(8, torch.float32)
+    assert torch.equal(bridge.load(out)[bridge.TIME_TABLE], ours)
 
 
 def test_bad_input_leaves_nothing_behind(original, tmp_path, monkeypatch, capsys):

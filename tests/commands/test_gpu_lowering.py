@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn import kernels as nn_kernels
 from diffusion_jax.nn.unet import UNet
 from diffusion_jax.runtime.devices import AXIS
 from experiments.tools.gpu import hlo, hlo_counts
@@ -30,7 +31,7 @@ MODEL = UNet(
     attention_levels=(2,),
     num_res_blocks=1,
     dtype=jnp.bfloat16,
-    fused_attention=True,
+    kernels=nn_kernels.FUSED,
 )
 ATTENTIONS = 4  # one in the encoder, two in the decoder, one in the bottleneck
 CONFIG = TrainingConfig(batch_size=BATCH)

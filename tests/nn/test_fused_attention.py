@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.nn import attention as attention_module
-from diffusion_jax.nn.attention import attention
+from diffusion_jax.nn.attention import fused_attention
+from diffusion_jax.nn.plain import attention
 
 
 def swap(x):
@@ -76,7 +77,7 @@ def test_float32_by_way_of_float16_keeps_three_digits(calls, size_of_gradient):
         do * size_of_gradient * np.geomspace(1e-3, 1, len(q), dtype=np.float32)[:, None, None, None]
     )
     plain, pull_plain = jax.vjp(attention, q, k, v)
-    out, pull = jax.vjp(lambda *a: attention(*a, fused=True), q, k, v)
+    out, pull = jax.vjp(fused_attention, q, k, v)
     assert calls == [jnp.float16]
     assert out.dtype == jnp.float32
     assert 1e-5 < error(out, plain) < 1e-3
@@ -95,7 +96,7 @@ def test_an_example_does_not_depend_on_those_beside_it(calls):
     do = do * jnp.asarray([1e-7, 1.0, 1e5], jnp.float32)[:, None, None, None]
 
     def gradients(*parts):
-        return jax.vjp(lambda *a: attention(*a, fused=True), *parts[:3])[1](parts[3])
+        return jax.vjp(fused_attention, *parts[:3])[1](parts[3])
 
     together = gradients(q, k, v, do)
     for i in range(len(q)):
@@ -106,7 +107,7 @@ def test_an_example_does_not_depend_on_those_beside_it(calls):
 
 def test_sixteen_bits_go_as_they_are(calls):
     q, k, v, _ = arrays(dtype=jnp.bfloat16)
-    assert attention(q, k, v, fused=True).dtype == jnp.bfloat16
+    assert fused_attention(q, k, v).dtype == jnp.bfloat16
     assert calls == [jnp.bfloat16]
 
 
@@ -114,19 +115,19 @@ def test_sixteen_bits_go_as_they_are(calls):
 def test_whoever_asks_for_the_highest_precision_gets_the_plain_form(calls, precision):
     q, k, v, _ = arrays()
     with jax.default_matmul_precision(precision):
-        out = attention(q, k, v, fused=True)
+        out = fused_attention(q, k, v)
     assert calls == []
-    np.testing.assert_array_equal(out, attention(q, k, v))
+    np.testing.assert_array_equal(out, attention_module.attention(q, k, v, False))
     narrow = [x.astype(jnp.bfloat16) for x in (q, k, v)]
     with jax.default_matmul_precision(precision):
-        attention(*narrow, fused=True)  # its products are exact in any case
+        fused_attention(*narrow)  # its products are exact in any case
     assert calls == [jnp.bfloat16]
 
 
 def test_float64_never_goes_to_it(calls):
     with jax.enable_x64(True):
         q, k, v, _ = arrays(dtype=np.float64)
-        assert attention(q, k, v, fused=True).dtype == jnp.float64
+        assert fused_attention(q, k, v).dtype == jnp.float64
     assert calls == []
 
 
@@ -138,7 +139,7 @@ def test_heads_that_it_refuses_are_computed_without_it_and_it_is_said_once(
 ):
     for dtype in (jnp.bfloat16, jnp.float32):
         q, k, v, _ = arrays(1, 16, size, dtype)
-        out = attention(q, k, v, fused=True)
+        out = fused_attention(q, k, v)
         assert out.shape == q.shape
     said = capsys.readouterr().err
     assert (len(calls) == 2) == taken

@@ -1,4 +1,7 @@
-"""Operations with a backward pass of their own, against automatic differentiation in float64."""
+"""What the layers compute, plain and by the kernels, against other formulas in float64.
+
+And the kernels in the types that they are for.
+"""
 
 import math
 import re
@@ -11,12 +14,13 @@ from flax import linen as nn
 
 from diffusion_jax.nn import attention as attention_module
 from diffusion_jax.nn import winograd
-from diffusion_jax.nn.attention import attention
-from diffusion_jax.nn.linear import linear
-from diffusion_jax.nn.normalization import group_norm
-from diffusion_jax.nn.upsampling import upsample, upsample_conv
+from diffusion_jax.nn.kernels import ACCELERATOR, CPU
+from diffusion_jax.nn.plain import PLAIN, upsample
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
+KERNELS = {"plain": PLAIN, "CPU": CPU, "accelerator": ACCELERATOR}
+each = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +53,9 @@ def assert_same(function, plain, *arguments, rtol=1e-11):
         np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.abs(b).max())
 
 
+@each
 @pytest.mark.parametrize("silu", [False, True])
-def test_group_norm_is_flax_group_norm_then_silu(silu):
+def test_group_norm_is_flax_group_norm_then_silu(kernels, silu):
     layer = nn.GroupNorm(
         4, epsilon=1e-5, dtype=jnp.float64, param_dtype=jnp.float64, use_fast_variance=False
     )
@@ -62,7 +67,7 @@ def test_group_norm_is_flax_group_norm_then_silu(silu):
 
     x = 3 + 2 * normal(0, 3, 4, 6, 8)
     arguments = x, 1 + normal(1, 8), normal(2, 8)
-    assert_same(lambda *a: group_norm(*a, 4, silu=silu), plain, *arguments)
+    assert_same(lambda *a: kernels.group_norm(*a, 4, silu), plain, *arguments)
 
 
 def test_group_norm_keeps_its_digits_far_from_zero():
@@ -90,8 +95,8 @@ def test_group_norm_of_constants_is_its_bias():
 
 def keeps_digits(x, atol):
     ones, zeros = jnp.ones(8, jnp.float32), jnp.zeros(8, jnp.float32)
-    exact = group_norm(x, jnp.ones(8), jnp.zeros(8), 2)
-    got = group_norm(x.astype(jnp.float32), ones, zeros, 2)
+    exact = PLAIN.group_norm(x, jnp.ones(8), jnp.zeros(8), 2, False)
+    got = CPU.group_norm(x.astype(jnp.float32), ones, zeros, 2, False)
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=atol)
 
 
@@ -100,26 +105,29 @@ def plain_attention(q, k, v):
     return jnp.einsum("bhqk,bkhs->bqhs", jax.nn.softmax(logits, axis=-1), v)
 
 
-@pytest.mark.parametrize("pixels_at_once", [12, 11], ids=["at once", "in turns"])
-def test_attention_and_its_gradients(monkeypatch, pixels_at_once):
+@each
+@pytest.mark.parametrize("pixels_at_once", [12, 11], ids=["few pixels", "many"])
+def test_attention_and_its_gradients(monkeypatch, kernels, pixels_at_once):
     monkeypatch.setattr(attention_module, "_PIXELS_AT_ONCE", pixels_at_once)
     q, k, v = (normal(seed, 3, 12, 2, 4) for seed in (4, 5, 6))
-    assert_same(attention, plain_attention, 3 * q, k, v)
+    assert_same(kernels.attention, plain_attention, 3 * q, k, v)
 
 
-def test_attention_of_huge_logits_is_finite():
+@each
+def test_attention_of_huge_logits_is_finite(kernels):
     q, k, v = (1e4 * normal(seed, 1, 6, 1, 4) for seed in (7, 8, 9))
-    out, gradients = value_and_gradients(attention, q, k, v)
+    out, gradients = value_and_gradients(kernels.attention, q, k, v)
     nearest = jnp.argmax(jnp.einsum("bqhs,bkhs->bqk", q, k)[0], axis=-1)
     np.testing.assert_allclose(out[0, :, 0], v[0, nearest, 0])
     assert all(bool(jnp.all(jnp.isfinite(g))) for g in gradients)
 
 
-def test_attention_in_bfloat16_sums_in_float32():
+@each
+def test_attention_in_bfloat16_sums_in_float32(kernels):
     """4096 equal weights: their sum is exact in float32, in bfloat16 it would stop at 256."""
     q = jnp.zeros((1, 4096, 1, 2), jnp.bfloat16)
     v = jnp.ones((1, 4096, 1, 2), jnp.bfloat16)
-    out, (_, _, dv) = value_and_gradients(attention, q, q, v)
+    out, (_, _, dv) = value_and_gradients(kernels.attention, q, q, v)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(out.astype(jnp.float32), 1)
     weight = np.asarray(normal(99, 1, 4096, 1, 2).astype(jnp.bfloat16), np.float64)
@@ -133,10 +141,11 @@ def test_upsampling_is_nearest():
     np.testing.assert_array_equal(upsample(jnp.asarray(x)), x.repeat(2, 1).repeat(2, 2))
 
 
+@each
 @pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 1, 5, 2)])
-def test_upsampling_in_one_is_upsampling_then_convolution(shape):
+def test_upsampling_in_one_is_upsampling_then_convolution(kernels, shape):
     arguments = normal(10, *shape), normal(11, 3, 3, shape[-1], 5)
-    assert_same(upsample_conv, plain_upsampling, *arguments)
+    assert_same(kernels.upsample_conv, plain_upsampling, *arguments)
 
 
 def plain_convolution(h, kernel):
@@ -149,34 +158,50 @@ def plain_upsampling(h, kernel):
     return plain_convolution(jnp.repeat(jnp.repeat(h, 2, 1), 2, 2), kernel)
 
 
+@each
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (6, 5), (5,)])
-def test_linear_layer_and_its_gradients(shape):
+def test_linear_layer_and_its_gradients(kernels, shape):
     def plain(h, kernel, bias):
         out = jnp.einsum("...c,cf->...f", h, kernel)
         return out + jnp.broadcast_to(bias, out.shape)
 
-    assert_same(linear, plain, normal(18, *shape), normal(19, 5, 3), normal(20, 3))
+    assert_same(kernels.linear, plain, normal(18, *shape), normal(19, 5, 3), normal(20, 3))
 
 
-def test_linear_layer_in_bfloat16_sums_the_gradient_of_its_bias_in_float32():
+@each
+def test_linear_layer_in_bfloat16_sums_the_gradient_of_its_bias_in_float32(kernels):
     """4096 ones: in bfloat16 their sum would stop at 256."""
     h, kernel = jnp.zeros((8, 512, 2), jnp.bfloat16), jnp.zeros((2, 3), jnp.bfloat16)
-    out, pullback = jax.vjp(linear, h, kernel, jnp.zeros(3, jnp.float32))
+    out, pullback = jax.vjp(kernels.linear, h, kernel, jnp.zeros(3, jnp.float32))
     assert out.dtype == jnp.bfloat16
     _, dkernel, dbias = pullback(jnp.ones_like(out))
     assert (dkernel.dtype, dbias.dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_array_equal(dbias, 4096)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (3, 8, 6, 2), (1, 5, 4, 2)])
-def test_tiled_convolution_is_the_convolution(monkeypatch, shape):
+@each
+def test_sum_in_bfloat16_sums_the_gradient_of_the_offset_in_float32(kernels):
+    """Of a bias, which is float32, and of the time, an offset an example."""
+    h = jnp.zeros((2, 64, 64, 3), jnp.bfloat16)
+    for shape in ((1, 1, 1, 3), (2, 1, 1, 3)):
+        out, pullback = jax.vjp(kernels.add, h, jnp.full(shape, 1 + 2.0**-12, jnp.float32))
+        assert out.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(out.astype(jnp.float32), 1)
+        dh, doffset = pullback(jnp.ones_like(out))
+        assert (dh.dtype, doffset.dtype) == (jnp.bfloat16, jnp.float32)
+        np.testing.assert_array_equal(doffset, np.full(shape, 2 * 4096 // shape[0]))
+
+
+@each
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (3, 8, 6, 2), (1, 5, 4, 2), (1, 1, 2, 2)])
+def test_convolution_and_its_gradients(monkeypatch, kernels, shape):
     monkeypatch.setattr(winograd, "_LEAST_CHANNELS", 1)
     arguments = normal(12, *shape), normal(13, 3, 3, shape[-1], 5)
-    assert_same(winograd.conv3x3, plain_convolution, *arguments)
+    assert_same(kernels.conv3x3, plain_convolution, *arguments)
 
 
 @pytest.mark.parametrize(
-    ("function", "products_of_four_pixels"), [(winograd.conv3x3, 16), (upsample_conv, 9)]
+    ("function", "products_of_four_pixels"), [(CPU.conv3x3, 16), (CPU.upsample_conv, 9)]
 )
 def test_products_of_the_minimal_algorithms(function, products_of_four_pixels):
     """In place of 36 a channel; the program that the CPU runs convolves nothing."""
@@ -195,7 +220,7 @@ def test_products_of_the_minimal_algorithms(function, products_of_four_pixels):
 
 @pytest.mark.parametrize(
     ("function", "plain"),
-    [(winograd.conv3x3, plain_convolution), (upsample_conv, plain_upsampling)],
+    [(CPU.conv3x3, plain_convolution), (CPU.upsample_conv, plain_upsampling)],
 )
 def test_minimal_algorithms_keep_the_digits_of_float32(function, plain):
     """Both ways of summing 9 x 128 products stay within 2e-6 of the exact result."""

@@ -1,4 +1,6 @@
 import re
+from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,14 @@ from weights import random_params
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.dropout import channel_dropout, kept_channels
 from diffusion_jax.nn.layers import Conv
-from diffusion_jax.nn.unet import SelfAttention, UNet, sinusoidal_table
+from diffusion_jax.nn.plain import PLAIN
+from diffusion_jax.nn.unet import (
+    ResidualBlock,
+    SelfAttention,
+    UNet,
+    sinusoidal_table,
+    time_embedding,
+)
 
 SMALL = UNet(base_channels=16, multiples=(1, 2), attention_levels=(2,), num_res_blocks=1)
 
@@ -71,10 +80,9 @@ def test_the_time_is_computed_in_float32_under_bfloat16(small_params, small_inpu
     """Neighbouring steps are one in bfloat16 at most frequencies."""
 
     def times(dtype):
-        _, seen = SMALL.copy(dtype=dtype).apply(
-            {"params": small_params}, *small_inputs, capture_intermediates=True
-        )
-        layers = seen["intermediates"]
+        model = SMALL.copy(dtype=dtype)
+        run = quick_jit(partial(model.apply, capture_intermediates=True))
+        layers = run({"params": small_params}, *small_inputs)[1]["intermediates"]
         blocks = [layers[name]["dense"] for name in ("encoder0", "bottleneck1", "decoder0")]
         return jax.tree.leaves([layers["time_dense2"], blocks])
 
@@ -146,9 +154,8 @@ def test_time_table_is_the_sinusoid():
     np.testing.assert_allclose(table[:, 31], np.sin(np.arange(1000) * 1e-4), atol=1e-7)
 
 
-def test_attention_is_softmax_of_scaled_products(monkeypatch):
-    monkeypatch.setattr("diffusion_jax.nn.unet.group_norm", lambda *_: lambda h: h)
-    layer = SelfAttention()
+def test_attention_is_softmax_of_scaled_products():
+    layer = SelfAttention(kernels=replace(PLAIN, group_norm=lambda h, *_: h))
     h = jax.random.normal(jax.random.key(5), (2, 3, 4, 16))
     params = quick_jit(layer.init)(jax.random.key(6), h)["params"]
     got = np.asarray(apply(layer, params, h))
@@ -230,3 +237,88 @@ def test_every_parameter_but_the_key_bias_has_a_gradient(small_params, small_inp
 def test_impossible_models_are_refused(model, shape, message):
     with pytest.raises(UserError, match=message):
         model.init(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32))
+
+
+STEPS_OUTSIDE = {
+    "1000": np.array([0, 1000, 5]),
+    "negative": np.array([0, -1, 5]),
+    "far": np.array([2**31 - 1, 0, 0]),
+    "far below": np.array([-(2**31), 0, 0]),
+    "int64": np.array([2**32 + 5, 0, 0]),
+    "uint32": np.array([2**32 - 1, 0, 0], np.uint32),
+    "list": [0, 999, 1000],
+    "JAX's": jnp.array([0, 1000, 5]),
+    "int8": jnp.array([0, -128, 5], jnp.int8),
+}
+
+
+@pytest.mark.parametrize("step", STEPS_OUTSIDE.values(), ids=STEPS_OUTSIDE)
+def test_steps_outside_of_the_time_table_are_refused_where_they_are_known(small_params, step):
+    variables, x = {"params": small_params}, jnp.zeros((3, 2, 2, 3))
+    message = r"are not all in 0\.\.999, the rows of the UNet's time table"
+    with pytest.raises(UserError, match=message):
+        SMALL.apply(variables, x, step)
+    with pytest.raises(UserError, match=message):  # it is a constant of the program
+        jax.jit(lambda x: SMALL.apply(variables, x, step))(x)
+
+
+def test_of_steps_that_are_not_known_the_table_gives_those_outside_as_nan():
+    """In every type; those inside are the table's rows, bit for bit."""
+    table = sinusoidal_table(16).astype(np.float32)
+    rows = quick_jit(lambda step: time_embedding(16, jnp.float32, step))
+    for dtype in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint16, jnp.int32, jnp.uint32):
+        bounds = jnp.iinfo(dtype)
+        step = np.unique([0, 1, 127, *(s for s in (128, 255, 998, 999) if s <= bounds.max)])
+        np.testing.assert_array_equal(rows(jnp.asarray(step, dtype)), table[step])
+        outside = [s for s in (bounds.min, -2, -1, 1000, 1001, bounds.max) if not 0 <= s < 1000]
+        outside = [s for s in outside if bounds.min <= s <= bounds.max]
+        if outside:
+            assert np.isnan(rows(jnp.asarray(np.array(outside), dtype))).all()
+
+
+def test_a_prediction_at_a_step_that_was_not_known_is_nan_and_its_neighbours_are_not(
+    small_params, small_inputs
+):
+    x, step = small_inputs
+    out = apply(SMALL, small_params, x, step.at[1].set(1000))
+    assert np.isnan(out[1]).all()
+    np.testing.assert_array_equal(out[::2], apply(SMALL, small_params, x, step)[::2])
+
+
+class Longer(UNet):
+    """With a third block in the bottleneck."""
+
+    def blocks(self):
+        encoder, bottleneck, decoder = super().blocks()
+        features = bottleneck[-1].features
+        bottleneck.append(ResidualBlock(features, dropout=self.dropout, name="bottleneck2"))
+        return encoder, bottleneck, decoder
+
+
+def test_a_block_may_be_added(monkeypatch):
+    """It takes a mask of its own, and those before it keep theirs."""
+
+    def run(model):
+        masks, params = [], random_params(model, (2, 2, 1))
+        keys = jax.random.split(jax.random.key(0), 3)
+
+        def recorded(h, rate, keep):
+            masks.append(keep)
+            return channel_dropout(h, rate, keep)
+
+        def predict(params, keys):
+            x, step = jnp.ones((3, 2, 2, 1)), jnp.zeros(3, jnp.int32)
+            return model.apply({"params": params}, x, step, keys), masks
+
+        monkeypatch.setattr("diffusion_jax.nn.unet.channel_dropout", recorded)
+        return *quick_jit(predict)(params, keys), params
+
+    fields = {"channels": 1, "base_channels": 8, "multiples": (1, 2), "attention_levels": ()}
+    fields |= {"num_res_blocks": 1, "dropout": 0.5}
+    (_, before, _), (out, after, params) = run(UNet(**fields)), run(Longer(**fields))
+    assert "bottleneck2" in params
+    assert np.isfinite(out).all()
+    assert len(after) == len(before) + 1 == 9
+    for one, other in zip(before[:4], after[:4], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not any(np.array_equal(after[4], mask) for mask in after[:4])

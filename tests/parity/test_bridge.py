@@ -73,6 +73,12 @@ def test_any_configuration_is_told_from_its_state_dict_and_comes_back_bit_equal(
     flax_dtype = jnp.float64 if dtype == torch.float64 else jnp.float32
     assert model == unet.UNet(**fields, dtype=flax_dtype)
     assert_bit_equal(bridge.to_torch(model, params), state_dict)
+    # A table made elsewhere is taken, and comes back where it is given.
+    elsewhere = state_dict | {TABLE: state_dict[TABLE] + 9e-6}
+    named = {prefix + name: value for name, value in elsewhere.items()}
+    _, params = bridge.from_torch(named)
+    assert_bit_equal(bridge.to_torch(model, params, bridge.time_table(named)), elsewhere)
+    assert_bit_equal(bridge.to_torch(model, params), state_dict)
 
     side = 2 ** (len(fields["multiples"]) - 1)
     # Flax's norms promote float64 with float32 by themselves.
@@ -199,6 +205,12 @@ def test_parameters_of_another_model_are_refused(state_dict):
     ]:
         with pytest.raises(UserError, match=message):
             bridge.to_torch(model, wrong)
+    for table, message in [
+        (np.zeros((1000, 16), np.float32), r"the time table is of shape \(1000, 16\)"),
+        (bridge.time_table(state_dict) + np.float32(2e-4), "the time table is not the table"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            bridge.to_torch(model, params, table)
     with pytest.raises(UserError, match=r"unexpected: .*attention"):
         bridge.to_torch(model.copy(attention_levels=()), params)
 

@@ -22,6 +22,8 @@ from diffusion_jax import process, schedule  # noqa: E402
 from diffusion_jax.config import TrainingConfig  # noqa: E402
 from diffusion_jax.denoisers import TrainedDenoiser  # noqa: E402
 from diffusion_jax.nn import unet  # noqa: E402
+from diffusion_jax.nn.kernels import CPU  # noqa: E402
+from diffusion_jax.nn.plain import PLAIN  # noqa: E402
 from diffusion_jax.sampling import AncestralSampler  # noqa: E402
 from diffusion_jax.training.step import make_optimizer, noise_loss  # noqa: E402
 from torch_ref import bridge, compare  # noqa: E402
@@ -69,15 +71,18 @@ BLOCKS = {
 }
 
 
+@pytest.mark.parametrize("kernels", [PLAIN, CPU], ids=["plain", "CPU"])
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_block(kind, dtype):
+def test_block(kind, dtype, kernels):
     flax_name, torch_name, channels = BLOCKS[kind]
     with precision(dtype):
         model = perturbed(**TINY)
         _, params = bridge.from_torch(model.state_dict())
         shape = (2, 16, 24, channels)
-        errors = compare.compare_block(model, params, flax_name, torch_name, shape, quick_jit)
+        errors = compare.compare_block(
+            model, params, flax_name, torch_name, shape, quick_jit, kernels
+        )
     assert_within(errors, dtype)
 
 
@@ -116,6 +121,12 @@ def configuration(seed):
 
 
 SEEDS = (0, 11, 28)
+# The plain model in float64 alone, where it is the kernels' to the last digits.
+typed = pytest.mark.parametrize(
+    ("dtype", "kernels"),
+    [("float32", CPU), ("float64", CPU), ("float64", PLAIN)],
+    ids=["float32", "float64", "plain"],
+)
 
 
 def test_configurations_reach_the_corners():
@@ -129,25 +140,25 @@ def test_configurations_reach_the_corners():
     assert all(height != width for _, (height, width) in drawn)
 
 
-@pytest.mark.parametrize("dtype", BOUNDS)
+@typed
 @pytest.mark.parametrize("seed", SEEDS)
-def test_whole_model_of_any_configuration(seed, dtype):
+def test_whole_model_of_any_configuration(seed, dtype, kernels):
     fields, size = configuration(seed)
     with precision(dtype):
         arrays = batch(seed, fields["channels"], *size)
-        errors = compare.compare_model(perturbed(**fields), arrays, quick_jit)
+        errors = compare.compare_model(perturbed(**fields), arrays, quick_jit, kernels)
     assert_within(errors, dtype)
 
 
-@pytest.mark.parametrize("dtype", BOUNDS)
-def test_output_at_the_papers_configuration(dtype):
+@typed
+def test_output_at_the_papers_configuration(dtype, kernels):
     with precision(dtype):
         torch_model = perturbed()
         model, params = bridge.from_torch(torch_model.state_dict())
         assert model.copy(dtype=jnp.float32) == unet.UNet()
         x, step, _ = batch(0, 3, 16, 16, num=1)
         want = nhwc(torch_model(nchw(x), torch.from_numpy(step)))
-        got = quick_jit(model.apply)({"params": params}, x, step)
+        got = quick_jit(model.copy(kernels=kernels).apply)({"params": params}, x, step)
         assert relative_error(got, want) < BOUNDS[dtype]["output"]
 
 

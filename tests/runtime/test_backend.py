@@ -1,15 +1,18 @@
 """The settings made before JAX's first use, in processes of their own."""
 
 import ctypes
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from diffusion_jax.config import ModelConfig
+from diffusion_jax.nn import kernels
 from diffusion_jax.runtime import backend
 
 PROGRAM = """
@@ -149,30 +152,70 @@ def test_this_release_starts_with_every_option_that_it_is_said_to_know():
 
 
 @pytest.mark.parametrize(
-    ("platform", "capability", "fused"),
+    ("platform", "capability", "chosen"),
     [
-        ("cpu", None, False),
-        ("tpu", None, False),
-        ("gpu", "7.5", False),
-        ("gpu", "8.0", True),
-        ("gpu", "12.1", True),
-        ("gpu", "gfx90a", False),
+        ("cpu", None, kernels.CPU),
+        ("tpu", None, kernels.ACCELERATOR),
+        ("gpu", "7.5", kernels.ACCELERATOR),
+        ("gpu", "8.0", kernels.FUSED),
+        ("gpu", "12.1", kernels.FUSED),
+        ("gpu", "gfx90a", kernels.ACCELERATOR),
     ],
 )
-def test_types_and_fused_attention_are_chosen_by_device(monkeypatch, platform, capability, fused):
+def test_types_and_kernels_are_chosen_by_device(monkeypatch, platform, capability, chosen):
     class Device:
         compute_capability = capability
 
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    fused = chosen is kernels.FUSED
     assert backend.has_fused_attention() == fused
     assert backend.has_bfloat16() == (fused or platform == "tpu")
     for dtype in ("bfloat16", "float32"):
-        assert ModelConfig(dtype=dtype).build(3).fused_attention == fused
+        assert ModelConfig(dtype=dtype).build(3).kernels is chosen
         assert ModelConfig(dtype=dtype).build(3).dtype == dtype
     best = "bfloat16" if backend.has_bfloat16() else "float32"
     assert ModelConfig().build(3).dtype == backend.best_dtype() == best
     assert ModelConfig(remat=True).build(3).remat
+
+
+@pytest.mark.parametrize(
+    ("platforms", "plugin", "device", "keep", "kept"),
+    [
+        ("cpu", True, True, None, True),
+        (None, False, False, None, True),
+        (None, True, False, None, True),  # compiled for GPUs that are not there
+        (None, False, True, None, True),  # a GPU that JAX was installed without
+        (None, True, True, None, False),
+        ("cuda,cpu", True, True, None, False),
+        ("tpu", False, False, None, False),
+        ("cpu", False, False, "1", True),
+        ("cpu", False, False, "0", False),
+    ],
+)
+def test_freed_memory_is_kept_on_the_cpu_alone(
+    request, monkeypatch, tmp_path, platforms, plugin, device, keep, kept
+):
+    before, update = jax.config.values["jax_platforms"], jax.config.update
+    request.addfinalizer(lambda: update("jax_platforms", before))
+    update("jax_platforms", platforms)
+    calls, found = [], tmp_path / "device"
+    if device:
+        found.touch()
+    library = SimpleNamespace(mallopt=lambda *a: calls.append("mallopt"), malloc_trim=None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(backend, "_ACCELERATORS", (str(found),))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: plugin and name == "jax_plugins")
+    monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append(name))
+    monkeypatch.setattr(
+        jax.monitoring, "register_event_duration_secs_listener", lambda f: calls.append("listens")
+    )
+    monkeypatch.delenv("DIFFUSION_JAX_KEEP_MEMORY", raising=False)
+    if keep is not None:
+        monkeypatch.setenv("DIFFUSION_JAX_KEEP_MEMORY", keep)
+    backend.keep_freed_memory()
+    every = ["mallopt", "mallopt", "jax_cpu_enable_async_dispatch", "listens"]
+    assert calls == (every if kept else [])
 
 
 STEPS = """

@@ -21,7 +21,7 @@ def there(monkeypatch, tmp_path):
     """A machine with an NVIDIA GPU, as its files tell."""
     file = tmp_path / "nvidia0"
     file.touch()
-    monkeypatch.setattr(gpu, "_FILES", (str(file),))
+    monkeypatch.setattr(gpu, "FILES", (str(file),))
     monkeypatch.setenv("JAX_PLATFORMS", "")
 
 
@@ -98,7 +98,7 @@ def test_who_wants_the_cpu_is_not_asked(there, monkeypatch):
 
 
 def test_a_machine_without_a_gpu_is_not_asked(monkeypatch):
-    monkeypatch.setattr(gpu, "_FILES", ())
+    monkeypatch.setattr(gpu, "FILES", ())
     failing(monkeypatch, "never reached")
     gpu.start_devices()
 

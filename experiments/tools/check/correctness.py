@@ -1,5 +1,7 @@
 """What the device computes, held against float64 on the CPU: layers, the UNet, a training.
 
+The device has its own kernels, what it is held against is plain JAX.
+
 Errors of arrays are relative: of outputs the largest difference over the largest value, of
 gradients the norm of the difference over that of the gradient, all parameters as one vector.
 """
@@ -18,9 +20,8 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from diffusion_jax.config import TrainingConfig
-from diffusion_jax.nn import unet
-from diffusion_jax.nn.attention import attention
-from diffusion_jax.runtime import backend
+from diffusion_jax.nn import kernels, unet
+from diffusion_jax.nn.plain import PLAIN, Kernels
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training.step import make_optimizer, noise_loss
 from experiments.tools.check import device
@@ -53,15 +54,16 @@ def _in_float64() -> Iterator[None]:
         yield
 
 
-def _modules(task: Task, dtype: Any, fused: bool) -> dict[str, nn.Module]:
+def _modules(task: Task, dtype: Any, kernels: Kernels) -> dict[str, nn.Module]:
     """What is computed, in a type."""
+    both: dict[str, Any] = {"dtype": dtype, "kernels": kernels}
     return {
-        "block": unet.Block(CHANNELS, dtype=dtype),
-        "residual block": unet.ResidualBlock(CHANNELS, dtype=dtype),
-        "down-sampling": unet.Conv(CHANNELS, stride=2, dtype=dtype),
-        "up-sampling": unet.Conv(CHANNELS, upsample=True, dtype=dtype),
-        "attention": unet.SelfAttention(dtype, fused),
-        "UNet": unet.UNet(**task.sizes.compared, dtype=dtype, fused_attention=fused),
+        "block": unet.Block(CHANNELS, **both),
+        "residual block": unet.ResidualBlock(CHANNELS, **both),
+        "down-sampling": unet.Conv(CHANNELS, stride=2, **both),
+        "up-sampling": unet.Conv(CHANNELS, upsample=True, **both),
+        "attention": unet.SelfAttention(**both),
+        "UNet": unet.UNet(**task.sizes.compared, **both),
     }
 
 
@@ -92,7 +94,7 @@ def _params(task: Task) -> dict[str, Any]:
         name: programs.drawn_like(
             jax.eval_shape(module.init, jax.random.key(0), *inputs[name])["params"]
         )
-        for name, module in _modules(task, jnp.float32, fused=False).items()
+        for name, module in _modules(task, jnp.float32, PLAIN).items()
     }
 
 
@@ -123,10 +125,10 @@ def _losses(model: nn.Module, params: Any, batches: Any) -> Any:
     return jax.lax.scan(update, (params, optimizer.init(params)), batches)[1]
 
 
-def _compute(task: Task, params: Any, dtype: Any, fused: bool) -> dict[str, dict[str, Any]]:
+def _compute(task: Task, params: Any, dtype: Any, kernels: Kernels) -> dict[str, dict[str, Any]]:
     """Outputs and gradients, and the losses, in a type, where the context says: one program."""
     wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
-    modules = _modules(task, dtype, fused)
+    modules = _modules(task, dtype, kernels)
 
     @jax.jit
     def compute(params: Any, inputs: Any, batches: Any) -> Any:
@@ -168,16 +170,16 @@ def _largest(array: np.ndarray) -> Any:
 def measure(task: Task) -> None:
     """The item `correct`. The types take their turns side by side: compiling takes longest."""
     device.start()
-    fused, params = backend.has_fused_attention(), _params(task)
+    best, params = kernels.best(), _params(task)
 
     def computed(name: str) -> Any:
         dtype, precision = TYPES[name]
         with jax.default_matmul_precision(precision):
-            return _compute(task, params, dtype, fused and dtype == jnp.bfloat16)
+            return _compute(task, params, dtype, best)
 
     def reference() -> Any:
         with _in_float64():
-            return _compute(task, params, jnp.float64, fused=False)
+            return _compute(task, params, jnp.float64, PLAIN)
 
     with ThreadPoolExecutor() as pool:
         want = pool.submit(reference)
@@ -187,19 +189,19 @@ def measure(task: Task) -> None:
                 for kind, array in arrays.items():
                     error = _error(kind, array, want.result()[what][kind])
                     task.judge(f"{name}: {what}, {kind}", error, BOUNDS[name][kind])
-    _measure_attention(task, fused)
+    _measure_attention(task, best)
 
 
-def _measure_attention(task: Task, fused: bool) -> None:
+def _measure_attention(task: Task, best: Kernels) -> None:
     """The attention that bfloat16 takes on this device, from inputs that are bfloat16's own."""
     pixels = 64 if task.tiny else 1024
     numbers = np.random.default_rng(0).standard_normal((3, 2, pixels, 4, 64), np.float32)
     rounded = numbers.astype(jnp.bfloat16)
 
-    def run(dtype: Any, wide: Any, fused: bool) -> dict[str, np.ndarray]:
+    def run(dtype: Any, wide: Any, kernels: Kernels) -> dict[str, np.ndarray]:
         def apply(arrays: tuple[Any, Any, Any]) -> Any:
             q, k, v = arrays
-            return attention(q, k, v, fused)
+            return kernels.attention(q, k, v)
 
         @jax.jit
         def compute(arrays: Any) -> Any:
@@ -207,9 +209,10 @@ def _measure_attention(task: Task, fused: bool) -> None:
 
         return _in_float64_arrays(compute(tuple(rounded.astype(dtype))))
 
-    got = run(jnp.bfloat16, jnp.float32, fused)
+    got = run(jnp.bfloat16, jnp.float32, best)
     with _in_float64():
-        want = run(jnp.float64, jnp.float64, False)
+        want = run(jnp.float64, jnp.float64, PLAIN)
+    fused = best is kernels.FUSED
     name = "fused attention" if fused else "plain attention (there is no fused one here)"
     for kind, most in ATTENTION.items():
         task.judge(f"bfloat16: {name}, {kind}", _error(kind, got[kind], want[kind]), most)

@@ -7,8 +7,8 @@ from statistics import median
 import jax.numpy as jnp
 
 from diffusion_jax.config import TrainingConfig
+from diffusion_jax.nn import kernels
 from diffusion_jax.nn.unet import UNet
-from diffusion_jax.runtime import backend
 from experiments.tools.check import device
 from experiments.tools.check import task as tasks
 from experiments.tools.check.sizes import FULL, TINY
@@ -46,8 +46,8 @@ def short(tiny: bool, updates: int) -> None:
     """Prints the median seconds of an update of JAX alone; what `measure` runs for each form."""
     device.start()
     sizes = TINY if tiny else FULL
-    model, (batch, size) = UNet(**sizes.fields), (sizes.batch[0], sizes.pixels[0])
-    model = model.copy(dtype=jnp.bfloat16, fused_attention=backend.has_fused_attention())
+    batch, size = sizes.batch[0], sizes.pixels[0]
+    model = UNet(**sizes.fields, dtype=jnp.bfloat16, kernels=kernels.best())
     update = programs.train_step(
         model,
         lambda: programs.drawn_params(model),

@@ -11,7 +11,6 @@ from unittest import mock
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from diffusion_jax import config
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import AXIS
@@ -125,7 +124,7 @@ def as_if_on(target: Target) -> Iterator[None]:
         mock.patch.object(
             fused_attention_stablehlo, "check_cudnn_version", return_value=target.cudnn
         ),
+        mock.patch.object(backend, "platform", return_value="gpu"),
         mock.patch.object(backend, "has_fused_attention", has_fused_attention),
-        mock.patch.object(config, "has_fused_attention", has_fused_attention),
     ):
         yield

@@ -16,6 +16,7 @@ import jax
 import psutil
 
 from diffusion_jax.config import TrainingConfig
+from diffusion_jax.nn import kernels
 from diffusion_jax.nn.unet import UNet
 from diffusion_jax.runtime import backend
 from experiments.tools.speed import timing
@@ -66,7 +67,8 @@ def report_jax(batch: int, size: int) -> None:
     """What the fresh process of `fresh_start` runs for JAX."""
     backend.configure()
     backend.keep_freed_memory()
-    model, images, config = UNet(), pixels(batch, size), TrainingConfig(batch_size=batch)
+    model, config = UNet(kernels=kernels.best()), TrainingConfig(batch_size=batch)
+    images = pixels(batch, size)
     _report(lambda: train_step(model, fresh_params(model), images, config).call)
 
 

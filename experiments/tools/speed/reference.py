@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from diffusion_jax.config import TrainingConfig
+from diffusion_jax.nn import kernels
 from diffusion_jax.nn.unet import UNet
 from experiments.tools.speed import timing, torch_speed
 from experiments.tools.speed.notes import note
@@ -38,8 +39,9 @@ class Reference:
         return torch.__version__
 
     def weights(self) -> tuple[UNet, Any]:
-        """The Flax model, and its parameters."""
-        return bridge.from_torch(self.model.state_dict())
+        """The Flax model, with the device's kernels, and its parameters."""
+        model, params = bridge.from_torch(self.model.state_dict())
+        return model.copy(kernels=kernels.best()), params
 
     def forward(self, x: np.ndarray, step: np.ndarray) -> MakeCall:
         """See `torch_speed.forward`; all arrays are JAX's, images NHWC."""

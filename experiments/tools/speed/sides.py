@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config import TrainingConfig
+from diffusion_jax.nn import kernels
 from diffusion_jax.nn.unet import UNet
-from diffusion_jax.runtime import backend
 from experiments.tools.speed import programs
 from experiments.tools.speed.notes import note
 
@@ -23,7 +23,7 @@ class Sides:
     """The two models with the same weights.
 
     Attributes:
-      model: JAX's.
+      model: JAX's, with the device's kernels.
       params: its parameters.
       reference: PyTorch's, or None where JAX is measured alone.
       batch: images a batch.
@@ -37,10 +37,8 @@ class Sides:
     fields: Mapping[str, Any]
 
     def model_in(self, bfloat16: bool) -> UNet:
-        """JAX's model in bfloat16, with fused attention where the device has it, or float32."""
-        if not bfloat16:
-            return self.model
-        return self.model.copy(dtype=jnp.bfloat16, fused_attention=backend.has_fused_attention())
+        """JAX's model in bfloat16 or float32."""
+        return self.model.copy(dtype=jnp.bfloat16) if bfloat16 else self.model
 
     @property
     def config(self) -> TrainingConfig:
@@ -73,7 +71,7 @@ def make_sides(batch: int, threads: int, **fields: Any) -> Sides:
     """
     reference = _reference(threads, fields)
     if reference is None:
-        model = UNet(**fields)
+        model = UNet(**fields, kernels=kernels.best())
         return Sides(model, programs.drawn_params(model), None, batch, fields)
     return Sides(*reference.weights(), reference, batch, fields)
 
