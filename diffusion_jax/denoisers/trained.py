@@ -2,17 +2,18 @@
 
 from typing import Any, cast
 
-from flax import linen as nn
 from flax import struct
 from jax import Array
+
+from diffusion_jax.nn.network import Network
 
 
 @struct.dataclass
 class TrainedDenoiser:
-    """A Flax network with its parameters, without dropout."""
+    """A network with its parameters, without dropout."""
 
     params: Any
-    model: nn.Module = struct.field(pytree_node=False)
+    model: Network = struct.field(pytree_node=False)
 
     @property
     def num_steps(self) -> int | None:

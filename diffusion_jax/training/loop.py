@@ -19,6 +19,7 @@ from diffusion_jax.data.batches import batch_shape, device_batches
 from diffusion_jax.data.fingerprint import changed
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.network import Network
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first, require_same
@@ -29,6 +30,7 @@ from diffusion_jax.training.outputs import Outputs, summarize
 from diffusion_jax.training.recorder import Recorder
 from diffusion_jax.training.run import (
     check_same_data,
+    check_same_network,
     claim,
     data_of,
     has_checkpoint,
@@ -55,10 +57,15 @@ from diffusion_jax.training.telemetry import Profile, Telemetry
 _AT_MOST = 10
 
 
-def train(config: Config) -> None:
+def train(config: Config, network: Network | None = None) -> None:
     """Trains, or goes on training, the model that the configuration describes.
 
     SIGTERM and Ctrl-C are obeyed once training has begun: see `preemption.StopRequest`.
+
+    Args:
+      config: the run's configuration.
+      network: what is trained in place of the configuration's UNet, for images of the data's
+        shape; `load_model` is to be given it too.
 
     Raises:
       UserError: whatever the user can put right; what is saved stays.
@@ -66,13 +73,13 @@ def train(config: Config) -> None:
     """
     config.check()
     try:
-        _train(decide(config))
+        _train(decide(config), network)
     finally:
         lock.release(config.output.run_dir)
 
 
-def _train(config: Config) -> None:
-    run, folder = _Run.prepare(config), config.output.run_dir
+def _train(config: Config, network: Network | None) -> None:
+    run, folder = _Run.prepare(config, network), config.output.run_dir
     with ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(folder / "checkpoints", config.output.keep_checkpoints)
@@ -142,6 +149,7 @@ class _Run:
       fresh: makes the train state of update 0.
       step: the parallel train step.
       outputs: what the run shows by the way.
+      network: what is trained in place of the configuration's UNet.
     """
 
     config: Config
@@ -151,9 +159,10 @@ class _Run:
     fresh: Callable[[], TrainState]
     step: jax.stages.Wrapped
     outputs: Outputs
+    network: Network | None
 
     @classmethod
-    def prepare(cls, config: Config) -> "_Run":
+    def prepare(cls, config: Config, network: Network | None = None) -> "_Run":
         """Claims the run's folder, loads the data and makes the model."""
         config.schedule.build()  # before anything that takes long
         claim(config)
@@ -169,15 +178,20 @@ class _Run:
             raise UserError(f"training needs at least two images, not {len(images.images)}")
         known = data_of(images)
         require_same("data set", known["fingerprint"])
-        return cls._of(config, images, held_out, known)
+        return cls._of(config, network, images, held_out, known)
 
     @classmethod
     def _of(
-        cls, config: Config, images: ImageSet, held_out: ImageSet | None, known: dict[str, Any]
+        cls,
+        config: Config,
+        network: Network | None,
+        images: ImageSet,
+        held_out: ImageSet | None,
+        known: dict[str, Any],
     ) -> "_Run":
         schedule, optimizer = config.schedule.build(), make_optimizer(config.training)
         shape = images.images.shape[1:]
-        model = config.model.build(shape[-1])
+        model: Network = network or config.model.build(shape[-1])
         model.check(*shape)
         mean = jnp.asarray(images.mean)
         step = make_parallel_train_step(model, schedule, optimizer, mean, config.training)
@@ -185,10 +199,10 @@ class _Run:
         key = jax.random.key(config.seed)
         like = jax.eval_shape(lambda: init_state(model, optimizer, key, shape))
         fresh = partial(fresh_state, model, optimizer, key, shape)
-        metadata = metadata_of(config, known)
-        measuring = dataclasses.replace(config.model, dtype="float32").build(shape[-1])
-        outputs = Outputs(config, measuring, schedule, images, held_out)
-        return cls(config, images, metadata, like, fresh, step, outputs)
+        metadata = metadata_of(config, known, network)
+        wide = dataclasses.replace(config.model, dtype="float32")
+        outputs = Outputs(config, network or wide.build(shape[-1]), schedule, images, held_out)
+        return cls(config, images, metadata, like, fresh, step, outputs, network)
 
     def with_mean(self, mean: list[float]) -> "_Run":
         """The run on the same images, less the mean that it was begun with."""
@@ -197,7 +211,7 @@ class _Run:
             return self
         images = dataclasses.replace(self.images, kept_mean=kept)
         known = self.metadata | {"mean": kept.tolist()}
-        return self._of(self.config, images, self.outputs.held_out, known)
+        return self._of(self.config, self.network, images, self.outputs.held_out, known)
 
     def describe(self) -> None:
         """Writes config.json and summary.json, now that the data are known to be the run's."""
@@ -208,6 +222,7 @@ class _Run:
     def structure_of(self, saved: dict[str, Any]) -> SavedState:
         """What a checkpoint of this run is read into; see `Checkpoints.restore_newest`."""
         saved = upgrade(saved)
+        check_same_network(self.config.output.run_dir, saved, self.network)
         check_same_data(saved, self.metadata)
         return structure_of(self.like, saved)
 

@@ -12,7 +12,7 @@ import numpy as np
 from diffusion_jax.config import Config
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser, TrainedDenoiser
-from diffusion_jax.nn.unet import UNet
+from diffusion_jax.nn.network import Network
 from diffusion_jax.plots.style import save
 from diffusion_jax.plots.training import draw_loss_curve, draw_memorisation, save_image_grid
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
@@ -99,7 +99,7 @@ class Outputs:
     """
 
     config: Config
-    model: UNet
+    model: Network
     schedule: NoiseSchedule
     images: ImageSet
     held_out: ImageSet | None

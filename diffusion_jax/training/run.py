@@ -18,6 +18,7 @@ from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.network import Network, name_of
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first, require_same
@@ -189,14 +190,38 @@ def data_of(images: ImageSet) -> dict[str, Any]:
     }
 
 
-def metadata_of(config: Config, data: dict[str, Any]) -> dict[str, Any]:
+def metadata_of(
+    config: Config, data: dict[str, Any], network: Network | None = None
+) -> dict[str, Any]:
     """What is saved with every checkpoint beside the arrays.
 
     Args:
       config: the run's configuration.
       data: shape, mean, classes, num_images and fingerprint of the training set; see `data_of`.
+      network: what is trained in place of the configuration's UNet.
     """
-    return {"format": FORMAT, "config": saved_config.to_dict(config)} | data
+    own = {"network": name_of(network)}
+    return {"format": FORMAT, "config": saved_config.to_dict(config)} | own | data
+
+
+def check_same_network(folder: Path, saved: dict[str, Any], network: Network | None) -> None:
+    """Refuses another network than a checkpoint was trained with.
+
+    Args:
+      folder: the run's folder.
+      saved: the checkpoint's metadata.
+      network: what is to be used in place of the configuration's UNet.
+
+    Raises:
+      UserError: it is of another class.
+    """
+    own = "the UNet of its config.json"
+    trained, given = saved["network"] or own, name_of(network) or own
+    if trained != given:
+        raise UserError(
+            f"the run in {folder} trains {trained}, not {given}: a network of one's own is given "
+            f"as dj.train(config, network) and dj.load_model(RUN_DIR, network=network)"
+        )
 
 
 def check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -274,7 +299,9 @@ def import_parameters(
 
 
 def load_model(
-    run_dir: Path | str, dtype: Literal["float32", "bfloat16"] = "float32"
+    run_dir: Path | str,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    network: Network | None = None,
 ) -> TrainedModel:
     """Opens a run to sample from it.
 
@@ -282,9 +309,11 @@ def load_model(
       run_dir: the run's folder.
       dtype: compute type of the network, whatever it was trained in. Three digits are too few for
         what happens at small times: see docs/sampling.md.
+      network: that of a run that was trained with one of its own; it computes in its own type.
 
     Raises:
-      UserError: no run there, nothing saved in it yet, or a model other than config.json's.
+      UserError: no run there, nothing saved in it yet, a model other than config.json's, or a
+        network of another class.
     """
     run_dir = Path(run_dir).expanduser()
     config = saved_config.read(run_dir)
@@ -294,7 +323,9 @@ def load_model(
     def like(saved: dict[str, Any]) -> SavedState:
         saved = upgrade(saved)
         saved_config.require_same_model(run_dir, config, saved["config"])
-        model, optimizer = config.model.build(saved["shape"][-1]), make_optimizer(config.training)
+        check_same_network(run_dir, saved, network)
+        model: Network = network or config.model.build(saved["shape"][-1])
+        optimizer = make_optimizer(config.training)
         today = jax.eval_shape(
             lambda: init_state(model, optimizer, jax.random.key(0), saved["shape"])
         )
@@ -307,11 +338,13 @@ def load_model(
     step, state, saved = newest[0], newest[1], upgrade(newest[2])
     height, width, channels = saved["shape"]
     mean = np.asarray(saved["mean"], np.float32)
-    model = dataclasses.replace(config.model, dtype=dtype).build(channels)
-    params = state.ema_params if dtype == "float32" else model.cast(state.ema_params)
+    own = dataclasses.replace(config.model, dtype=dtype).build(channels)
+    params = state.ema_params
+    if network is None and dtype != "float32":
+        params = own.cast(params)
     return TrainedModel(
         config=config,
-        denoiser=TrainedDenoiser(params, model),
+        denoiser=TrainedDenoiser(params, network or own),
         sampler=AncestralSampler(config.schedule.build(), config.training.faithful),
         shape=(height, width, channels),
         mean=mean,

@@ -83,7 +83,8 @@ def upgrade(saved: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: a newer version wrote them.
     """
-    known = {"format": 1 if saved.get("optimizer_state") == "vectors" else 0, "fingerprint": None}
+    number = 1 if saved.get("optimizer_state") == "vectors" else 0
+    known = {"format": number, "fingerprint": None, "network": None}
     upgraded = known | saved
     if upgraded["format"] > FORMAT:
         raise UserError(

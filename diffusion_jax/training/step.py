@@ -8,7 +8,6 @@ from typing import Any, Literal, cast
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from flax import struct
 from jax import Array
 from jax.flatten_util import ravel_pytree
@@ -17,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.denoisers import require_steps
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.network import Network
 from diffusion_jax.process import diffuse
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import AXIS, all_devices, replicate, replicated, sharded
@@ -67,7 +67,7 @@ def _as_tree(vector: Array, unravel: Callable[[Array], Any]) -> Any:
 
 
 def noise_loss(
-    model: nn.Module,
+    model: Network,
     schedule: NoiseSchedule,
     params: Any,
     x_0: Array,
@@ -132,7 +132,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 
 
 def init_state(
-    model: nn.Module,
+    model: Network,
     optimizer: optax.GradientTransformation,
     key: Array,
     shape: tuple[int, int, int],
@@ -152,7 +152,7 @@ def init_state(
 
 
 def fresh_state(
-    model: nn.Module,
+    model: Network,
     optimizer: optax.GradientTransformation,
     key: Array,
     shape: tuple[int, int, int],
@@ -185,7 +185,7 @@ def state_of(params: Any, optimizer: optax.GradientTransformation, key: Array) -
 
 
 def make_train_step(
-    model: nn.Module,
+    model: Network,
     schedule: NoiseSchedule,
     optimizer: optax.GradientTransformation,
     mean: Array,
@@ -267,7 +267,7 @@ def make_train_step(
 
 
 def make_parallel_train_step(
-    model: nn.Module,
+    model: Network,
     schedule: NoiseSchedule,
     optimizer: optax.GradientTransformation,
     mean: Array,

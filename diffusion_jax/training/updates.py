@@ -6,7 +6,6 @@ from itertools import repeat
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax import Array
 
 from diffusion_jax.config import TrainingConfig
@@ -14,6 +13,7 @@ from diffusion_jax.data.arrays import image_set
 from diffusion_jax.data.batches import device_batches
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.network import Network
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.training.step import (
     Metrics,
@@ -25,7 +25,7 @@ from diffusion_jax.training.step import (
 
 
 def updates(
-    network: nn.Module,
+    network: Network,
     images: np.ndarray | ImageSet,
     schedule: NoiseSchedule,
     num_updates: int,
@@ -38,8 +38,7 @@ def updates(
     same seed and configuration.
 
     Args:
-      network: a Flax module called with x_t (batch, height, width, channels), the steps (batch,)
-        and `dropout_keys`, one an image or None, that gives the noise, the shape of x_t.
+      network: see `Network`; a Flax module will do.
       images: (n, height, width, channels), (n, height, width) or (n, d); integers from 0 to 255, or
         floats in [0, 1]. Their mean is removed.
       schedule: noise schedule.
