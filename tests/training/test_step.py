@@ -13,6 +13,7 @@ from weights import random_params
 from diffusion_jax.config import TrainingConfig
 from diffusion_jax.data.batches import batch_shape, device_batches
 from diffusion_jax.errors import UserError
+from diffusion_jax.nn.kernels import CPU
 from diffusion_jax.nn.unet import UNet
 from diffusion_jax.runtime.devices import replicate, replicated, sharded
 from diffusion_jax.schedule import linear_schedule
@@ -32,7 +33,9 @@ pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 # What is tested of the train step holds for any model; where the UNet matters, it is small.
 MODEL = TwoConvolutions(3, dropout=0.1)
 # Two channels a group at least: with one, the norm would leave the bias before it no gradient.
-SMALL_UNET = UNet(base_channels=16, multiples=(1,), attention_levels=(1,), num_res_blocks=1)
+SMALL_UNET = UNet(
+    base_channels=16, multiples=(1,), attention_levels=(1,), num_res_blocks=1, kernels=CPU
+)
 SCHEDULE = linear_schedule(100)
 SHAPE = (8, 8, 3)
 MEAN = jnp.array([0.4, 0.5, 0.6])
