@@ -8,7 +8,6 @@ from .config import ScheduleConfig as ScheduleConfig
 from .config import TrainingConfig as TrainingConfig
 from .data import load_images as load_images
 from .data.images import ImageSet as ImageSet
-from .denoisers import ClippedDenoiser as ClippedDenoiser
 from .denoisers import Denoiser as Denoiser
 from .denoisers import EmpiricalDenoiser as EmpiricalDenoiser
 from .denoisers import GaussianMixtureDenoiser as GaussianMixtureDenoiser
@@ -20,12 +19,10 @@ from .process import diffuse as diffuse
 from .regimes.adaptive import adaptive_schedule as adaptive_schedule
 from .regimes.cloning import fork as fork
 from .regimes.neighbours import nearest as nearest
-from .sampling import SAMPLERS as SAMPLERS
 from .sampling import AncestralSampler as AncestralSampler
 from .sampling import DDIMSampler as DDIMSampler
 from .sampling import DPMSolver2M as DPMSolver2M
 from .sampling import Sampler as Sampler
-from .sampling import backward as backward
 from .sampling import sample as sample
 from .sampling.likelihood import image_bits as image_bits
 from .sampling.respacing import with_calls as with_calls

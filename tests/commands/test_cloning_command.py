@@ -173,7 +173,7 @@ def test_the_exact_score_memorises_and_a_classifier_is_trained(
         (("--times", "70.0"), "must lie in the schedule"),
         (("--times", "1.0", "1.0001"), "fall on one of 25 steps"),
         (("--batch-size", "0"), "batch_size must be at least 1"),
-        (("--calls", "26"), "2 to 25 calls"),
+        (("--calls", "26"), "between 2 and 25"),
     ],
 )
 def test_bad_options_are_refused(run_dir, tmp_path, capsys, options, message):

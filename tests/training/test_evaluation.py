@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import EmpiricalDenoiser, GaussianMixtureDenoiser
+from diffusion_jax.sampling import backward
 from diffusion_jax.schedule import constant_schedule, cosine_schedule, linear_schedule
 from diffusion_jax.training import evaluation
 
@@ -78,13 +79,20 @@ def test_losses_follow_from_the_key_alone():
     assert np.all(losses(1, 64) != losses(0, 64))
 
 
+def evaluate(denoiser, schedule, training, held_out):
+    process = backward(schedule, denoiser, calls=50)
+    return evaluation.evaluate(
+        denoiser, schedule, training, held_out, jax.random.key(2), 40, process
+    )
+
+
 def test_the_exact_score_of_the_training_set_memorises_it():
     """Its samples are training images; its loss on them is below that on others until late."""
     training, held_out = image_sets()
     schedule = linear_schedule()
     points = jnp.asarray(training.images / np.float32(255) - training.mean)
     denoiser = EmpiricalDenoiser(schedule, points)
-    metrics = evaluation.evaluate(denoiser, schedule, training, held_out, jax.random.key(2), 40, 50)
+    metrics = evaluate(denoiser, schedule, training, held_out)
     assert metrics["memorised_fraction"] == 1
     assert metrics["neighbour_ratio"] < 0.01
     # Where it knows its point it predicts the noise, and of other points it knows nothing.
@@ -99,13 +107,13 @@ def test_the_score_of_the_law_behind_the_training_set_generalises():
     training, held_out = image_sets()
     schedule = linear_schedule()
     denoiser = gaussian(schedule, (5, 5, 2), SIGMA / 2)
-    metrics = evaluation.evaluate(denoiser, schedule, training, held_out, jax.random.key(2), 40, 50)
+    metrics = evaluate(denoiser, schedule, training, held_out)
     assert metrics["memorised_fraction"] == 0
     assert 0.9 < metrics["neighbour_ratio"] < 1
     for band in evaluation.time_bands(schedule):
         pair = (metrics[f"training_loss/{band.name}"], metrics[f"held_out_loss/{band.name}"])
         np.testing.assert_allclose(*pair, rtol=0.12)
-    without = evaluation.evaluate(denoiser, schedule, training, None, jax.random.key(2), 40, 50)
+    without = evaluate(denoiser, schedule, training, None)
     assert without.keys() == {name for name in metrics if not name.startswith("held_out")}
     assert without["neighbour_ratio"] == metrics["neighbour_ratio"]
 

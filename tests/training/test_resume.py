@@ -251,11 +251,11 @@ def test_a_checkpoint_of_a_newer_version_is_refused_and_kept(place):
 
 
 def test_metadata_are_upgraded_from_every_format():
-    assert upgrade({"a": 1}) == {"format": 0, "fingerprint": None, "a": 1}
+    assert upgrade({"a": 1}) == {"format": 0, "fingerprint": None, "network": None, "a": 1}
     assert upgrade({"optimizer_state": "vectors"})["format"] == 1
-    today = {"format": FORMAT, "fingerprint": "f"}
+    today = {"format": FORMAT, "fingerprint": "f", "network": "Mine"}
     assert upgrade(today) == today
-    old = {"optimizer_state": "vectors", "fingerprint": "g"}
+    old = {"optimizer_state": "vectors", "fingerprint": "g", "network": None}
     assert upgrade(upgrade(old)) == upgrade(old) == old | {"format": 1}
 
 

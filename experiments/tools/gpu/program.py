@@ -74,7 +74,7 @@ def lower_sampler(model: UNet, batch: int, image_size: int, mesh: Mesh) -> Any:
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharded(mesh))
     sampler, denoiser = _whole((AncestralSampler(linear_schedule()), denoiser), mesh)
     shape = (image_size, image_size, model.channels)
-    traced = _sample_batch.trace(sampler, denoiser, keys, shape)
+    traced = _sample_batch.trace(sampler, denoiser, None, keys, shape)
     return traced.lower(lowering_platforms=("cuda",))
 
 
