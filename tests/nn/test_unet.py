@@ -34,6 +34,16 @@ def apply(model, params, *inputs):
     return quick_jit(model.apply)({"params": params}, *inputs)
 
 
+def test_the_table_is_no_nan_to_whoever_looks_for_them(small_params, small_inputs):
+    """But a prediction at a step that it lacks is, and looking for it names the steps."""
+    x, step = small_inputs
+    with jax.debug_nans(True):
+        apply(SMALL, small_params, x, step)
+        time_embedding(16, jnp.float32, step)
+        with pytest.raises(UserError, match="steps from 1 to 1000 are not all in"):
+            apply(SMALL, small_params, x, step + 1)
+
+
 @pytest.fixture(scope="module")
 def small_params():
     return random_params(SMALL, (8, 8, 3))
