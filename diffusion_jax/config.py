@@ -106,7 +106,7 @@ class ScheduleConfig:
         Raises:
           UserError: a file that cannot be used, or that has other than diffusion_steps steps.
         """
-        if self.times is not None or self.schedule in SCHEDULES or not is_path(self.schedule):
+        if self.schedule in SCHEDULES or not is_path(self.schedule):
             return self
         times, asked = read_times(self.schedule), self.diffusion_steps
         if asked not in (len(times), type(self).diffusion_steps):
@@ -123,8 +123,8 @@ class ScheduleConfig:
           UserError: more steps than the model's time table has, or too few for the schedule, or
             what the schedule refuses.
         """
-        if self.times is None and self.schedule not in SCHEDULES and is_path(self.schedule):
-            return self.settled().build()
+        if (settled := self.settled()) is not self:
+            return settled.build()
         steps = self.diffusion_steps if self.times is None else len(self.times)
         if not 1 <= steps <= TIME_STEPS:
             raise UserError(

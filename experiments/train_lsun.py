@@ -110,6 +110,7 @@ def parse(words: list[str]) -> Config:
             f"--resume {folder} names the run's folder, and --run-dir {config.output.run_dir} "
             f"another: leave one of them out"
         )
+    config = replace(config, schedule=config.schedule.settled())
     if changed := saved_config.differences(saved_config.read(folder), config):
         fields = (line.partition(":") for line in changed)
         refused = "; ".join(f"{_option(name)}:{values}" for name, _, values in fields)

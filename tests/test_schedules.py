@@ -1,5 +1,6 @@
 """Schedules by name, with parameters, and from a file."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.schedule import constant_schedule, cosine_schedule, from_beta, linear_schedule
 from diffusion_jax.schedules import SCHEDULES, parameters_of, read_times
 from diffusion_jax.training import saved_config
+from experiments.train_lsun import parse
 
 
 def same(first, second):
@@ -94,3 +96,23 @@ def test_a_file_that_is_not_there_or_has_other_steps(tmp_path):
     with pytest.raises(UserError, match="has 3 steps, not diffusion_steps = 500"):
         ScheduleConfig(str(path), 500).settled()
     assert ScheduleConfig(str(path), 3).build().num_steps == 3
+
+
+def test_a_run_goes_on_with_its_file_given_again_and_with_no_other(tmp_path, monkeypatch):
+    """By its times: whatever the file is called, and whether it is there."""
+    monkeypatch.chdir(tmp_path)
+    first, other = tmp_path / "first.json", tmp_path / "other.json"
+    times = np.linspace(0.1, 3, 60).tolist()
+    first.write_text(json.dumps({"time": times}))
+    config = parse(["--preset", "sample", "--schedule", str(first), "--run-dir", "run"])
+    (tmp_path / "run").mkdir()
+    began = dataclasses.replace(config, schedule=config.schedule.settled())
+    saved_config.write(began)
+    first.rename(other)
+    for words in ([], ["--schedule", str(other)]):
+        assert parse(["--resume", "run", *words]).schedule.times == tuple(times)
+    other.write_text(json.dumps({"time": [2 * t for t in times]}))
+    with pytest.raises(UserError, match="times: 60 values -> 60 values"):
+        parse(["--resume", "run", "--schedule", str(other)])
+    with pytest.raises(UserError, match="schedule: first -> linear"):
+        parse(["--resume", "run", "--schedule", "linear"])

@@ -9,6 +9,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_bytes
+from diffusion_jax.schedules import SCHEDULES
 
 NAME = "config.json"
 
@@ -183,11 +184,18 @@ def differences(old: Config, new: Config) -> list[str]:
     before, after = _flat(old), _flat(new)
     # A run that was imported chooses its compute type when it is trained first.
     chooses = {"model.dtype"} if old.model.dtype == "auto" else set()
+    times, name = new.schedule.times, new.schedule.schedule
+    if times is not None and times == old.schedule.times and name not in SCHEDULES:
+        chooses.add("schedule.schedule")  # the name of a file
     return [
-        f"{path.rpartition('.')[2]}: {before[path]} -> {after[path]}"
+        f"{path.rpartition('.')[2]}: {_short(before[path])} -> {_short(after[path])}"
         for path in sorted(before)
         if before[path] != after[path] and not _is_free(path) and path not in chooses
     ]
+
+
+def _short(value: Any) -> Any:
+    return f"{len(value)} values" if isinstance(value, list) and len(value) > 10 else value
 
 
 def _is_free(path: str) -> bool:
