@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from two_convolutions import build
+from two_convolutions import TwoConvolutions
 
-from diffusion_jax.config import ModelConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.training import loop
 from diffusion_jax.training.metrics import read_metrics
@@ -36,15 +35,14 @@ def one_pixel(images):
         (lambda images: images[:-1], "its num_images was 24 and is 23"),
     ],
 )
-def test_a_resumed_run_notices(tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr(ModelConfig, "build", build)
+def test_a_resumed_run_notices(tmp_path, change, message):
     path, run_dir = tmp_path / "images.npy", tmp_path / "run"
 
     def train(steps):
         words = ["--data", path, "--image-size", None, "--images-per-class", None, "--classes"]
         words += ["--batch-size", 8, "--log-every", 1, "--checkpoint-every", 2, "--num-samples", 1]
         words += ["--diffusion-steps", 25, "--steps", steps, "--run-dir", run_dir]
-        loop.train(parse([str(word) for word in words]))
+        loop.train(parse([str(word) for word in words]), TwoConvolutions(1))
 
     np.save(path, IMAGES)
     train(2)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from two_convolutions import TwoConvolutions, build
+from two_convolutions import TwoConvolutions
 
-from diffusion_jax.config import Config, ModelConfig
+from diffusion_jax.config import Config
 from diffusion_jax.errors import UserError
 from diffusion_jax.training import loop
 from diffusion_jax.training.checkpoint import Checkpoints
@@ -140,11 +140,10 @@ def test_what_is_not_finite(
         return train_step(state, images)
 
     poisoned.lower = lambda *shapes: SimpleNamespace(compile=lambda: None)  # not of bytes
-    monkeypatch.setattr(ModelConfig, "build", build)
     monkeypatch.setattr(loop, "make_parallel_train_step", lambda *args: poisoned)
     words = [*OPTIONS, "--data", str(data), "--run-dir", str(tmp_path)]
     with pytest.raises(UserError, match=message) as caught:
-        loop.train(parse([*words, "--steps-per-dispatch", str(together)]))
+        loop.train(parse([*words, "--steps-per-dispatch", str(together)]), TwoConvolutions(1))
     if "last good" in str(caught.value):
         assert f"the last good checkpoint is {tmp_path / 'checkpoints' / '4'}" in str(caught.value)
     logged = [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")]

@@ -8,10 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from two_convolutions import TwoConvolutions, build
+from two_convolutions import TwoConvolutions
 
 import diffusion_jax as dj
-from diffusion_jax.config import ModelConfig
 from diffusion_jax.training import loop
 from diffusion_jax.training.run import load_model
 from experiments.train_lsun import parse
@@ -31,16 +30,15 @@ def losses(images, seed=3):
     return [loss for loss, _, _ in found], [norm for _, norm, _ in found], found[-1][2]
 
 
-def test_they_are_a_runs_updates(tmp_path, monkeypatch):
-    monkeypatch.setattr(ModelConfig, "build", build)
+def test_they_are_a_runs_updates(tmp_path):
     words = f"--preset sample --data {IMAGES} --run-dir {tmp_path} --seed 3 --steps 5 --log-every 1"
     words += " --batch-size 8 --learning-rate 1e-2 --warmup-steps 2 --diffusion-steps 40"
-    loop.train(parse([*words.split(), "--num-samples", "4"]))
+    loop.train(parse([*words.split(), "--num-samples", "4"]), TwoConvolutions(1))
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     loss, norm, _ = losses(dj.load_images(IMAGES))
     assert loss == [record["loss"] for record in records]
     assert norm == [record["grad_norm"] for record in records]
-    assert load_model(tmp_path).step == 5
+    assert load_model(tmp_path, network=TwoConvolutions(1)).step == 5
 
 
 def test_floats_are_grey_levels_over_255():
