@@ -21,6 +21,8 @@ pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 KERNELS = {"plain": PLAIN, "CPU": CPU, "accelerator": ACCELERATOR}
 each = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
+# What an accelerator shares with one of them.
+either = pytest.mark.parametrize("kernels", [PLAIN, CPU], ids=["plain", "CPU"])
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +160,7 @@ def plain_upsampling(h, kernel):
     return plain_convolution(jnp.repeat(jnp.repeat(h, 2, 1), 2, 2), kernel)
 
 
-@each
+@either
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (6, 5), (5,)])
 def test_linear_layer_and_its_gradients(kernels, shape):
     def plain(h, kernel, bias):
@@ -168,7 +170,7 @@ def test_linear_layer_and_its_gradients(kernels, shape):
     assert_same(kernels.linear, plain, normal(18, *shape), normal(19, 5, 3), normal(20, 3))
 
 
-@each
+@either
 def test_linear_layer_in_bfloat16_sums_the_gradient_of_its_bias_in_float32(kernels):
     """4096 ones: in bfloat16 their sum would stop at 256."""
     h, kernel = jnp.zeros((8, 512, 2), jnp.bfloat16), jnp.zeros((2, 3), jnp.bfloat16)
@@ -179,7 +181,7 @@ def test_linear_layer_in_bfloat16_sums_the_gradient_of_its_bias_in_float32(kerne
     np.testing.assert_array_equal(dbias, 4096)
 
 
-@each
+@either
 def test_sum_in_bfloat16_sums_the_gradient_of_the_offset_in_float32(kernels):
     """Of a bias, which is float32, and of the time, an offset an example."""
     h = jnp.zeros((2, 64, 64, 3), jnp.bfloat16)
@@ -192,7 +194,7 @@ def test_sum_in_bfloat16_sums_the_gradient_of_the_offset_in_float32(kernels):
         np.testing.assert_array_equal(doffset, np.full(shape, 2 * 4096 // shape[0]))
 
 
-@each
+@either
 @pytest.mark.parametrize("shape", [(2, 4, 4, 3), (3, 8, 6, 2), (1, 5, 4, 2), (1, 1, 2, 2)])
 def test_convolution_and_its_gradients(monkeypatch, kernels, shape):
     monkeypatch.setattr(winograd, "_LEAST_CHANNELS", 1)
