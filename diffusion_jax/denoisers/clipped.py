@@ -32,6 +32,11 @@ class ClippedDenoiser:
     low: Array
     high: Array
 
+    @property
+    def num_steps(self) -> int:
+        """How many steps it knows."""
+        return self.schedule.num_steps
+
     def __call__(self, x: Array, step: Array) -> Array:
         """See `Denoiser`."""
         data = noise_to_x_0(self.schedule, self.denoiser(x, step), x, step)

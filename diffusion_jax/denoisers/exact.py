@@ -37,6 +37,11 @@ class EmpiricalDenoiser:
         """That of these training points (n, ...), mean removed; labels change nothing."""
         return cls(schedule, jax.device_put(points))
 
+    @property
+    def num_steps(self) -> int:
+        """How many steps it knows."""
+        return self.schedule.num_steps
+
     def posterior(self, x: Array, step: Array) -> Array:
         """Log p(nu | x), shape (batch, n), for x (batch, ...) and steps (batch,)."""
         signal = jnp.sqrt(self.schedule.alpha_bar[step]).astype(x.dtype)[:, None]

@@ -25,6 +25,11 @@ class GaussianMixtureDenoiser:
     centre: Array
     sigma: Array
 
+    @property
+    def num_steps(self) -> int:
+        """How many steps it knows."""
+        return self.schedule.num_steps
+
     def __call__(self, x: Array, step: Array) -> Array:
         """See `Denoiser`."""
         alpha_bar = self.schedule.alpha_bar[step].astype(x.dtype)

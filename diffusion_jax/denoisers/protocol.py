@@ -39,6 +39,6 @@ def require_steps(denoiser: object, num_steps: int) -> None:
     known = getattr(denoiser, "num_steps", None)
     if known is not None and num_steps > known:
         raise UserError(
-            f"the schedule has {num_steps} steps, but the network knows the steps 0..{known - 1} "
+            f"the schedule has {num_steps} steps, but the denoiser knows the steps 0..{known - 1} "
             f"alone: take a schedule of at most {known}"
         )

@@ -131,6 +131,11 @@ class RespacedDenoiser:
     denoiser: Denoiser
     steps: Array
 
+    @property
+    def num_steps(self) -> int:
+        """How many steps it knows."""
+        return len(self.steps)
+
     def __call__(self, x: Array, step: Array) -> Array:
         """See `Denoiser`."""
         return self.denoiser(x, jnp.asarray(self.steps)[step])

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 
 from diffusion_jax.config import TrainingConfig
-from diffusion_jax.denoisers import TrainedDenoiser
+from diffusion_jax.denoisers import (
+    ClippedDenoiser,
+    EmpiricalDenoiser,
+    GaussianMixtureDenoiser,
+    TrainedDenoiser,
+)
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.unet import UNet
 from diffusion_jax.regimes.cloning import fork
 from diffusion_jax.sampling import AncestralSampler, sample, sampling_loop
 from diffusion_jax.sampling.likelihood import image_bits
-from diffusion_jax.sampling.respacing import with_calls
+from diffusion_jax.sampling.respacing import RespacedDenoiser, with_calls
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training.updates import updates
 
@@ -46,9 +51,23 @@ def run_loop(sampler, denoiser):
     ids=["sample", "loop", "fork", "respacing", "likelihood", "training"],
 )
 def test_more_steps_than_the_network_knows_are_refused(use):
-    message = r"has 1001 steps, but the network knows the steps 0\.\.999 alone: take a schedule of"
+    message = r"has 1001 steps, but the denoiser knows the steps 0\.\.999 alone: take a schedule of"
     with pytest.raises(UserError, match=message):
         use()
+
+
+def test_closed_forms_know_the_steps_of_their_schedule():
+    """Beyond these they would take the tables' last entries in silence."""
+    schedule, points = linear_schedule(50), jnp.zeros((3, *SHAPE))
+    exact = EmpiricalDenoiser(schedule, points)
+    for denoiser in (
+        exact,
+        GaussianMixtureDenoiser(schedule, points[0], jnp.float32(1)),
+        ClippedDenoiser(exact, schedule, jnp.float32(0), jnp.float32(1)),
+        RespacedDenoiser(UNET, jnp.arange(0, 1000, 20)),
+    ):
+        with pytest.raises(UserError, match=r"has 60 steps, but the denoiser knows .* 0\.\.49"):
+            sample(AncestralSampler(linear_schedule(60)), denoiser, KEY, 1, SHAPE)
 
 
 class Linear(nn.Module):
