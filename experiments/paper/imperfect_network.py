@@ -61,14 +61,21 @@ def measure(samples: np.ndarray, features: np.ndarray, real: np.ndarray) -> dict
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown."""
-    lines = ["| sampler, calls | clipped | deviation | of means | range | kernel distance |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
-    for row in rows:
+    """The rows in Markdown, those of one sampler as it is and clipped in one line."""
+    lines = [
+        "| sampler, calls | deviation / of means | range | kernel distance | clipped: deviation / "
+        "of means | kernel distance |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for free, clipped in zip(rows[::2], rows[1::2], strict=True):
+        deviations, distances = (
+            [text.format(**row) for row in (free, clipped)]
+            for text in ("{deviation:.2f} / {deviation_of_means:.2f}", "{kernel_distance:.3f}")
+        )
         lines.append(
-            f"| {row['sampler']} {row['calls']} | {'yes' if row['clip'] else 'no'} "
-            f"| {row['deviation']:.2f} | {row['deviation_of_means']:.2f} "
-            f"| {row['least']:.1f} to {row['largest']:.1f} | {row['kernel_distance']:.3g} |"
+            f"| {free['sampler']} {free['calls']} | {deviations[0]} "
+            f"| {free['least']:.1f} to {free['largest']:.1f} | {distances[0]} "
+            f"| {deviations[1]} | {distances[1]} |"
         )
     return "\n".join(lines)
 
