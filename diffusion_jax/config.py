@@ -89,14 +89,13 @@ class ScheduleConfig:
     """The noise schedule."""
 
     schedule: str = "linear"
-    """linear: beta from 1e-4 to 2e-2, rescaled for other than 1000 steps; constant: beta = 6e-3;
-    cosine: Nichol & Dhariwal's; or the path of a schedule.json, such as experiments.regimes makes
-    from the data. The run keeps what is in the file."""
+    """A name (commands list them above), such as linear, cosine or constant; or the path of a
+    schedule.json, such as experiments.regimes makes from the data. The run keeps what is in it."""
     diffusion_steps: int = 1000
     """Number of steps of the forward process; that of a schedule's file comes from the file."""
     schedule_parameters: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Parameters of the schedule other than its own values, name and value: first and last beta
-    (linear), beta (constant), offset (cosine)."""
+    """Parameters of the schedule other than its own values, each a name and a value, such as
+    beta 0.01."""
     times: tyro.conf.Suppress[tuple[float, ...] | None] = None
     """Ornstein-Uhlenbeck times of the steps, in place of all the above."""
 
@@ -196,8 +195,8 @@ class OutputConfig:
     num_samples: int = 64
     """Samples in a grid."""
     sampler: str = "ancestral"
-    """Sampler of the grids and evaluations, by its name in experiments.sample. Those without noise
-    carry the network's early errors along (docs/sampling.md)."""
+    """Sampler of the grids and evaluations, by its name (commands list them above). Those without
+    noise carry the network's early errors along (docs/sampling.md)."""
     clip: bool = True
     """Keep what the network predicts of the data, in grids and evaluations, within their range;
     never where the run is faithful."""

@@ -33,6 +33,11 @@ from diffusion_jax.runtime.files import plain, unwritten, write_json, write_npy
 from diffusion_jax.training.run import TrainedModel
 
 NUM_FORKS = 20
+# Settings that are a hash, and what it means that they differ.
+_DIGESTS = {
+    "schedule": "other steps of the sampler: --calls, --clock",
+    "parameters": "other parameters of the network",
+}
 # What was done before it was among the settings.
 _EARLIER = {"sampler": "ancestral", "clip": False, "matched_start": False}
 # Places at which the trunk's nearest training image is looked up.
@@ -109,7 +114,10 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         found = _EARLIER | found
         changed = [name for name in wanted if found.get(name) != wanted[name]]
         if changed:
-            lines = "; ".join(f"{name}: {found.get(name)} -> {wanted[name]}" for name in changed)
+            lines = "; ".join(
+                _DIGESTS.get(name) or f"{name}: {found.get(name)} -> {wanted[name]}"
+                for name in changed
+            )
             raise UserError(
                 f"{folder} holds batches of another experiment ({lines}); give another --out, or "
                 f"remove that folder"

@@ -51,7 +51,21 @@ def make_schedule(name: str, num_steps: int, parameters: Mapping[str, float]) ->
             f"the {name} schedule has no parameter {', '.join(unknown)}; it has "
             f"{', '.join(f'{key} = {value:g}' for key, value in known.items()) or 'none'}"
         )
-    return SCHEDULES[name](num_steps, **parameters)
+    try:
+        with np.errstate(all="ignore"):
+            return SCHEDULES[name](num_steps, **parameters)
+    except UserError as error:
+        given = "".join(f", {key} = {value:g}" for key, value in parameters.items())
+        raise UserError(f"the {name} schedule of {num_steps} steps{given}: {error}") from error
+
+
+def listing() -> str:
+    """All that ScheduleConfig.schedule may be, a line each, for the help of commands."""
+    lines = []
+    for name in SCHEDULES:
+        parameters = (f"{key} = {value:g}" for key, value in parameters_of(name).items())
+        lines.append(f"  {name:<10} {', '.join(parameters)}")
+    return "\n".join(["schedules, for --schedule, and --schedule-parameters of each:", *lines])
 
 
 def read_times(path: Path | str) -> tuple[float, ...]:
@@ -72,8 +86,11 @@ def read_times(path: Path | str) -> tuple[float, ...]:
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
             f"{path} holds no schedule: a JSON object is wanted whose entry time lists the "
-            f"Ornstein-Uhlenbeck times of the steps ({error!r})"
+            f"Ornstein-Uhlenbeck times of two steps or more"
         ) from error
-    if not times or not (times[0] > 0 and np.isfinite(times).all() and np.all(np.diff(times) > 0)):
-        raise UserError(f"the times in {path} must be positive and increase from step to step")
+    increase = np.all(np.diff(times, prepend=0) > 0) and np.isfinite(times).all()
+    if len(times) < 2 or not increase:
+        raise UserError(
+            f"the times in {path} must be two or more, positive, and increase from step to step"
+        )
     return times

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,18 +112,19 @@ class Study:
           The paths of the figures.
 
         Raises:
-          UserError: they cannot be written.
+          UserError: they cannot be written, or see `require_own`.
         """
         folder = Path(folder).expanduser()
+        pictures, schedule = list(pictures_of(self.analysis, self.images)), self.analysis.schedule
+        own = [picture.name for picture in pictures] + ["report.html"]
+        own += ["schedule.json"] if schedule is not None else []
+        require_own(folder, own)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name in _written_before(folder):
                 (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise unwritten(folder, error) from error
-        pictures, schedule = list(pictures_of(self.analysis, self.images)), self.analysis.schedule
-        own = [picture.name for picture in pictures] + ["report.html"]
-        own += ["schedule.json"] if schedule is not None else []
         described = {"settings": self.settings | {"warnings": self.warnings}, "files": own}
         write_json(folder / "result.json", described | numbers.to_json(self.analysis))
         if schedule is not None:
@@ -251,6 +252,31 @@ def measure(
         "seed": seed,
     }
     return Study(name, images, analysis, (*warnings, *analysis.warnings), settings)
+
+
+def require_own(folder: Path, names: Sequence[str] = ("spectrum.png", "collapse.png")) -> None:
+    """Refuses a folder where a study would write over files that no study wrote.
+
+    Args:
+      folder: where the study is to be saved; it need not exist.
+      names: the files besides result.json; by default what every study writes.
+
+    Raises:
+      UserError: one is there; nothing is changed.
+    """
+    foreign = [name for name in ("result.json", *names) if (folder / name).is_file()]
+    try:
+        found = json.loads((folder / "result.json").read_bytes())
+        if isinstance(found, dict) and {"settings", "Lambda"} <= found.keys():
+            earlier = found.get("files", FILES)  # versions before named none
+            foreign = [name for name in foreign if name not in ("result.json", *earlier)]
+    except (OSError, ValueError, TypeError):
+        pass
+    if foreign:
+        raise UserError(
+            f"{folder} holds {', '.join(foreign)}, which no study of this project wrote there: "
+            f"name another folder, or move them away"
+        )
 
 
 def _written_before(folder: Path) -> list[str]:

@@ -141,6 +141,7 @@ def main() -> None:
     warnings = study.warnings_of(images, options.memory_gib)
     out = default_folder(options) if options.out is None else expanded(options.out)
     try:
+        study.require_own(out)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made a folder: {error.strerror}") from error

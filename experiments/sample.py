@@ -1,5 +1,7 @@
 """Draws samples from a trained run: python -m experiments.sample RUN_DIR [--num-samples N]."""
 
+import hashlib
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,8 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.plots.training import save_image_grid
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import write_npy
-from diffusion_jax.sampling import SAMPLERS, check_sampler
-from diffusion_jax.sampling.respacing import Clock
+from diffusion_jax.sampling import SAMPLERS, Backward, check_sampler
+from diffusion_jax.sampling.respacing import Clock, first_step
 from diffusion_jax.schedule import from_time
 from diffusion_jax.schedules import read_times
 from diffusion_jax.training import run
@@ -40,11 +42,12 @@ class Options:
     """With one without noise, ddim or dpm-solver-2m, all of a sample comes from its start."""
     calls: int | None = None
     """Calls of the network per sample; by default all steps of the run's schedule."""
-    clock: Clock = "log-snr"
-    """What the steps of fewer calls are spread evenly over; docs/sampling.md compares them."""
+    clock: Clock | None = None
+    """What the steps of fewer calls are spread evenly over, by default log-snr; docs/sampling.md
+    compares them."""
     schedule: Path | None = None
-    """A schedule.json, as experiments.regimes makes it from the data: the calls, by default as many
-    as it has steps, are spread as its steps are."""
+    """A schedule.json, as experiments.regimes makes it from the data: the calls are spread as its
+    steps are. They are by default as many, or all of the run's if it has fewer."""
     clip: bool = True
     """Keep what the network predicts of the data within their range; never where the run is
     faithful. docs/sampling.md shows what comes of it without."""
@@ -59,21 +62,51 @@ class Options:
                 "num_samples and batch_size must be at least 1, seed between 0 and 2^32 - 1"
             )
         check_sampler(self.sampler)
+        if self.schedule is not None and self.clock is not None:
+            raise UserError(
+                f"--clock {self.clock} and --schedule {self.schedule} both say where the steps "
+                f"are: leave one of them out"
+            )
 
     def name(self, step: int, calls: int) -> str:
         """What the files of these samples are called, without an ending."""
         parts = [f"step_{step:08d}_seed_{self.seed}"]
+        if self.num_samples != type(self).num_samples:
+            parts.append(f"{self.num_samples}_images")
         if self.sampler != "ancestral" or self.calls is not None or self.schedule is not None:
-            parts += [self.sampler, str(calls)]
+            parts += [re.sub(r"[^\w.-]", "-", self.sampler), str(calls)]
         if self.schedule is not None:
-            parts.append(self.schedule.name.removesuffix(".json"))
-        elif self.calls is not None and self.clock != "log-snr":
-            parts.append(self.clock)
+            times = np.asarray(read_times(self.schedule)).tobytes()
+            parts.append(f"schedule_{hashlib.sha256(times).hexdigest()[:8]}")
+        elif self.calls is not None and self.clock not in (None, "log-snr"):
+            parts.append(str(self.clock))
         if not self.clip:
             parts.append("unclipped")
         if self.dtype != "float32":
             parts.append(self.dtype)
         return "_".join(parts)
+
+
+def choose(model: run.TrainedModel, options: Options) -> Backward:
+    """The backward process that the options name.
+
+    Raises:
+      UserError: calls that the sampler cannot make, or a schedule at other times than the run's.
+    """
+    calls, clip = options.calls, options.clip
+    if options.schedule is None:
+        return model.backward(options.sampler, calls, options.clock or "log-snr", clip)
+    spread, own = from_time(np.asarray(read_times(options.schedule))), model.sampler.schedule
+    first, last = float(own.time[0]), float(own.time[-1])
+    within = int(np.sum((spread.time >= first) & (spread.time <= last)))
+    if within < spread.num_steps / 2:
+        raise UserError(
+            f"only {within} of the {spread.num_steps} times in {options.schedule} lie in the "
+            f"run's schedule, from {first:.4g} to {last:.4g}"
+        )
+    each = SAMPLERS[options.sampler].calls_per_step
+    calls = calls or each * min(spread.num_steps, first_step(own) + 1)
+    return model.backward(options.sampler, calls, spread, clip)
 
 
 @reports_errors
@@ -83,13 +116,7 @@ def main() -> None:
     options.check()
     start()
     model = run.load_model(options.run_dir, options.dtype)
-    calls, clock = options.calls, options.clock
-    if options.schedule is not None:
-        spread = from_time(np.asarray(read_times(options.schedule)))
-        calls = calls or min(spread.num_steps, model.sampler.schedule.num_steps)
-        process = model.backward(options.sampler, calls, spread, options.clip)
-    else:
-        process = model.backward(options.sampler, calls, clock, options.clip)
+    process = choose(model, options)
     folder = options.out or options.run_dir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     print(

@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from diffusion_jax import schedules
 from diffusion_jax.config import Config, DataConfig
 from diffusion_jax.data import listing
 from diffusion_jax.data.names import name_of
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import PRESETS, data_defaults, preset_of
+from diffusion_jax.sampling import SAMPLERS
 from diffusion_jax.training import loop, saved_config
 from experiments import command
 from experiments.command import reports_errors, start
@@ -100,7 +102,8 @@ def parse(words: list[str]) -> Config:
     Raises:
       UserError: --resume of what is no run, or beside it what must stay as it was.
     """
-    description = f"{__doc__}\n{presets()}\n\n{listing()}"
+    samplers = f"samplers, for --sampler: {', '.join(SAMPLERS)}"
+    description = f"{__doc__}\n{presets()}\n\n{listing()}\n\n{schedules.listing()}\n\n{samplers}"
     options = command.parse(Options, "train_lsun", description, words, UNSAID, _refined)
     config, folder = options.config, options.resume
     if folder is None:

@@ -36,7 +36,8 @@ def test_what_is_not_there_is_refused_with_what_is():
         ScheduleConfig("sigmoid").build()
     with pytest.raises(UserError, match=r"no parameter gamma; it has beta = 0\.006"):
         ScheduleConfig("constant", 30, {"gamma": 1.0}).build()
-    with pytest.raises(UserError, match="must lie in"):
+    message = r"the constant schedule of 30 steps, beta = 1\.5: every beta must lie in"
+    with pytest.raises(UserError, match=message):
         ScheduleConfig("constant", 30, {"beta": 1.5}).build()
     with pytest.raises(UserError, match="between 1 and 1000"):
         ScheduleConfig("constant", 1001).build()
@@ -80,11 +81,11 @@ def test_a_file_that_holds_no_schedule(tmp_path, text):
         read_times(path)
 
 
-@pytest.mark.parametrize("time", [[], [0, 1], [-1.0, 1], [1, 1], [2, 1], [1, float("inf")]])
+@pytest.mark.parametrize("time", [[], [1.0], [0, 1], [-1.0, 1], [1, 1], [2, 1], [1, float("inf")]])
 def test_times_that_do_not_increase(tmp_path, time):
     path = tmp_path / "schedule.json"
     path.write_text(json.dumps({"time": time}))
-    with pytest.raises(UserError, match="must be positive and increase"):
+    with pytest.raises(UserError, match="must be two or more, positive, and increase"):
         read_times(path)
 
 

@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 from jax import Array
 
+from diffusion_jax.errors import UserError
+
 
 class Network(Protocol):
     """A noise predictor eps_theta(x_t, s), as a Flax module is one that has a method `check`.
@@ -34,6 +36,22 @@ class Network(Protocol):
         """
 
 
-def name_of(network: Network | None) -> str | None:
+def require_network(network: Any) -> None:
+    """Refuses what has not the methods of a `Network`.
+
+    Raises:
+      UserError: one is missing; it is named.
+    """
+    for name in ("init", "apply", "check"):
+        if not callable(getattr(network, name, None)):
+            raise UserError(
+                f"the network {type(network).__qualname__} has no method {name}: "
+                f"diffusion_jax.nn.network.Network says what it is to do"
+            )
+
+
+def described(network: Network | None, num_parameters: int) -> str | None:
     """What a run calls a network of one's own; None for the UNet of its configuration."""
-    return None if network is None else type(network).__qualname__
+    if network is None:
+        return None
+    return f"{type(network).__qualname__} with {num_parameters:,} parameters"

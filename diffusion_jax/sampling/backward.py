@@ -118,9 +118,13 @@ def backward(
     usable = schedule.num_steps if faithful else first_step(schedule) + 1
     steps = np.arange(usable)
     if calls is not None:
-        if not 2 <= calls // kind.calls_per_step <= usable:
-            least, most = 2 * kind.calls_per_step, usable * kind.calls_per_step
-            raise UserError(f"calls = {calls} must lie between {least} and {most} for {sampler}")
+        each = kind.calls_per_step
+        if not 2 * each <= calls <= usable * each or calls % each:
+            multiple = f", and be a multiple of {each}" if each > 1 else ""
+            raise UserError(
+                f"calls = {calls} must lie between {2 * each} and {usable * each}{multiple} for "
+                f"{sampler}"
+            )
         steps = spread_steps(clock_of(schedule, clock)[:usable], calls // kind.calls_per_step)
     if len(steps) < schedule.num_steps:
         schedule = respaced(schedule, steps)

@@ -19,14 +19,14 @@ from diffusion_jax.data.batches import batch_shape, device_batches
 from diffusion_jax.data.fingerprint import changed
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
-from diffusion_jax.nn.network import Network
+from diffusion_jax.nn.network import Network, described, require_network
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first, require_same
 from diffusion_jax.runtime.preemption import Stopped, StopRequest
 from diffusion_jax.training import saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
-from diffusion_jax.training.outputs import Outputs, summarize
+from diffusion_jax.training.outputs import Outputs, check_processes, summarize
 from diffusion_jax.training.recorder import Recorder
 from diffusion_jax.training.run import (
     check_same_data,
@@ -86,6 +86,11 @@ def _train(config: Config, network: Network | None) -> None:
         )
         newest = checkpoints.restore_newest(run.structure_of)
         start = 0 if newest is None else newest[0]
+        if config.steps < start:
+            raise UserError(
+                f"the run in {folder} has done {start} updates, more than steps = {config.steps}: "
+                f"nothing is changed; give a larger --steps to go on"
+            )
         if newest is not None:
             run = run.with_mean(newest[2]["mean"])
         if is_first_process():
@@ -164,7 +169,9 @@ class _Run:
     @classmethod
     def prepare(cls, config: Config, network: Network | None = None) -> "_Run":
         """Claims the run's folder, loads the data and makes the model."""
-        config.schedule.build()  # before anything that takes long
+        check_processes(config)  # before anything that takes long
+        if network is not None:
+            require_network(network)
         claim(config)
         try:
             images, held_out = data.load_split(config.data)
@@ -199,7 +206,7 @@ class _Run:
         key = jax.random.key(config.seed)
         like = jax.eval_shape(lambda: init_state(model, optimizer, key, shape))
         fresh = partial(fresh_state, model, optimizer, key, shape)
-        metadata = metadata_of(config, known, network)
+        metadata = metadata_of(config, known, described(network, like.flat_params.size))
         wide = dataclasses.replace(config.model, dtype="float32")
         outputs = Outputs(config, network or wide.build(shape[-1]), schedule, images, held_out)
         return cls(config, images, metadata, like, fresh, step, outputs, network)
@@ -222,7 +229,8 @@ class _Run:
     def structure_of(self, saved: dict[str, Any]) -> SavedState:
         """What a checkpoint of this run is read into; see `Checkpoints.restore_newest`."""
         saved = upgrade(saved)
-        check_same_network(self.config.output.run_dir, saved, self.network)
+        own = described(self.network, self.like.flat_params.size)
+        check_same_network(self.config.output.run_dir, saved, own)
         check_same_data(saved, self.metadata)
         return structure_of(self.like, saved)
 

@@ -91,6 +91,18 @@ def summarize(config: Config, images: ImageSet, parameters: int, fingerprint: st
         print(f"Spectrum, {label}: Lambda = {values['Lambda']:.3f}, {said}")
 
 
+def check_processes(config: Config) -> None:
+    """Refuses grids and evaluations that could not be drawn.
+
+    Raises:
+      UserError: an impossible schedule, an unknown sampler, or calls that it cannot make.
+    """
+    schedule, output = config.schedule.build(), config.output
+    calls = output.evaluate_calls if output.evaluate_every is not None else None
+    for each in {None, calls}:
+        backward(schedule, lambda x, step: x, output.sampler, each)
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What a run shows of its model by the way: evaluations, grids of samples, curves.

@@ -8,7 +8,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import TrainedDenoiser
 from diffusion_jax.errors import UserError
-from diffusion_jax.nn.network import Network, name_of
+from diffusion_jax.nn.network import Network, described, require_network
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first, require_same
@@ -38,6 +38,7 @@ from diffusion_jax.training.saved_state import (
 )
 from diffusion_jax.training.step import init_state, make_optimizer, state_of
 
+Dtype = Literal["float32", "bfloat16"]
 # Seconds within which a shared file system shows a file to the other hosts.
 _VISIBLE = 60
 # By which a channel's mean in [0, 1] may differ from a kept one: a sum over millions of pixels in
@@ -190,33 +191,31 @@ def data_of(images: ImageSet) -> dict[str, Any]:
     }
 
 
-def metadata_of(
-    config: Config, data: dict[str, Any], network: Network | None = None
-) -> dict[str, Any]:
+def metadata_of(config: Config, data: dict[str, Any], network: str | None = None) -> dict[str, Any]:
     """What is saved with every checkpoint beside the arrays.
 
     Args:
       config: the run's configuration.
       data: shape, mean, classes, num_images and fingerprint of the training set; see `data_of`.
-      network: what is trained in place of the configuration's UNet.
+      network: what `described` says of a network in place of the configuration's UNet.
     """
-    own = {"network": name_of(network)}
+    own = {"network": network}
     return {"format": FORMAT, "config": saved_config.to_dict(config)} | own | data
 
 
-def check_same_network(folder: Path, saved: dict[str, Any], network: Network | None) -> None:
+def check_same_network(folder: Path, saved: dict[str, Any], network: str | None) -> None:
     """Refuses another network than a checkpoint was trained with.
 
     Args:
       folder: the run's folder.
       saved: the checkpoint's metadata.
-      network: what is to be used in place of the configuration's UNet.
+      network: what `described` says of a network in place of the configuration's UNet.
 
     Raises:
-      UserError: it is of another class.
+      UserError: it is of another class, or has another number of parameters.
     """
     own = "the UNet of its config.json"
-    trained, given = saved["network"] or own, name_of(network) or own
+    trained, given = saved["network"] or own, network or own
     if trained != given:
         raise UserError(
             f"the run in {folder} trains {trained}, not {given}: a network of one's own is given "
@@ -300,7 +299,8 @@ def import_parameters(
 
 def load_model(
     run_dir: Path | str,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
+    *,
     network: Network | None = None,
 ) -> TrainedModel:
     """Opens a run to sample from it.
@@ -315,6 +315,10 @@ def load_model(
       UserError: no run there, nothing saved in it yet, a model other than config.json's, or a
         network of another class.
     """
+    if dtype not in get_args(Dtype):
+        raise UserError(f"dtype = {dtype!r} must be {' or '.join(get_args(Dtype))}")
+    if network is not None:
+        require_network(network)
     run_dir = Path(run_dir).expanduser()
     config = saved_config.read(run_dir)
     if not (run_dir / "checkpoints").is_dir():
@@ -323,12 +327,13 @@ def load_model(
     def like(saved: dict[str, Any]) -> SavedState:
         saved = upgrade(saved)
         saved_config.require_same_model(run_dir, config, saved["config"])
-        check_same_network(run_dir, saved, network)
         model: Network = network or config.model.build(saved["shape"][-1])
         optimizer = make_optimizer(config.training)
         today = jax.eval_shape(
             lambda: init_state(model, optimizer, jax.random.key(0), saved["shape"])
         )
+        own = described(network, today.flat_params.size)
+        check_same_network(run_dir, saved, own)
         return structure_of(today, saved)
 
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:

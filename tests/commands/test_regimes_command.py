@@ -139,8 +139,6 @@ def test_awkward_names_and_few_draws(blobs, tmp_path, monkeypatch, capsys):
     held = {"images": images.astype(np.float32), "y": names, ":cat:[/]": np.zeros(3)}
     np.savez(folder / "a.npz", **held)
     out = tmp_path / "o"
-    out.mkdir()
-    (out / "samples.png").write_text("of an earlier run")
     arguments = ("--data", folder / "a.npz", "--out", out, "--max-draws", 100)
     monkeypatch.setenv("COLUMNS", "300")
     assert run(monkeypatch, *arguments) == 0
@@ -162,3 +160,18 @@ def test_times_beyond_the_window_are_said_to_be(tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "a.npy", images)
     assert run(monkeypatch, "--data", tmp_path / "a.npy", "--out", tmp_path / "o", *FAST) == 0
     assert capsys.readouterr().out.count("> 10") >= 3
+
+
+def test_files_of_others_are_not_written_over(blobs, tmp_path, monkeypatch, capsys):
+    """Before anything is measured; a study's own folder is used again."""
+    np.save(tmp_path / "a.npy", blobs[0].astype(np.float32))
+    words = ("--data", tmp_path / "a.npy", "--out", tmp_path / "o", *FAST)
+    (tmp_path / "o").mkdir()
+    for name in ("collapse.png", "result.json"):
+        (tmp_path / "o" / name).write_text("{}")
+        assert run(monkeypatch, *words) == 1
+        assert f"holds {name}, which no study of this project wrote" in capsys.readouterr().err
+        assert (tmp_path / "o" / name).read_text() == "{}"
+        (tmp_path / "o" / name).unlink()
+    for _ in range(2):
+        assert run(monkeypatch, *words) == 0

@@ -193,8 +193,10 @@ def test_a_sampler_from_outside_says_how_many_calls_a_step_takes(monkeypatch):
     exact = ends["dpm-solver-2m", 1000]
     errors = [np.abs(ends["heun", calls] - exact).mean() for calls in (60, 240)]
     assert errors[1] < errors[0] / 6  # of second order: 16, but for the last step's first order
-    with pytest.raises(UserError, match="calls = 3 must lie between 4 and 2000 for heun"):
-        backward(schedule, mixture, "heun", 3)
+    for calls in (3, 21, 2002):
+        message = f"calls = {calls} must lie between 4 and 2000, and be a multiple of 2 for heun"
+        with pytest.raises(UserError, match=message):
+            backward(schedule, mixture, "heun", calls)
 
 
 def test_a_sampler_may_draw_more_than_one_noise(monkeypatch):

@@ -61,14 +61,56 @@ def test_it_is_trained_resumed_and_opened(tmp_path):
 def test_it_is_known_by_its_class(tmp_path):
     dj.train(config(tmp_path, 2), Plain())
     for use, message in (
-        (lambda: dj.load_model(tmp_path / "run"), "trains Plain, not the UNet of its config.json"),
-        (lambda: loop.train(config(tmp_path, 4)), "trains Plain, not the UNet"),
-        (lambda: dj.train(config(tmp_path, 4), TwoConvolutions(1)), "trains Plain, not TwoConv"),
-        (lambda: dj.load_model(tmp_path / "run", network=nn.Dense(3)), "trains Plain, not Dense"),
+        (
+            lambda: dj.load_model(tmp_path / "run"),
+            "trains Plain with 4,096 parameters, not the UNet of its config",
+        ),
+        (lambda: loop.train(config(tmp_path, 4)), "trains Plain .*, not the UNet"),
+        (lambda: dj.train(config(tmp_path, 4), TwoConvolutions(1)), "trains Plain .*, not TwoConv"),
     ):
         with pytest.raises(UserError, match=message):
             use()
     assert dj.load_model(tmp_path / "run", network=Plain()).step == 2
+
+
+def test_another_of_its_name_is_told_by_its_parameters(tmp_path):
+    """The checkpoints are whole, and nobody is told otherwise."""
+    dj.train(config(tmp_path, 2), TwoConvolutions(1))
+
+    class TwoConvolutions_(nn.Module):
+        def check(self, *shape):
+            pass
+
+        @nn.compact
+        def __call__(self, x, step, dropout_keys=None):
+            return nn.Conv(1, (1, 1))(x)
+
+    TwoConvolutions_.__qualname__ = "TwoConvolutions"
+    message = r"trains TwoConvolutions with 77 parameters, not TwoConvolutions with 2 parameters"
+    for use in (
+        lambda: dj.load_model(tmp_path / "run", network=TwoConvolutions_()),
+        lambda: dj.train(config(tmp_path, 4), TwoConvolutions_()),
+    ):
+        with pytest.raises(UserError, match=message):
+            use()
+    assert dj.load_model(tmp_path / "run", network=TwoConvolutions(1)).step == 2
+
+
+def test_what_is_no_network_is_refused_and_leaves_nothing(tmp_path):
+    class Half(nn.Module):
+        @nn.compact
+        def __call__(self, x, step, dropout_keys=None):
+            return x
+
+    for use in (
+        lambda: dj.train(config(tmp_path, 2), Half()),
+        lambda: dj.load_model(tmp_path / "run", network=Half()),
+    ):
+        with pytest.raises(UserError, match="Half has no method check: diffusion_jax.nn.network"):
+            use()
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="dtype = .* must be float32 or bfloat16"):
+        dj.load_model(tmp_path / "run", Plain())
 
 
 def test_it_refuses_images_before_anything_is_written(tmp_path):

@@ -302,3 +302,24 @@ def test_where_the_data_of_a_trained_run_are_now(place):
     there = model.with_data(data_dir=Path("there"))
     assert there.config.data == dataclasses.replace(model.config.data, data_dir=Path("there"))
     assert model.with_data().config == model.config
+
+
+def test_fewer_steps_than_are_done_change_nothing(place):
+    before = Path("run/config.json").read_text()
+    with pytest.raises(UserError, match="has done 2 updates, more than steps = 1"):
+        resume("run", "--steps", 1)
+    assert Path("run/config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--sampler", "euler"), "no sampler 'euler'; choose from ancestral"),
+        (("--evaluate-every", 1, "--evaluate-calls", 26), "evaluate_calls = 26"),
+    ],
+)
+def test_what_a_grid_could_not_be_drawn_with_is_refused_at_once(tmp_path, words, message):
+    config = parse([*map(str, (*words, "--run-dir", tmp_path / "run", "--diffusion-steps", 25))])
+    with pytest.raises(UserError, match=message):
+        loop.train(config)
+    assert not (tmp_path / "run").exists()
