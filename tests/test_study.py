@@ -251,14 +251,21 @@ def saved(study, monkeypatch):
     return save
 
 
-def test_only_files_of_its_own_are_removed(saved, tmp_path):
+def test_only_files_of_its_own_are_removed_or_written_over(saved, tmp_path):
     for name in ("speciation.png", "mine.png"):
         (tmp_path / name).write_text("mine")
-    for content in (None, "{", "[]", '{"files": 3}', '{"files": "speciation.png"}', "{}"):
-        if content is not None:
-            (tmp_path / "result.json").write_text(content)
-        saved(tmp_path, "collapse.png")
-        assert (tmp_path / "speciation.png").read_text() == "mine"
+    for content in ("{", "[]", '{"files": 3}', '{"files": "speciation.png"}', "{}", "3"):
+        (tmp_path / "result.json").write_text(content)
+        with pytest.raises(dj.UserError, match=r"holds result\.json, which no study"):
+            saved(tmp_path, "collapse.png")
+        assert (tmp_path / "result.json").read_text() == content
+    (tmp_path / "result.json").unlink()
+    saved(tmp_path, "collapse.png")
+    assert (tmp_path / "speciation.png").read_text() == "mine"
+    with pytest.raises(dj.UserError, match=r"holds speciation\.png, which no study"):
+        saved(tmp_path, "collapse.png", "speciation.png")
+    assert (tmp_path / "speciation.png").read_text() == "mine"
+    (tmp_path / "speciation.png").unlink()
     saved(tmp_path, "collapse.png", "speciation.png")
     assert (tmp_path / "speciation.png").read_text() == "drawn"
     saved(tmp_path, "spectrum.png")
@@ -266,9 +273,11 @@ def test_only_files_of_its_own_are_removed(saved, tmp_path):
     assert not (tmp_path / "collapse.png").exists()
     assert (tmp_path / "mine.png").read_text() == "mine"
     # A name that leads elsewhere is none of ours.
+    result = json.loads((tmp_path / "result.json").read_text())
+    result["files"] = ["../mine.png", "notes.txt", "spectrum.png"]
     out = tmp_path / "out"
     out.mkdir()
-    (out / "result.json").write_text('{"files": ["../mine.png", "notes.txt"]}')
+    (out / "result.json").write_text(json.dumps(result))
     (out / "notes.txt").write_text("mine")
     saved(out, "collapse.png")
     assert (tmp_path / "mine.png").exists()

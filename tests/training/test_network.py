@@ -61,10 +61,7 @@ def test_it_is_trained_resumed_and_opened(tmp_path):
 def test_it_is_known_by_its_class(tmp_path):
     dj.train(config(tmp_path, 2), Plain())
     for use, message in (
-        (
-            lambda: dj.load_model(tmp_path / "run"),
-            "trains Plain with 4,096 parameters, not the UNet of its config",
-        ),
+        (lambda: dj.load_model(tmp_path / "run"), "Plain with 4,096 parameters, not the UNet of"),
         (lambda: loop.train(config(tmp_path, 4)), "trains Plain .*, not the UNet"),
         (lambda: dj.train(config(tmp_path, 4), TwoConvolutions(1)), "trains Plain .*, not TwoConv"),
     ):
@@ -106,10 +103,10 @@ def test_what_is_no_network_is_refused_and_leaves_nothing(tmp_path):
         lambda: dj.train(config(tmp_path, 2), Half()),
         lambda: dj.load_model(tmp_path / "run", network=Half()),
     ):
-        with pytest.raises(UserError, match="Half has no method check: diffusion_jax.nn.network"):
+        with pytest.raises(UserError, match="Half has no method check"):
             use()
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match="dtype = .* must be float32 or bfloat16"):
+    with pytest.raises(UserError, match=r"dtype = .* must be float32 or bfloat16"):
         dj.load_model(tmp_path / "run", Plain())
 
 
