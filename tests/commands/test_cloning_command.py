@@ -23,14 +23,14 @@ from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.regimes.neighbours import nearest
 from diffusion_jax.runtime import backend
 from diffusion_jax.training import run
-from experiments import cloning
+from experiments import cloning, cloning_report
 from experiments.train_lsun import parse
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 OPTIONS = [
     *("--preset", "mnist", "--image-size", "28", "--images-per-class", "15", "--seed", "3"),
-    *("--base-channels", "8", "--num-res-blocks", "1", "--multiples", "1"),
+    *("--base-channels", "8", "--num-res-blocks", "1", "--multiples", "1", "1"),
     "--attention-levels",
     *("--diffusion-steps", "25", "--batch-size", "8", "--num-samples", "4", "--steps", "2"),
 ]
@@ -72,6 +72,12 @@ def command(*arguments):
     return 0
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No figures, which other tests here look at: they take longer than the forks."""
+    monkeypatch.setattr(cloning_report, "_figures", lambda findings: [])
+
+
 def result_of(out):
     result = json.loads((out / "result.json").read_text())
     return {name: value for name, value in result.items() if name != "settings"}
@@ -97,6 +103,7 @@ def forked(run_dir, judge, tmp_path_factory):
     return out, printed.getvalue()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_killed_experiment_goes_on_to_the_same_numbers(forked, run_dir, judge, tmp_path):
     out, text = forked
     classifier.save(tmp_path / "batches", judge)
@@ -136,6 +143,7 @@ def test_what_is_written_is_what_the_trunks_say(forked, run_dir):
     assert "memorised fraction" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_more_trunks_add_to_those_that_are_done(forked, run_dir, tmp_path, capsys):
     out = tmp_path / "more"
     shutil.copytree(forked[0], out)

@@ -43,7 +43,7 @@ TINY = [
 ]
 
 
-UNET = (*TINY, "--multiples", "1", "--learning-rate", "0.002", "--checkpoint-every", "5")
+UNET = (*TINY, "--learning-rate", "0.002", "--checkpoint-every", "5")
 # Two convolutions, which compile at once, in place of the UNet: where the run is the point.
 SMALL = (*TINY, "--learning-rate", "0.005")
 
@@ -296,7 +296,7 @@ def test_another_configuration_in_the_same_folder_is_refused(unet_run, here):
     code, _, err = here(run_dir, "--learning-rate", 0.5, "--multiples", 1, 3, "--seed", 4)
     assert code == 1
     assert err.count("\n") == 1
-    for part in ("learning_rate: 0.002 -> 0.5", "multiples: [1] -> [1, 3]", "seed: 3 -> 4"):
+    for part in ("learning_rate: 0.002 -> 0.5", "multiples: [1, 1] -> [1, 3]", "seed: 3 -> 4"):
         assert part in err
     assert (run_dir / "config.json").read_text() == before
 
