@@ -11,13 +11,16 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import two_convolutions
 from weights import random_params
 
 from diffusion_jax import data, forking
+from diffusion_jax.config import ModelConfig
 from diffusion_jax.judging import classifier
 from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.regimes.neighbours import nearest
@@ -40,9 +43,17 @@ FORKS = (
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    """Two convolutions in place of the UNet: forks take any network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelConfig, "build", two_convolutions.build)
+        yield
+
+
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A run of a small network that was not trained: forks need no good one."""
+    """A run of a network that was not trained: forks need no good one."""
     folder = tmp_path_factory.mktemp("forks") / "run"
     config = parse([*OPTIONS, "--run-dir", str(folder)])
     images = data.load(config.data)
@@ -83,12 +94,22 @@ def result_of(out):
     return {name: value for name, value in result.items() if name != "settings"}
 
 
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(Path(two_convolutions.__file__).parent)!r})
+from two_convolutions import ModelConfig, build
+from experiments import cloning
+ModelConfig.build = build
+cloning.main()
+"""
+
+
 @pytest.fixture(scope="module")
 def forked(run_dir, judge, tmp_path_factory):
     """The command in a process, killed once its first batch is there, and started again."""
     out = tmp_path_factory.mktemp("out")
     classifier.save(out / "batches", judge)
-    words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(out), *FORKS]
+    words = [sys.executable, "-c", PROGRAM, str(run_dir), "--out", str(out), *FORKS]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     first = out / "batches" / "trunks_000000_000016.npz"
     deadline = time.monotonic() + 200
