@@ -149,15 +149,16 @@ def test_whole_model_of_any_configuration(seed, dtype, kernels):
     assert_within(errors, dtype)
 
 
-@pytest.mark.parametrize(("dtype", "kernels"), TYPED)
-def test_output_at_the_papers_configuration(dtype, kernels):
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_output_at_the_papers_configuration(dtype):
+    """By the kernels, which choose their algorithms by the number of channels."""
     with precision(dtype):
         torch_model = perturbed()
         model, params = bridge.from_torch(torch_model.state_dict())
         assert model.copy(dtype=jnp.float32) == unet.UNet()
         x, step, _ = batch(0, 3, 16, 16, num=1)
         want = nhwc(torch_model(nchw(x), torch.from_numpy(step)))
-        got = quick_jit(model.copy(kernels=kernels).apply)({"params": params}, x, step)
+        got = quick_jit(model.copy(kernels=CPU).apply)({"params": params}, x, step)
         assert relative_error(got, want) < BOUNDS[dtype]["output"]
 
 
