@@ -80,10 +80,12 @@ def read_times(path: Path | str) -> tuple[float, ...]:
     path = Path(path).expanduser()
     try:
         values = json.loads(path.read_text())["time"]
+        if not isinstance(values, list):
+            raise TypeError("time is no list")
         times = tuple(float(value) for value in values)
     except OSError as error:
         raise UserError(f"the schedule {path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path} holds no schedule: a JSON object is wanted whose entry time lists the "
             f"Ornstein-Uhlenbeck times of two steps or more"

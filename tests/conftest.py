@@ -32,7 +32,8 @@ import pytest  # noqa: E402
 # Begun first, so that no core is idle while the last of them ends.
 LONG = (
     *("test_parity", "test_run", "test_benchmark", "test_cloning_command", "test_distributed"),
-    *("test_distributed_training", "test_transitions", "test_step"),
+    *("test_distributed_training", "test_study", "test_convert", "test_plain", "test_step"),
+    *("test_contributing", "test_transitions", "test_torture", "test_backend"),
 )
 
 

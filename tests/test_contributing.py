@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,9 +16,11 @@ import two_convolutions
 from sklearn.datasets import load_digits
 
 import diffusion_jax as dj
+from diffusion_jax import forking
 from diffusion_jax.config import ModelConfig, ScheduleConfig
 from diffusion_jax.data import SOURCES
 from diffusion_jax.denoisers import DENOISERS, GaussianMixtureDenoiser
+from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.runtime import backend
 from diffusion_jax.sampling import backward
 from experiments import cloning, regimes, train_lsun
@@ -65,6 +68,8 @@ def command(monkeypatch, tmp_path):
     """Runs a command in this process, in a folder of its own."""
     monkeypatch.setattr(backend, "keep_freed_memory", lambda: None)  # this process goes on
     monkeypatch.setattr(ModelConfig, "build", two_convolutions.build)
+    quick = partial(train_classifier, updates=5)  # not the 300 of a good one
+    monkeypatch.setattr(forking, "train_classifier", quick)
     monkeypatch.chdir(tmp_path)
 
     def run(module, *words):

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
+
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 ROOT = Path(__file__).parents[1]
 

@@ -72,7 +72,12 @@ def test_a_file_is_kept_with_the_configuration(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"time": 3}', '{"time": ["a"]}', '{"time": null}']
+    "text",
+    [
+        *("", "{", "[]", "{}", 9999 * "[", '{"time": 3}', '{"time": null}', '{"time": "123"}'),
+        *('{"time": ["a"]}', '{"time": {"1": 0, "2": 0}}', '{"time": [1, 1' + 400 * "0" + "]}"),
+    ],
+    ids=range(11),
 )
 def test_a_file_that_holds_no_schedule(tmp_path, text):
     path = tmp_path / "schedule.json"

@@ -18,6 +18,7 @@ from diffusion_jax.regimes import analysis as numbers
 from diffusion_jax.schedule import from_time
 
 FAST = {"accuracy": 0.03, "max_draws": 1024}
+SPECTRUM = page.Picture("spectrum.png", b"drawn", "")  # in place of all, which take long to draw
 
 
 def blobs(n=40, size=6):
@@ -82,7 +83,7 @@ def test_it_is_drawn_without_touching_pyplot(study):
     assert len(figure.axes[0].lines) >= 6  # three curves, three times
 
 
-def test_it_is_saved_and_reported(study, tmp_path):
+def test_it_is_saved_and_reported(study, tmp_path, monkeypatch):
     paths = study.save(tmp_path / "deep" / "folder")
     result = json.loads((tmp_path / "deep" / "folder" / "result.json").read_text())
     assert result["t_S_phi"]["value"] == study.times["t_S_phi"].value
@@ -96,6 +97,7 @@ def test_it_is_saved_and_reported(study, tmp_path):
     text = (tmp_path / "page.html").read_text()
     assert text == (tmp_path / "deep" / "folder" / "report.html").read_text()
     assert text.count("data:image/png;base64,") == len(paths)
+    monkeypatch.setattr(module, "pictures_of", lambda analysis, images: [SPECTRUM])
     (tmp_path / "file").write_text("")
     with pytest.raises(dj.UserError, match="cannot write"):
         study.save(tmp_path / "file" / "below")
@@ -182,8 +184,9 @@ def test_an_interval_of_lambda_that_straddles_1_shows_no_negative_time():
         assert np.isfinite(spectrum.t_S.value) == (wanted > 1)
 
 
-def test_the_schedule_is_that_of_the_curves(study, tmp_path):
+def test_the_schedule_is_that_of_the_curves(study, tmp_path, monkeypatch):
     """schedule.json against the formulas, from what result.json holds."""
+    monkeypatch.setattr(module, "pictures_of", lambda analysis, images: [SPECTRUM])
     study.save(tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
     schedule = json.loads((tmp_path / "schedule.json").read_text())

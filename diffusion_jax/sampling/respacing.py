@@ -63,8 +63,8 @@ def first_step(schedule: NoiseSchedule) -> int:
     """The step at which a backward process may begin: the last that does not multiply errors much.
 
     The step s divides the state, and any error of the predicted noise, by sqrt(1 - beta_s). The
-    cosine schedule clips its last beta at 0.999, which multiplies them by 31; from the step before
-    it, x_t is as close to pure noise as makes no difference.
+    cosine schedule clips its last beta at 0.999, which multiplies them by 31; after the step before
+    it alpha_bar is 2.4 L^-2, so that with many steps x_t is as good as pure noise there too.
 
     Returns:
       The last s with 1/sqrt(1 - beta_s) <= 5, or 0.

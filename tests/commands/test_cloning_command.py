@@ -11,20 +11,25 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import two_convolutions
 from weights import random_params
 
 from diffusion_jax import data, forking
+from diffusion_jax.config import ModelConfig
 from diffusion_jax.judging import classifier
 from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.regimes.neighbours import nearest
 from diffusion_jax.runtime import backend
 from diffusion_jax.training import run
-from experiments import cloning
+from experiments import cloning, cloning_report
 from experiments.train_lsun import parse
+
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 OPTIONS = [
     *("--preset", "mnist", "--image-size", "28", "--images-per-class", "15", "--seed", "3"),
@@ -38,9 +43,17 @@ FORKS = (
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    """Two convolutions in place of the UNet: forks take any network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelConfig, "build", two_convolutions.build)
+        yield
+
+
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A run of a small network that was not trained: forks need no good one."""
+    """A run of a network that was not trained: forks need no good one."""
     folder = tmp_path_factory.mktemp("forks") / "run"
     config = parse([*OPTIONS, "--run-dir", str(folder)])
     images = data.load(config.data)
@@ -54,7 +67,7 @@ def run_dir(tmp_path_factory):
 def judge(run_dir):
     """A classifier hardly trained: a folder that holds one like it is not given another."""
     images = data.load(run.load_model(run_dir).config.data)
-    settings = forking.classifier_settings(images, None, 1)
+    settings = forking.classifier_settings(images, None, seed=0)  # the default seed
     return dataclasses.replace(train_classifier(images, 1, updates=5), settings=settings)
 
 
@@ -70,9 +83,25 @@ def command(*arguments):
     return 0
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No figures, which other tests here look at: they take longer than the forks."""
+    monkeypatch.setattr(cloning_report, "_figures", lambda findings: [])
+
+
 def result_of(out):
     result = json.loads((out / "result.json").read_text())
     return {name: value for name, value in result.items() if name != "settings"}
+
+
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(Path(two_convolutions.__file__).parent)!r})
+from two_convolutions import ModelConfig, build
+from experiments import cloning
+ModelConfig.build = build
+cloning.main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +109,7 @@ def forked(run_dir, judge, tmp_path_factory):
     """The command in a process, killed once its first batch is there, and started again."""
     out = tmp_path_factory.mktemp("out")
     classifier.save(out / "batches", judge)
-    words = [sys.executable, "-m", "experiments.cloning", str(run_dir), "--out", str(out), *FORKS]
+    words = [sys.executable, "-c", PROGRAM, str(run_dir), "--out", str(out), *FORKS]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     first = out / "batches" / "trunks_000000_000016.npz"
     deadline = time.monotonic() + 200
@@ -95,6 +124,7 @@ def forked(run_dir, judge, tmp_path_factory):
     return out, printed.getvalue()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_killed_experiment_goes_on_to_the_same_numbers(forked, run_dir, judge, tmp_path):
     out, text = forked
     classifier.save(tmp_path / "batches", judge)
@@ -134,6 +164,7 @@ def test_what_is_written_is_what_the_trunks_say(forked, run_dir):
     assert "memorised fraction" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_more_trunks_add_to_those_that_are_done(forked, run_dir, tmp_path, capsys):
     out = tmp_path / "more"
     shutil.copytree(forked[0], out)

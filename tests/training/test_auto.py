@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import two_convolutions
 
 from diffusion_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainingConfig
 from diffusion_jax.errors import UserError
@@ -20,6 +21,14 @@ from diffusion_jax.training.outputs import Outputs
 from diffusion_jax.training.run import import_parameters, load_model
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    """What is chosen for it is what is chosen for the UNet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelConfig, "build", two_convolutions.build)
+        yield
 
 
 @pytest.fixture(scope="module")

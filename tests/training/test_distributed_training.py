@@ -27,13 +27,6 @@ def settings(run, steps):
     return [str(word) for word in words]
 
 
-def train(run, steps, count, devices):
-    """What the processes print, after they have ended well."""
-    ends = finish(start([two_convolutions.__file__, *settings(run, steps)], count, devices))
-    assert [code for code, _, _ in ends] == [0] * count, ends
-    return [out for _, out, _ in ends]
-
-
 def stop(run, count, devices, target):
     """Starts a run without end and sends SIGTERM to one process once it trains; their ends."""
     processes = start([two_convolutions.__file__, *settings(run, 1_000_000)], count, devices)
@@ -54,7 +47,7 @@ def vector(run, step):
 
 
 def test_processes_and_devices_may_change_between_two_starts(tmp_path, monkeypatch, capsys):
-    """Three processes, stopped; two with two devices each; one with eight; all as one with one."""
+    """Three processes, stopped; two with two devices each; one with eight; all as one alone."""
     monkeypatch.setattr(ModelConfig, "build", build)
     images = tmp_path / "images.npy"
     np.save(images, np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8))
@@ -66,13 +59,13 @@ def test_processes_and_devices_may_change_between_two_starts(tmp_path, monkeypat
     assert "Devices: 3 x cpu" in ends[0][1]
     assert all("step" not in out for _, out, _ in ends[1:])  # one log
     assert "SIGTERM: saving after this update" in ends[2][2]
-    first, second = train(run, step + 6, 2, 2)
-    assert f"Resuming after step {step}" in first
-    assert "Resuming" not in second
+    ends = finish(start([two_convolutions.__file__, *settings(run, step + 6)], 2, devices=2))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert [out.count(f"Resuming after step {step}") for _, out, _ in ends] == [1, 0]
     loop.train(parse(settings(run, step + 12)))
     assert f"Resuming after step {step + 6}" in capsys.readouterr().out
 
-    train(whole, step + 12, 1, 1)
+    loop.train(parse(settings(whole, step + 12)))
     ours, theirs = np.array(run.losses()), np.array(whole.losses())
     np.testing.assert_array_equal(ours[:, [0, 3]], theirs[:, [0, 3]])  # steps and learning rates
     np.testing.assert_allclose(ours[:, 1], theirs[:, 1], rtol=1e-5)

@@ -80,8 +80,9 @@ def test_a_network_of_another_shape_is_refused():
         dj.updates(TwoConvolutions(1), images, dj.linear_schedule(40), 0, SETTINGS)
 
 
-def test_a_run_from_python_gives_its_folder_up(tmp_path):
+def test_a_run_from_python_gives_its_folder_up(tmp_path, monkeypatch):
     """A second training of another process may go on in it while this process lives."""
+    monkeypatch.setattr(ModelConfig, "build", build)
     output = dj.OutputConfig(run_dir=str(tmp_path / "run"), num_samples=4)
     data = dj.DataConfig(str(IMAGES), (), images_per_class=None, image_size=None)
     schedule, model = dj.ScheduleConfig(diffusion_steps=40), dj.ModelConfig(8, (1,), (), 1)
