@@ -80,13 +80,13 @@ def test_a_network_of_another_shape_is_refused():
         dj.updates(TwoConvolutions(1), images, dj.linear_schedule(40), 0, SETTINGS)
 
 
-def test_a_run_from_python_gives_its_folder_up(tmp_path, monkeypatch):
+def test_a_run_from_python_gives_its_folder_up(tmp_path):
     """A second training of another process may go on in it while this process lives."""
-    monkeypatch.setattr(ModelConfig, "build", build)
     output = dj.OutputConfig(run_dir=str(tmp_path / "run"), num_samples=4)
     data = dj.DataConfig(str(IMAGES), (), images_per_class=None, image_size=None)
-    schedule, model = dj.ScheduleConfig(diffusion_steps=40), dj.ModelConfig(8, (1,), (), 1)
-    dj.train(dj.Config(output, data, model, schedule, SETTINGS, steps=1))
+    schedule, model = dj.ScheduleConfig(diffusion_steps=40), dj.ModelConfig()
+    config = dj.Config(output, data, model, schedule, SETTINGS, steps=1)
+    dj.train(config, TwoConvolutions(1))
     lock = "from diffusion_jax.runtime.lock import lock; from pathlib import Path; import sys"
     words = [sys.executable, "-c", f"{lock}; lock(Path(sys.argv[1]))", str(tmp_path / "run")]
     assert subprocess.run(words, timeout=60).returncode == 0
