@@ -184,7 +184,7 @@ def fields_of(cls, prefix=""):
             yield f"{prefix}{field.name}"
 
 
-@pytest.mark.parametrize("field", fields_of(Config))
+@pytest.mark.parametrize("field", list(fields_of(Config)))
 def test_a_field_that_the_run_does_not_know_yet_refuses_nothing(place, field):
     """As in the config.json and the checkpoint of a version from before the field was there."""
     default = saved_config._flat(Config())[field.replace("__", ".")]
