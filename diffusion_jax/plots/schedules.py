@@ -1,5 +1,6 @@
 """Figures of the adaptive schedule: where its steps lie, and what they gain."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,10 +78,10 @@ def draw_step_densities(
     top.tick_params(labelbottom=False)
     for axes in (top, bottom):
         axes.set_xlim(times[0], times[-1])
-        for time in marks.values():
-            axes.axvline(time, color="0.6", linewidth=1, linestyle=":")
-    for name, time in marks.items():
-        top.annotate(name, (time, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom")
+        for (name, time), line in zip(
+            marks.items(), itertools.cycle((":", "--", "-.")), strict=False
+        ):
+            axes.axvline(time, color="0.5", linewidth=1, linestyle=line, label=name)
     top.legend(frameon=False)
     for row, steps in enumerate(schedules.values()):
         bottom.plot(steps, np.full(len(steps), -row), "|", markersize=14, color=f"C{row}")
