@@ -218,7 +218,7 @@ class OutputConfig:
         """Raises a UserError naming the first field that is out of range."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise UserError(f"{field.name} = {value} must be at least 1")
 
 

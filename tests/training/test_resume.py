@@ -323,3 +323,13 @@ def test_what_a_grid_could_not_be_drawn_with_is_refused_at_once(tmp_path, words,
     with pytest.raises(UserError, match=message):
         loop.train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_drawn_may_change_when_a_run_goes_on(place):
+    """Clipping and the sampler of grids are no mathematics of the training."""
+    grids = []
+    for words in (("--no-clip",), ("--clip", "--sampler", "ddim")):
+        Path("run/samples/step_00000002.png").unlink(missing_ok=True)
+        resume("run", "--steps", 2, *words)
+        grids.append(Path("run/samples/step_00000002.png").read_bytes())
+    assert grids[0] != grids[1]
