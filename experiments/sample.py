@@ -31,7 +31,7 @@ class Options:
     """The run's folder, as experiments.train_lsun writes it."""
     out: Path | None = None
     """Folder for the samples; by default RUN_DIR/samples. They are named after the run's step, the
-    seed, and what else is not the default."""
+    seed, and what else, but for their number, is not the default."""
     num_samples: int = 64
     """How many images."""
     batch_size: int = 64
@@ -71,8 +71,6 @@ class Options:
     def name(self, step: int, calls: int) -> str:
         """What the files of these samples are called, without an ending."""
         parts = [f"step_{step:08d}_seed_{self.seed}"]
-        if self.num_samples != type(self).num_samples:
-            parts.append(f"{self.num_samples}_images")
         if self.sampler != "ancestral" or self.calls is not None or self.schedule is not None:
             parts += [re.sub(r"[^\w.-]", "-", self.sampler), str(calls)]
         if self.schedule is not None:
