@@ -95,7 +95,8 @@ def backward(
       schedule: the denoiser's schedule of L steps.
       denoiser: see `Denoiser`.
       sampler: a name in `SAMPLERS`.
-      calls: of the denoiser per sample; by default all steps are taken.
+      calls: of the denoiser per sample; by default, or where they suffice, all steps are taken
+        from that at which it begins.
       clock: what fewer steps are spread evenly over, see `clock_of`.
       bounds: least and largest value of the data, mean removed, a number or one per channel;
         without it nothing is clipped.
@@ -118,14 +119,13 @@ def backward(
     usable = schedule.num_steps if faithful else first_step(schedule) + 1
     steps = np.arange(usable)
     if calls is not None:
-        each = kind.calls_per_step
-        if not 2 * each <= calls <= usable * each or calls % each:
+        each, most = kind.calls_per_step, schedule.num_steps * kind.calls_per_step
+        if not 2 * each <= calls <= most or calls % each:
             multiple = f", and be a multiple of {each}" if each > 1 else ""
             raise UserError(
-                f"calls = {calls} must lie between {2 * each} and {usable * each}{multiple} for "
-                f"{sampler}"
+                f"calls = {calls} must lie between {2 * each} and {most}{multiple} for {sampler}"
             )
-        steps = spread_steps(clock_of(schedule, clock)[:usable], calls // kind.calls_per_step)
+        steps = spread_steps(clock_of(schedule, clock)[:usable], min(calls // each, usable))
     if len(steps) < schedule.num_steps:
         schedule = respaced(schedule, steps)
         denoiser = RespacedDenoiser(denoiser, jnp.asarray(steps, jnp.int32))
