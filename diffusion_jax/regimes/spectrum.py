@@ -43,7 +43,7 @@ class Rows:
         self._scale = np.float32(1 / 255 if images.dtype == np.uint8 else 1)
         self.n, self.d = len(images), math.prod(self._images.shape[1:])
         total = sum(part.sum(axis=0, dtype=np.float64) for part in self._stretches())
-        self.mean = (total / self.n * self._scale).astype(np.float32)
+        self.mean = np.asarray(total / self.n * self._scale, np.float32)
         self._kept = list(self._blocks()) if 4 * self.n * self.d < _KEPT_BYTES else None
 
     def _stretches(self) -> Iterator[np.ndarray]:
