@@ -156,7 +156,7 @@ def ended(monkeypatch, capsys, error, **environment):
     [
         UserError("a sentence"),
         FileNotFoundError(errno.ENOENT, "No such file", "my/images"),
-        PermissionError(errno.EACCES, "Permission denied", Path("/root/mine")),
+        PermissionError(errno.EACCES, "Permission denied", Path("/elsewhere/mine")),
         OSError(errno.ENOSPC, "No space left on device"),
         BrokenPipeError(errno.EPIPE, "Broken pipe"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
