@@ -1,0 +1,43 @@
+"""What is wrong with the files of a set: all of it is said at once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from diffusion_jax.errors import UserError
+
+_SHOWN = 10
+
+
+class Faults:
+    """Collects errors about single files, so that nobody mends them one start at a time."""
+
+    def __init__(self) -> None:
+        self._found: list[UserError] = []
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keeps a UserError that the block raises, and goes on after it."""
+        try:
+            yield
+        except UserError as error:
+            self._found.append(error)
+
+    def refuse(self, what: str, total: int) -> None:
+        """Raises what was collected, if anything: the first ten errors and the number of all.
+
+        Args:
+          what: what the errors are about, such as "files of imgs".
+          total: how many of these there are.
+
+        Raises:
+          UserError: something was collected; a single error is raised as it is.
+        """
+        if len(self._found) == 1:
+            raise self._found[0]
+        if self._found:
+            named = "; ".join(map(str, self._found[:_SHOWN]))
+            more = f"; and {len(self) - _SHOWN} more" if len(self) > _SHOWN else ""
+            raise UserError(f"{len(self)} of {total} {what} cannot be used: {named}{more}")
