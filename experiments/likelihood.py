@@ -16,6 +16,7 @@ import tyro
 
 from diffusion_jax import data, forking
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.notes import say_notes
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import write_json
@@ -63,8 +64,8 @@ def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
     if options.data is None:
         images = forking.training_images(model)
     else:
-        size = model.shape[0] if options.data.expanduser().is_dir() else None
-        images = data.load_images(options.data, size)
+        images = _own_images(options.data, model)
+        say_notes(images)
     if images.images.shape[1:] != model.shape:
         raise UserError(
             f"the run's images are {model.shape}, those of {options.data or 'its data set'} "
@@ -75,6 +76,22 @@ def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
             "bits per dimension count grey levels: give 8-bit images (uint8), not floats"
         )
     return images
+
+
+def _own_images(path: Path, model: run.TrainedModel) -> ImageSet:
+    """A user's own images: square ones of a folder are made as large as the model's."""
+    height, width, _ = model.shape
+    if not path.expanduser().is_dir():
+        return data.load_images(path)
+    if height == width:
+        return data.load_images(path, height)
+    try:
+        return data.load_images(path)
+    except UserError as error:
+        raise UserError(
+            f"the run's images are {width} x {height} pixels, and those of {path} must be so as "
+            f"they are, since square ones alone are cut out: {error}"
+        ) from error
 
 
 @reports_errors

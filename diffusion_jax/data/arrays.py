@@ -211,7 +211,10 @@ def read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def _labels(stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """Indices into the names of the labels, and the names."""
     names, labels = np.unique(stored, return_inverse=True)
-    texts = (value.decode() if isinstance(value, bytes) else str(value) for value in names)
+    texts = (
+        value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+        for value in names
+    )
     return labels.reshape(-1).astype(np.int64), tuple(texts)
 
 
