@@ -33,7 +33,8 @@ class Options:
     run_dir: Annotated[Path, tyro.conf.Positional]
     """The run's folder, as experiments.train_lsun writes it."""
     data: Path | None = None
-    """A folder of images, an .npy or .npz file; by default the images that the run trained on."""
+    """A folder of images, which are cropped and resized to the size of the run's, an .npy or .npz
+    file; by default the images that the run trained on."""
     data_dir: Path | None = None
     """Where the files of the run's data set are now, if they moved."""
     num_images: int = 64
@@ -64,7 +65,10 @@ def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
     if options.data is None:
         images = forking.training_images(model)
     else:
-        images = _own_images(options.data, model)
+        height, width, _ = model.shape
+        size = height if height == width else (height, width)
+        is_folder = options.data.expanduser().is_dir()
+        images = data.load_images(options.data, size if is_folder else None)
         say_notes(images)
     if images.images.shape[1:] != model.shape:
         raise UserError(
@@ -76,22 +80,6 @@ def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
             "bits per dimension count grey levels: give 8-bit images (uint8), not floats"
         )
     return images
-
-
-def _own_images(path: Path, model: run.TrainedModel) -> ImageSet:
-    """A user's own images: square ones of a folder are made as large as the model's."""
-    height, width, _ = model.shape
-    if not path.expanduser().is_dir():
-        return data.load_images(path)
-    if height == width:
-        return data.load_images(path, height)
-    try:
-        return data.load_images(path)
-    except UserError as error:
-        raise UserError(
-            f"the run's images are {width} x {height} pixels, and those of {path} must be so as "
-            f"they are, since square ones alone are cut out: {error}"
-        ) from error
 
 
 @reports_errors

@@ -146,7 +146,7 @@ def _grey_levels(what: Path | str, images: ImageSet) -> ImageSet:
 
 def load_images(
     path: Path | str,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     images_per_class: int | None = None,
     memory_gib: float | None = None,
     classes: tuple[str, ...] = (),
@@ -155,7 +155,8 @@ def load_images(
 
     Args:
       path: a folder (see `folder.load`), or an .npy or .npz file (see `arrays.load`).
-      image_size: pixels a side to which the files of a folder are cropped and resized.
+      image_size: pixels a side, or (height, width), to which the files of a folder are cropped and
+        resized.
       images_per_class: at most the first so many of each class; of all, without labels.
       memory_gib: memory that loading may take, in GiB; by default what is free.
       classes: names of the classes wanted, all by default.
@@ -188,6 +189,6 @@ def _existing(data: str) -> Path:
     return path
 
 
-def _refuse_size(path: Path, image_size: int | None) -> None:
+def _refuse_size(path: Path, image_size: int | tuple[int, int] | None) -> None:
     if image_size is not None:
         raise UserError(f"image_size is for folders of images: {path} is taken as it is")

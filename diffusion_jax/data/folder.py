@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from diffusion_jax.data.checks import require_memory
-from diffusion_jax.data.images import UNREADABLE, ImageSet, crop_and_resize, open_image
+from diffusion_jax.data.images import UNREADABLE, ImageSet, fit, open_image
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.storage import Store, source_files, stored
 from diffusion_jax.errors import UserError
@@ -21,7 +21,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
 def load(
     folder: Path,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     selection: Selection | None = None,
     memory_gib: float | None = None,
     store: Store | None = None,
@@ -38,9 +38,9 @@ def load(
 
     Args:
       folder: holds PNG, JPEG, WebP, TIFF, BMP, GIF or PPM files of 8 bits a channel.
-      image_size: pixels a side. The largest central square of each image is cut out and resized to
-        it with antialiasing (Pillow's BILINEAR, as for LSUN), never enlarged. By default all images
-        must have one size, and are taken as they are.
+      image_size: pixels a side, or (height, width). The largest central part of that shape is cut
+        out of each image and resized to it with antialiasing (Pillow's BILINEAR, as for LSUN),
+        never enlarged. By default all images must have one size, and are taken as they are.
       selection: which images of each class, or of all where there are no classes; all by default.
       memory_gib: memory that the images may take, in GiB; by default what is free.
       store: where the images go if they are larger than its limit; without it they are refused.
@@ -54,7 +54,7 @@ def load(
         image_size, or smaller than it; too many images for the memory; a link that leads out of
         the folder; no such class, or fewer images than asked for.
     """
-    if image_size is not None and image_size < 1:
+    if image_size is not None and np.min(image_size) < 1:
         raise UserError(f"image_size = {image_size} must be at least 1")
     selection = selection or Selection(exact=False)
     class_names, files, notes = _find(folder, selection)
@@ -71,11 +71,7 @@ def load(
             with _opened(path) as image:
                 transparent += _is_transparent(image)
                 plain = image.convert(mode)
-                pixels = (
-                    np.asarray(plain)
-                    if image_size is None
-                    else crop_and_resize(plain, min(plain.size), image_size)
-                )
+                pixels = np.asarray(plain) if image_size is None else fit(plain, height, width)
                 images[place] = pixels.reshape(shape[1:])
         if transparent:
             notes.append(
@@ -199,19 +195,22 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def _common_size(
-    paths: list[Path], sizes: list[tuple[int, int]], image_size: int | None
+    paths: list[Path], sizes: list[tuple[int, int]], image_size: int | tuple[int, int] | None
 ) -> tuple[int, int]:
     """Width and height of the loaded images."""
-    smallest = min(range(len(sizes)), key=lambda i: min(sizes[i]))
-    side = min(sizes[smallest])
     if image_size is not None:
-        if side < image_size:
-            width, height = sizes[smallest]
+        square = isinstance(image_size, int | np.integer)
+        height, width = (image_size, image_size) if square else image_size
+        rooms = [min(size[0] / width, size[1] / height) for size in sizes]
+        smallest = int(np.argmin(rooms))
+        if rooms[smallest] < 1:
+            least = f"; give --image-size {min(sizes[smallest])} or less" if square else ""
             raise UserError(
-                f"{paths[smallest]} is {width} x {height} pixels, smaller than image_size = "
-                f"{image_size}: images are not enlarged; give --image-size {side} or less"
+                f"{paths[smallest]} is {' x '.join(map(str, sizes[smallest]))} pixels, smaller "
+                f"than image_size = {image_size}: images are not enlarged{least}"
             )
-        return image_size, image_size
+        return width, height
+    side = min(min(size) for size in sizes)
     for path, size in zip(paths, sizes, strict=True):
         if size != sizes[0]:
             raise UserError(
