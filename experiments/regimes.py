@@ -139,9 +139,9 @@ def main() -> None:
     backend.configure()
     distributed.join()
     images = load(options)
-    said = say_notes(images)
     distributed.require_same("data set", json.dumps([images.mean.tolist(), len(images.images)]))
     warnings = study.warnings_of(images, options.memory_gib)
+    said = say_notes(images)
     out = default_folder(options) if options.out is None else expanded(options.out)
     try:
         study.require_own(out)
