@@ -163,7 +163,11 @@ def draw(process: Backward, model: run.TrainedModel, options: Options, path: Pat
             rows.finish()
     finally:
         rows.close()
-    return np.load(path, mmap_mode="r") if first else np.empty((0, *model.shape), np.float32)
+    return (
+        np.load(path, mmap_mode="r", allow_pickle=False)
+        if first
+        else np.empty((0, *model.shape), np.float32)
+    )
 
 
 @contextmanager

@@ -199,8 +199,8 @@ def _common_size(
 ) -> tuple[int, int]:
     """Width and height of the loaded images."""
     if image_size is not None:
-        square = isinstance(image_size, int | np.integer)
-        height, width = (image_size, image_size) if square else image_size
+        square = not isinstance(image_size, tuple)
+        height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
         rooms = [min(size[0] / width, size[1] / height) for size in sizes]
         smallest = int(np.argmin(rooms))
         if rooms[smallest] < 1:
