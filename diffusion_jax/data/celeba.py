@@ -230,4 +230,9 @@ SOURCE = Source(
     preprocessing=f"central {WIDTH} x {WIDTH}, antialiased",
     files=f"`{ATTRIBUTES[0]}`, and `{ARCHIVE}` as it is or the folder in it",
     origin=f"<{URL}>",
+    steps=(
+        f"Read at {URL} what the images may be used for, and follow its link to Google Drive.",
+        f"In a browser take Img/{ARCHIVE} (Align&Cropped Images) and Anno/{ATTRIBUTES[0]}.",
+        "Put both into {folder} as they are: nothing need be unpacked.",
+    ),
 )

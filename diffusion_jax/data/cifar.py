@@ -12,7 +12,7 @@ from diffusion_jax.data import layouts
 from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.selection import Selection
-from diffusion_jax.data.source import Defaults, Source
+from diffusion_jax.data.source import Defaults, Fetched, Source
 from diffusion_jax.data.storage import Store
 from diffusion_jax.errors import UserError
 
@@ -173,4 +173,5 @@ SOURCE = Source(
     origin="<https://www.cs.toronto.edu/~kriz/cifar.html>, the binary version",
     sizes=(SIZE,),
     in_paper="n = 3 000, Lambda = 16.72",
+    fetched=Fetched("cifar10", lambda classes: [ARCHIVE], held),
 )

@@ -180,6 +180,11 @@ def _source(size: int, in_paper: str = "") -> Source:
         origin=f"<{URL}>, after registration",
         sizes=(size,),
         in_paper=in_paper,
+        steps=(
+            "Register at https://image-net.org/ and log in: the images are for research.",
+            f"At {URL} take {' and '.join(_archives(size))}, the npz version of the training set.",
+            *(f"unzip {name} -d {{folder}}" for name in _archives(size)),
+        ),
     )
 
 

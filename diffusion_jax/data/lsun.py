@@ -25,7 +25,7 @@ from diffusion_jax.data.lmdb_reader import DamagedLmdb, open_lmdb, read_lmdb
 from diffusion_jax.data.lsun_files import OBJECTS, SCENES, URL, check_categories
 from diffusion_jax.data.lsun_files import lmdb_folder as lmdb_folder
 from diffusion_jax.data.selection import Selection
-from diffusion_jax.data.source import Defaults, Source
+from diffusion_jax.data.source import Defaults, Fetched, Source
 from diffusion_jax.data.storage import Store, stored
 from diffusion_jax.errors import UserError
 
@@ -273,4 +273,5 @@ SOURCE = Source(
     files="the unpacked LMDB folders: `CATEGORY_train_lmdb` for scenes, `CATEGORY` for objects",
     origin=f"<{URL}>",
     in_paper="n = 40 000, Lambda = 60.52; with n = 200 (`lsun_small`) also a collapse run",
+    fetched=Fetched("lsun", lsun_files.archives, lsun_files.held, lsun_files.unpack),
 )

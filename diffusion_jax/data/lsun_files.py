@@ -1,12 +1,22 @@
 """LSUN's categories and the files that hold them: which there are, and where they lie."""
 
 import re
-from pathlib import Path
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from rich.console import Console
+from rich.progress import Progress
 
 from diffusion_jax.data import layouts
+from diffusion_jax.data.lmdb_reader import open_lmdb
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.files import require_room, unwritten, writing
 
 URL = "https://github.com/fyu/lsun"
+# An LMDB fills whole pages, and its archive leaves out what is empty in them.
+_MOST_EXPANSION = 4
 SCENES = (
     "bedroom",
     "bridge",
@@ -86,3 +96,80 @@ def not_found(data_dir: Path, category: str) -> UserError:
         f"experiments.fetch lsun --classes {category}; without LSUN, run: python -m "
         f"experiments.train_lsun --preset sample"
     )
+
+
+def archives(categories: tuple[str, ...]) -> list[str]:
+    """The archives that hold these categories.
+
+    Raises:
+      UserError: a category that is none of LSUN's.
+    """
+    check_categories(categories)
+    return [f"{lmdb_folder(Path(), category)}.zip" for category in categories]
+
+
+def held(data_dir: Path, name: str) -> Path | None:
+    """Where a folder holds the LMDB of an archive, whole; None where it does not."""
+    folder = find(data_dir, name.removesuffix(".zip").removesuffix("_train_lmdb"))
+    try:
+        open_lmdb(folder).close()
+    except (UserError, OSError):
+        return None
+    return folder
+
+
+def unpack(archive: Path, target: Path) -> Path:
+    """Unpacks the one file that is needed of an archive, data.mdb.
+
+    Where it goes follows from `target` alone: no path in the archive is used.
+
+    Args:
+      archive: a zip, whatever it is called for now.
+      target: what it is called where it belongs, such as DIR/tower_train_lmdb.zip.
+
+    Returns:
+      The folder that has data.mdb once that is complete: `target` without .zip.
+
+    Raises:
+      UserError: it is damaged or holds anything else, or there is no room for it.
+    """
+    folder = target.with_suffix("")
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            members = [
+                member
+                for member in packed.infolist()
+                if PurePosixPath(member.filename).name == "data.mdb"
+            ]
+            size = sum(member.file_size for member in members)
+            if len(members) != 1 or size > _MOST_EXPANSION * archive.stat().st_size:
+                raise UserError(
+                    f"{archive} is no archive of LSUN: it holds {len(members)} files data.mdb, "
+                    f"{size} bytes in all"
+                )
+            folder.mkdir(exist_ok=True)
+            require_room(folder, size, f"what is in {archive}")
+            with (
+                writing(folder / "data.mdb") as partial,
+                packed.open(members[0]) as content,
+                partial.open("wb") as file,
+            ):
+                _copy(content, file, size, target.name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise UserError(f"{archive} cannot be unpacked ({error}); remove it and try again") from (
+            error
+        )
+    except OSError as error:
+        raise unwritten(folder, error) from error
+    open_lmdb(folder).close()
+    return folder
+
+
+def _copy(content: IO[bytes], file: IO[bytes], size: int, name: str) -> None:
+    """Copies an unpacked file, with a progress bar."""
+    bar = Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True)
+    with bar:
+        task = bar.add_task(f"Unpacking {name}", total=size)
+        while chunk := content.read(2**20):
+            file.write(chunk)
+            bar.update(task, advance=len(chunk))
