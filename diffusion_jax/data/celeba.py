@@ -179,14 +179,15 @@ def _parsed(where: tuple[_Holder, str]) -> tuple[Path, list[str], np.ndarray]:
     male: list[bool] = []
     try:
         lines = holder.read(file, _MOST_BYTES_OF_LIST).decode("utf-8-sig").splitlines()
-        rows = [line.replace(",", " ").replace('"', "").split() for line in lines]
-        if rows and len(rows[0]) == 1:
-            del rows[0]  # the number of images, which a .csv does not tell
-        column = rows[0].index("Male") - len(rows[0])
-        for row in filter(None, rows[1:]):
+        rows = (line.replace(",", " ").replace('"', "").split() for line in lines)
+        header = next(rows, [])
+        if len(header) == 1:  # the number of images, which a .csv does not tell
+            header = next(rows, [])
+        column = header.index("Male") - len(header)
+        for row in filter(None, rows):
             values = {*row[1:]}
             # The name becomes a path. Kaggle's header has a name for its column too.
-            if not _IMAGE.fullmatch(row[0]) or len(rows[0]) - len(row) not in (-1, 0):
+            if not _IMAGE.fullmatch(row[0]) or len(header) - len(row) not in (-1, 0):
                 raise ValueError(f"the next is {' '.join(row)[:60]}")
             if not (values <= {"1", "-1"} or values <= {"1", "0"}):
                 raise ValueError(f"{row[0]} has {', '.join(sorted(values))[:60]}")

@@ -273,14 +273,16 @@ def _other(file: Published, what: str) -> UserError:
 
 
 def _bar() -> progress.Progress:
+    console = Console(stderr=True)
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.DownloadColumn(binary_units=True),
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

@@ -15,6 +15,7 @@ T = TypeVar("T")
 _DEPTH = 4
 _MOST_FOLDERS = 1000
 _SHOWN = 6
+_UNFINISHED = {r".*\.partial": "{path} has come so far: fetch it again, and it goes on from there"}
 
 
 def folders(data_dir: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -86,7 +87,7 @@ def _shown(path: Path) -> str:
 def _remarks(data_dir: Path, known: Mapping[str, str]) -> Iterator[str]:
     """What is to be said of the nearest file or folder that each pattern fits."""
     paths = [path for folder, files in folders(data_dir) for path in _with(folder, files)]
-    for pattern, text in known.items():
+    for pattern, text in {**known, **_UNFINISHED}.items():
         for path in paths:
             if re.fullmatch(pattern, path.name):
                 unzip = shlex.join(["unzip", str(path), "-d", str(path.parent)])

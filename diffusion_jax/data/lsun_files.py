@@ -167,8 +167,8 @@ def unpack(archive: Path, target: Path) -> Path:
 
 def _copy(content: IO[bytes], file: IO[bytes], size: int, name: str) -> None:
     """Copies an unpacked file, with a progress bar."""
-    bar = Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True)
-    with bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"Unpacking {name}", total=size)
         while chunk := content.read(2**20):
             file.write(chunk)

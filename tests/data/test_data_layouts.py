@@ -237,6 +237,7 @@ def test_cifar_laid_out_otherwise(tmp_path, write):
         ("cifar-100-binary/train.bin", "cifar-100-binary is CIFAR-100, another set"),
         ("cifar-10-matlab.tar.gz", "the Matlab version"),
         ("train.7z", "it holds train.7z; get https"),
+        ("cifar-10-binary.tar.gz.partial", r"\.partial has come so far: fetch it again"),
     ],
 )
 def test_what_is_there_of_cifar_is_said(tmp_path, name, text):
