@@ -95,7 +95,7 @@ def from_torch(
             f"the model takes images of {model.channels} channel(s), but the mean has "
             f"{len(known['mean'])}; give the options of the data that it was trained on"
         )
-    converted = {"file": str(checkpoint), "weights": found.kind, "prefix": found.place}
+    converted = {"file": str(checkpoint.absolute()), "weights": found.kind, "prefix": found.place}
     beside = {
         TIME_TABLE: bridge.time_table(found.state_dict),
         CONVERTED: converted,

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import tarfile
+import warnings
 import zipfile
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 import safetensors.torch  # noqa: E402
+from compiling import quick_jit  # noqa: E402
 
 from diffusion_jax.errors import UserError  # noqa: E402
-from torch_ref import bridge  # noqa: E402
+from torch_ref import bridge, compare  # noqa: E402
 from torch_ref.unet import UNet  # noqa: E402
 
 SMALL = {"base_channels": 8, "multiples": (1, 2), "attention_levels": (2,), "num_res_blocks": 1}
@@ -69,6 +71,21 @@ def test_files_come_back_bit_equal_in_the_format_that_the_name_asks_for(
     assert zipfile.is_zipfile(path) != safe
     theirs = safetensors.torch.load_file(path) if safe else torch.load(path, weights_only=True)
     assert_bit_equal(theirs, state_dict)
+
+
+def test_the_unet_of_why_diffusion_models_do_not_memorise_agrees_from_its_own_file(tmp_path):
+    """Saved without an ending, in a folder with dots in its name, as its authors do."""
+    original = compare.perturbed(channels=1, base_channels=32, multiples=(1, 2, 4))
+    path = tmp_path / "CelebA32_1024_32_Adam_0.0001" / "Model_350000"
+    path.parent.mkdir()
+    torch.save(original.state_dict(), path)
+    model, params = bridge.from_torch(bridge.load(path))
+    assert (model.base_channels, model.multiples, model.attention_levels) == (32, (1, 2, 4), (2, 3))
+    x, step, _ = compare.batch(0, 1, 8, 8, num=2)
+    with torch.no_grad():
+        want = compare.nhwc(original(compare.nchw(x), torch.from_numpy(step)))
+    got = quick_jit(model.apply)({"params": params}, x, step)
+    assert compare.relative_error(got, want) < compare.BOUNDS["float32"]["output"]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -194,6 +211,11 @@ def tarred():
     return buffer.getvalue()
 
 
+def scripted():
+    with warnings.catch_warnings(action="ignore"):  # deprecated, but people have such files
+        return written(lambda file: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), file))
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 102800000\n"
 
 
@@ -218,7 +240,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 10
         (b"PK\x03\x04" + bytes(range(256)), "is a torch file, or another zip archive, that is dam"),
         (bytes(range(129, 256)), "is neither a torch file nor a safetensors, or a damaged one"),
         (
-            written(lambda file: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), file)),
+            scripted(),
             "is a TorchScript program, which is never run; where it can be trusted, torch.save",
         ),
     ],
