@@ -72,6 +72,10 @@ class _Entry:
     container: int
     named: bool
 
+    @property
+    def mapping(self) -> Parts:
+        return self.path[: self.container]
+
 
 @dataclass
 class _Set:
@@ -259,8 +263,8 @@ def _of_mappings(entries: list[_Entry]) -> list[_Set]:
     """The entries of another model, by the dictionaries that hold them."""
     groups: dict[Parts, _Set] = {}
     for entry in entries:
-        front, name = entry.path[: entry.container], entry.path[entry.container :]
-        groups.setdefault(front, _Set(front)).entries[".".join(_bare(name))] = entry
+        name = ".".join(_bare(entry.path[entry.container :]))
+        groups.setdefault(entry.mapping, _Set(entry.mapping)).entries[name] = entry
     return list(groups.values())
 
 
@@ -270,12 +274,10 @@ def _owner(entry: _Entry, groups: list[_Set]) -> _Set | None:
     None for an average's, and for a counter such as that of the updates.
     """
     counter = entry.tensor.numel() <= 1 and not entry.tensor.is_floating_point()
-    mapping = entry.path[: entry.container]
     owners = [
         group
         for group in groups
-        if next(iter(group.entries.values())).path[: entry.container] == mapping
-        and next(iter(group.entries.values())).container == entry.container
+        if next(iter(group.entries.values())).mapping == entry.mapping
         and entry.path[: len(group.front)] == group.front
         and not _telling(entry.path[len(group.front) : -1])
     ]
