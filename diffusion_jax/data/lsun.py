@@ -257,9 +257,9 @@ def _prepare_category(
     locked: bool,
 ) -> list[Lsun]:
     source = None
-    if (folder / "data.mdb").is_file() or not _are_there(
-        prepared_dir, category, bounds, image_size
-    ):
+    # An LMDB that only its owner may read is as good as none to those who need it no more.
+    is_readable = os.access(folder / "data.mdb", os.R_OK)
+    if is_readable or not _are_there(prepared_dir, category, bounds, image_size):
         source = _check_source(folder, category, bounds[0], bounds[-1] - bounds[0])
     progress = Progress(
         TextColumn("Preparing {task.description}", markup=False),

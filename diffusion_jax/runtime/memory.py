@@ -43,7 +43,7 @@ def available() -> Available:
     counts as free; and ulimit's on address space and data. What cannot be read is no limit.
     """
     host = Available(psutil.virtual_memory().available)
-    return min(host, *_of_cgroups(MEMBERSHIP, CGROUPS), *_of_process())
+    return min([host, *_of_cgroups(MEMBERSHIP, CGROUPS), *_of_process()])
 
 
 def _of_cgroups(membership: Path, root: Path) -> Iterator[Available]:
@@ -53,10 +53,10 @@ def _of_cgroups(membership: Path, root: Path) -> Iterator[Available]:
         return
     for line in lines:
         number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
+        controllers, colon, path = rest.partition(":")
         if "memory" in controllers.split(","):
             yield from _on_the_way_up(root / "memory", path, *_V1)
-        elif number == "0" and not controllers:
+        elif (number, controllers, colon) == ("0", "", ":"):
             for mounted in (root, root / "unified"):
                 yield from _on_the_way_up(mounted, path, *_V2)
 
