@@ -214,6 +214,14 @@ def _remove_torn_entries(folder: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
+def cores() -> int:
+    """CPU cores that this process may use: as many threads XLA takes."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS lets a process use all of them
+        return os.cpu_count() or 1
+
+
 def platform() -> str:
     """The first device's: cpu, gpu or tpu."""
     return jax.default_backend()

@@ -321,6 +321,19 @@ def test_freed_memory_is_kept_on_the_cpu_alone(
     assert calls == (every if kept else [])
 
 
+def test_a_system_without_glibc_and_affinity(monkeypatch):
+    """As macOS: freed memory is the system's, and all cores are a process's."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    monkeypatch.setattr(backend, "computes_on_cpu", lambda: True)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: pytest.fail(name))
+    backend.keep_freed_memory()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+    assert backend.cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert backend.cores() == 7
+
+
 STEPS = """
 import ctypes, resource, statistics, sys, threading
 import jax, jax.numpy as jnp
