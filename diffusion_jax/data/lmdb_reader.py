@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -52,7 +53,7 @@ def _decode(value: memoryview, image_size: int, is_object: bool) -> np.ndarray:
 
 
 def _entries(
-    cursor: lmdb.Cursor, start: int, keys: dict[int, bytes]
+    cursor: Any, start: int, keys: dict[int, bytes]
 ) -> Iterator[tuple[int, memoryview, memoryview]]:
     """Rank, key and value from a rank on, by way of the last one before it whose key is known.
 

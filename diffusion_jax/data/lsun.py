@@ -179,7 +179,7 @@ def _bounds(first: int, count: int, chunk: int) -> list[int]:
 
 def _check_source(folder: Path, category: str, first: int, count: int) -> dict[str, int]:
     """Number of entries and size of an LMDB, after checking that it holds enough."""
-    if not (folder / "data.mdb").is_file():
+    if not os.path.isfile(folder / "data.mdb"):  # which one may not look into is none
         raise UserError(
             f"LSUN's {category} was not found: {folder} should be a folder with a file data.mdb. "
             f"Get {folder.name}.zip as {URL} describes, unpack it "

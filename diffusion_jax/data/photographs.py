@@ -5,6 +5,7 @@ They stand in for LSUN where nothing can be downloaded: the very same reader and
 
 import hashlib
 import io
+import os
 import shutil
 import uuid
 from pathlib import Path
@@ -62,7 +63,7 @@ def write_lmdb(
         )
     for name in classes:
         folder = lmdb_folder(data_dir, name)
-        if folder.exists():
+        if os.path.isdir(folder):
             continue
         try:
             partial = data_dir / f".{folder.name}.{uuid.uuid4().hex}"
@@ -71,7 +72,7 @@ def write_lmdb(
                 _write_class(partial, name, crops_per_class)
                 partial.rename(folder)
             except OSError:
-                if not folder.exists():  # else another process made the same meanwhile
+                if not os.path.isdir(folder):  # else another process made the same meanwhile
                     raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
