@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
@@ -83,7 +83,7 @@ def inspect(picture: Picture) -> Header:
     with _opened(picture) as image:
         if (bits := _bits(image)) > 8:
             raise UserError(
-                f"{picture.name} has more than 8 bits a channel ({bits}): convert it to 8 bits, or "
+                f"{picture.name} has more than 8 bits a channel ({bits}): convert to 8 bits, or "
                 f"save the images as floats in [0, 1] in an .npy file"
             )
         frames = getattr(image, "n_frames", 1)
@@ -230,12 +230,28 @@ def _naming(picture: Picture) -> Iterator[None]:
 @contextmanager
 def _opened(picture: Picture) -> Iterator[Image.Image]:
     source = picture.source
-    with (
-        _naming(picture),
-        source.open("rb") if isinstance(source, Path) else source() as file,
-        open_image(file, FORMATS) as image,
-    ):
-        yield image
+    with _naming(picture), source.open("rb") if isinstance(source, Path) else source() as file:
+        try:
+            image = open_image(file, FORMATS)
+        except UnidentifiedImageError as error:
+            raise ValueError(_reason(file)) from error
+        with image:
+            yield image
+
+
+def _reason(file: IO[bytes]) -> str:
+    """Why no format of ours is that of a file: Pillow itself says no more than that."""
+    file.seek(0)
+    beginning = file.read(16)
+    for name in FORMATS:
+        reader, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(beginning) is True:
+            file.seek(0)
+            try:
+                reader(file, "")
+            except Exception as error:  # whatever a damaged header makes Pillow raise
+                return f"{name}: {error}"
+    return f"it is none of {', '.join(FORMATS)}"
 
 
 def _bits(image: Image.Image) -> int:
@@ -245,12 +261,12 @@ def _bits(image: Image.Image) -> int:
     """
     if image.format == "TIFF":
         return int(max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))))  # type: ignore[attr-defined]
+    if image.mode == "F":
+        return 32
     how = image.tile[0][3] if image.tile else ""  # type: ignore[attr-defined]
     if image.format == "PPM" and isinstance(how, tuple):
         return int(how[-1]).bit_length()  # of the largest level
-    if image.format == "PNG" and ";16" in how:
-        return 16
-    return {"I": 16, "F": 32}.get(image.mode[0], 8)
+    return 16 if image.mode[0] == "I" or (image.format == "PNG" and ";16" in how) else 8
 
 
 def _read(picture: Picture, mode: str, image_size: int | None) -> tuple[np.ndarray, bool]:
