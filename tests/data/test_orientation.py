@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffusion_jax.data import folder
 from diffusion_jax.data.pictures import Picture, inspect
+from diffusion_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 SEEN = RNG.integers(0, 256, (8, 12, 3), dtype=np.uint8)
@@ -109,6 +110,14 @@ def test_the_central_square_is_that_of_the_image_as_seen(tmp_path):
     (image,) = folder.load(tmp_path, image_size=10).images
     expected = decode_independently(encoded(seen, "PNG"), 10, crop=20)
     np.testing.assert_array_equal(image, expected)
+
+
+def test_a_shape_that_is_not_square_is_cut_from_the_middle_as_seen(tmp_path):
+    (tmp_path / "a.png").write_bytes(WRITERS["png"](as_stored(SEEN, 5), 5))
+    (image,) = folder.load(tmp_path, image_size=(8, 10)).images
+    np.testing.assert_array_equal(image, SEEN[:, 1:11])
+    with pytest.raises(UserError, match=r"a.png is 12 x 8 pixels, smaller than .* \(12, 8\)"):
+        folder.load(tmp_path, image_size=(12, 8))
 
 
 def test_grey_images_and_palettes_are_turned_too(tmp_path):
