@@ -281,7 +281,7 @@ def _read(picture: Picture, mode: str, shape: tuple[int, int] | None) -> tuple[n
         transparent = False
         if image.has_transparency_data:
             image = image.convert("RGBA")
-            transparent = bool(np.min(image.getchannel("A")) < 255)
+            transparent = bool(np.asarray(image.getchannel("A")).min() < 255)
         image = image.convert(mode)
         pixels = np.asarray(image) if shape is None else fit(image, *shape)
         return pixels.reshape(*pixels.shape[:2], -1), transparent

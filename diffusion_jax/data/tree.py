@@ -50,8 +50,15 @@ def entries(folder: Path | str) -> list[Entry]:
 def _is_wanted(entry: Entry) -> bool:
     name = entry.name
     if name == "prepared" and is_folder(entry):  # by default it lies in the folder of the data
-        return not any(Path(entry.path).glob("images-*.*"))
+        return not all(map(_is_prepared, os.listdir(entry.path)))
     return not (name.startswith(".") or name.lower() in _LEFTOVERS)
+
+
+def _is_prepared(name: str) -> bool:
+    """Whether a file is one of `storage.stored` and `pictures.load`, its lock included."""
+    return name.startswith(".") or (
+        name.startswith("images-") and name.endswith((".npy", ".json", ".partial"))
+    )
 
 
 def is_folder(entry: Entry) -> bool:

@@ -204,8 +204,14 @@ def test_prepared_images_in_the_folder_of_the_images_are_no_class(tmp_path, flat
     assert second.file == first.file
     assert second.notes == first.notes == ()
     assert data.load_images(tmp_path).class_names == ("cats", "dogs")
-    save(tmp_path / "prepared", "0.png")  # a class of that name
+    (tmp_path / "cats" / "0.png").rename(tmp_path / "kept")
+    (tmp_path / "cats" / "0.png").write_bytes(b"")
     first.file.path.unlink()
+    with pytest.raises(UserError, match=r"0.png cannot be read as an image"):
+        data.load(config)
+    (tmp_path / "kept").replace(tmp_path / "cats" / "0.png")
+    assert data.load(config).notes == ()  # what the failure left is none either
+    save(tmp_path / "prepared", "images-0.png")  # a class of that name
     assert data.load_images(tmp_path).class_names == ("cats", "dogs", "prepared")
 
 
