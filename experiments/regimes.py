@@ -171,7 +171,7 @@ def main() -> None:
     console.print(found.norm, highlight=False)
     named = {
         name: getattr(options, name)
-        for name in ("data", "images_per_class", "image_size", "data_dir")
+        for name in ("data", "images_per_class", "image_size", "flat", "data_dir")
     }
     pictures = replace(found, settings=named | found.settings).save(out)
     seconds = time.monotonic() - started
