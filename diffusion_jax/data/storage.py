@@ -117,6 +117,8 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, FileState]:
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
         state = FileState.of(path)
+    except UserError:  # what is wrong with a source's files, from `fill`
+        raise
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror or error}; name another folder with "
