@@ -17,6 +17,7 @@ from diffusion_jax.data import (
 )
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.names import FILES, name_of
+from diffusion_jax.data.pictures import ImageSize
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.source import Defaults as Defaults
 from diffusion_jax.data.source import Source as Source
@@ -110,6 +111,8 @@ def _load(config: DataConfig, first: int, count: int | None) -> ImageSet:
     store = Store(prepared_dir, config.memory_gib)
     if source is None:
         return _load_own(config, selection, store)
+    if config.flat:
+        raise UserError(f"flat is for folders of your own images, not for {config.data}")
     size = config.image_size
     words = source.classes if isinstance(source.classes, str) else ", ".join(source.classes)
     if not config.classes or count is None or size is None:
@@ -129,8 +132,8 @@ def _load_own(config: DataConfig, selection: Selection, store: Store) -> ImageSe
     """A user's own images, in the grey levels that training takes."""
     path = _existing(config.data)
     if path.is_dir():
-        return folder.load(path, config.image_size, selection, store=store)
-    _refuse_size(path, config.image_size)
+        return folder.load(path, config.image_size, selection, store=store, flat=config.flat)
+    _refuse_for_file(path, config.image_size, config.flat)
     return _grey_levels(path, arrays.load(path, selection, store=store))
 
 
@@ -146,10 +149,11 @@ def _grey_levels(what: Path | str, images: ImageSet) -> ImageSet:
 
 def load_images(
     path: Path | str,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: ImageSize | None = None,
     images_per_class: int | None = None,
     memory_gib: float | None = None,
     classes: tuple[str, ...] = (),
+    flat: bool = False,
 ) -> ImageSet:
     """Loads a user's own images: a folder of them, or a NumPy file.
 
@@ -160,6 +164,7 @@ def load_images(
       images_per_class: at most the first so many of each class; of all, without labels.
       memory_gib: memory that loading may take, in GiB; by default what is free.
       classes: names of the classes wanted, all by default.
+      flat: take a folder's images at every depth as one set without labels.
 
     Raises:
       UserError: no such path, or one that holds no usable images; the message says why.
@@ -169,8 +174,8 @@ def load_images(
     path = _existing(str(path))
     selection = Selection(classes, count=images_per_class, exact=False)
     if path.is_dir():
-        return folder.load(path, image_size, selection, memory_gib)
-    _refuse_size(path, image_size)
+        return folder.load(path, image_size, selection, memory_gib, flat=flat)
+    _refuse_for_file(path, image_size, flat)
     return arrays.load(path, selection, memory_gib)
 
 
@@ -189,6 +194,7 @@ def _existing(data: str) -> Path:
     return path
 
 
-def _refuse_size(path: Path, image_size: int | tuple[int, int] | None) -> None:
-    if image_size is not None:
-        raise UserError(f"image_size is for folders of images: {path} is taken as it is")
+def _refuse_for_file(path: Path, image_size: ImageSize | None, flat: bool) -> None:
+    for name, given in (("image_size", image_size is not None), ("flat", flat)):
+        if given:
+            raise UserError(f"{name} is for folders of images: {path} is taken as it is")

@@ -21,6 +21,11 @@ UNREADABLE = (
     ValueError,
     SyntaxError,
     EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -168,6 +173,7 @@ def open_image(source: Path | IO[bytes], formats: tuple[str, ...]) -> Image.Imag
       OSError, ValueError, ...: see `UNREADABLE`.
     """
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of damaged EXIF, which nobody reads here
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(source, formats=formats)
 

@@ -1,7 +1,8 @@
 """A training run's folder: claimed, described, and opened again to sample from.
 
 It holds config.json, summary.json, metrics.jsonl, tensorboard/, checkpoints/, samples/ and
-loss.png, and memorisation.png and profile/ if asked for.
+loss.png, and memorisation.png and profile/ if asked for; converted.json if its first parameters
+are another program's.
 """
 
 import dataclasses
@@ -22,8 +23,7 @@ from diffusion_jax.nn.network import Network, described, require_network
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first, require_same
-from diffusion_jax.runtime.files import write_npy
-from diffusion_jax.runtime.text import shown
+from diffusion_jax.runtime.files import write_json, write_npy
 from diffusion_jax.sampling import AncestralSampler, Backward, Start, backward
 from diffusion_jax.sampling.respacing import Clock
 from diffusion_jax.schedule import NoiseSchedule
@@ -156,11 +156,13 @@ def claim(config: Config) -> None:
         is not the same folder for all processes; or these have different configurations.
     """
     require_same("configuration", saved_config.text_of(config))
-    if shown(place := str(config.output.run_dir.absolute())) != place:
+    try:
+        str(config.output.run_dir.absolute()).encode()
+    except UnicodeEncodeError as error:
         raise UserError(
-            f"the run's folder {place} has characters in its path that are not printable, and "
-            f"checkpoints cannot be kept there; give another --run-dir"
-        )
+            f"the path of the run's folder {config.output.run_dir} is no UTF-8, and checkpoints "
+            f"cannot be kept there; give another --run-dir"
+        ) from error
     if is_first_process():
         _claim(config)
     path, deadline = config.output.run_dir / saved_config.NAME, time.monotonic() + _VISIBLE
@@ -269,7 +271,7 @@ def import_parameters(
     config: Config,
     params: Any,
     data: dict[str, Any],
-    beside: Mapping[str, np.ndarray] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes a run that starts from given parameters, saved as its step 0.
 
@@ -278,7 +280,7 @@ def import_parameters(
       params: the model's parameters; they become the averaged ones too.
       data: shape, mean, classes, num_images and fingerprint (or None) of the training set, as
         `data_of` gives them.
-      beside: what else the folder is to hold, arrays by the names of their .npy files.
+      beside: what else the folder is to hold, by name: arrays for .npy files, others for JSON.
 
     Raises:
       UserError: there is a run in the folder, or it cannot be written to.
@@ -294,8 +296,9 @@ def import_parameters(
     state = state_of(params, optimizer, key)
     try:
         claim(config)
-        for name, array in (beside or {}).items():
-            write_npy(folder / name, array)
+        for name, value in (beside or {}).items():
+            write = write_npy if isinstance(value, np.ndarray) else write_json
+            write(folder / name, value)
         with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
             checkpoints.save(0, to_saved(state), metadata_of(config, data))
             checkpoints.wait()

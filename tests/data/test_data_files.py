@@ -169,7 +169,7 @@ def png_of_size(path, width, height):
         (lambda path: path.write_text("hello"), "b.png cannot be read as an image"),
         (lambda path: path.symlink_to("nowhere.png"), "b.png cannot be read as an image"),
         (lambda path: png_of_size(path, 10**6, 10**6), r"b.png cannot be read.*bomb"),
-        (lambda path: save(path, GREY[0].astype(np.uint16) * 257), "more than 8 bits a pixel"),
+        (lambda path: save(path, GREY[0].astype(np.uint16) * 257), "more than 8 bits a channel"),
         (
             lambda path: save(path, COLOUR[0, :, :9]),
             r"b.png is 9 x 8 pixels, but .*a.png is 10 x 8",
@@ -211,10 +211,11 @@ def test_folders_without_images(tmp_path):
     with pytest.raises(UserError, match="dogs holds no images"):
         folder.load(tmp_path)
     save(tmp_path / "dogs" / "small" / "a.png", COLOUR[0])
-    with pytest.raises(UserError, match=r"small is a folder in a class.*name .*dogs if"):
+    with pytest.raises(UserError, match=r"2 folders deep, such as dogs/small/a.png, .*--flat"):
         folder.load(tmp_path)
-    with pytest.raises(UserError, match="cannot be read"):
-        folder.load(tmp_path / "missing")
+    for flat in (False, True):
+        with pytest.raises(UserError, match="missing cannot be read"):
+            folder.load(tmp_path / "missing", flat=flat)
 
 
 def test_a_folder_too_large_for_the_memory(tmp_path):

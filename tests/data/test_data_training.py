@@ -16,11 +16,12 @@ from source_files import write_celeba
 
 from diffusion_jax import data
 from diffusion_jax.config import DataConfig
-from diffusion_jax.data import folder, lsun, storage
+from diffusion_jax.data import lsun, pictures, storage
 from diffusion_jax.data.batches import batch_indices, device_batches
 from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import PRESETS, data_defaults
+from diffusion_jax.runtime import memory
 from diffusion_jax.training.saved_config import differences, from_dict, to_dict
 from experiments.train_lsun import parse
 
@@ -210,7 +211,7 @@ def test_a_full_disk_and_a_failure_in_the_middle_leave_nothing(tmp_path, monkeyp
         with pytest.raises(UserError, match=r"cannot keep .* No space left .*--prepared-dir"):
             data.load(config)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_is_transparent", lambda _: 1 / 0)
+        patch.setattr(pictures, "_read", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             data.load(config)
     assert [path.name for path in (tmp_path / "prepared").iterdir()] == [".lock"]
@@ -220,10 +221,7 @@ def test_a_full_disk_and_a_failure_in_the_middle_leave_nothing(tmp_path, monkeyp
 
 
 def test_half_of_the_free_memory_is_the_limit(tmp_path, monkeypatch):
-    class Memory:
-        available = 2000
-
-    monkeypatch.setattr(storage.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(memory, "available", lambda: memory.Available(2000))
     store = storage.Store(tmp_path)
     assert store.fits(1000)
     assert not store.fits(1001)
