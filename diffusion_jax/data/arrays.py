@@ -104,7 +104,8 @@ def load(
             with path.open("rb") as file:
                 header = read_header(file)
         height, width, channels = _image_shape(path, header.shape, header.dtype)
-        chosen, labels, class_names = _select(path, header.shape[0], labels, class_names, selection)
+        n = header.shape[0]
+        chosen, labels, class_names = selection.rows(str(path), n, labels, class_names)
         result = np.dtype(np.float32 if header.dtype.kind == "f" else np.uint8)
         num_bytes = len(chosen) * math.prod(header.shape[1:]) * result.itemsize
         mapped = store is not None and not archived and not store.fits(num_bytes)
@@ -278,27 +279,6 @@ def _check_labels(
             f"{name} of {path} have shape {shape} for images of shape {images}: give one label an "
             f"image, {images[:1]}"
         )
-
-
-def _select(
-    path: Path,
-    n: int,
-    labels: np.ndarray | None,
-    class_names: tuple[str, ...],
-    selection: Selection,
-) -> tuple[np.ndarray | range, np.ndarray | None, tuple[str, ...]]:
-    """The places of the images wanted, in order, with their labels and the classes' names.
-
-    Without labels they are a range: n is what a header claims, and may be absurd.
-    """
-    wanted = selection.of(str(path), class_names)
-    if labels is None:
-        return range(n)[selection.ranks(f"{path} holds {n} images", n)], None, ()
-    names = tuple(class_names[label] for label in wanted)
-    places = selection.places(str(path), labels, wanted, names)
-    order = np.argsort(np.concatenate(places))
-    new_labels = np.repeat(np.arange(len(names)), [len(each) for each in places])
-    return np.concatenate(places)[order], new_labels[order], names
 
 
 def _refuse(

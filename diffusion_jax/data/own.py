@@ -1,0 +1,122 @@
+"""A user's own images, where a table or Parquet files say which they are."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from diffusion_jax.data import columns, pictures, shards, tables
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.layouts import Layout
+from diffusion_jax.data.named_files import locate
+from diffusion_jax.data.pictures import Picture
+from diffusion_jax.data.selection import Selection
+from diffusion_jax.data.storage import Store, source_files
+from diffusion_jax.errors import UserError
+
+
+def load(
+    layout: Layout,
+    image_size: int | None,
+    selection: Selection,
+    memory_gib: float | None = None,
+    store: Store | None = None,
+) -> ImageSet:
+    """Loads the images that a table names, or that Parquet files hold.
+
+    Classes are in the order of the labels' values (see `columns.classes_of`), or of the list of
+    names in the files. See `pictures.load` for what is done to the images.
+
+    Args:
+      layout: see `layouts.find`.
+      image_size: pixels a side, see `pictures.load`; by default as the images are.
+      selection: which images of each class, or of all where there are no labels.
+      memory_gib: memory that the images may take, in GiB; by default what is free. Not with store.
+      store: where the images go if they are larger than its limit; without it they are refused.
+
+    Returns:
+      uint8 images in the order of the rows.
+
+    Raises:
+      UserError: see `tables.read`, `named_files.locate`, `shards.columns_of`, `pictures.load`.
+    """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size = {image_size} must be at least 1")
+    read = _of_table if layout.is_table else _of_shards
+    return read(layout, image_size, selection, memory_gib, store)
+
+
+def _of_table(
+    layout: Layout,
+    image_size: int | None,
+    selection: Selection,
+    memory_gib: float | None,
+    store: Store | None,
+) -> ImageSet:
+    path = layout.files[0]
+    table = tables.read(path, store.memory_gib if store else memory_gib)
+    labels, names = None, ()
+    if table.labels is not None:
+        labels, names = columns.classes_of(f"the column of labels of {path}", table.labels)
+    chosen, labels, names = selection.rows(str(path), len(table.files), labels, names)
+    files = locate(path, ((table.places[row], table.files[row]) for row in chosen))
+    images, file, seen = pictures.load(
+        str(path.parent),
+        [Picture(str(file), file) for file in files],
+        image_size,
+        memory_gib,
+        store,
+        [str(file) for file in files],
+    )
+    return ImageSet(images, labels, names, (*layout.notes, *table.notes, *seen), file)
+
+
+def _of_shards(
+    layout: Layout,
+    image_size: int | None,
+    selection: Selection,
+    memory_gib: float | None,
+    store: Store | None,
+) -> ImageSet:
+    paths = layout.files
+    what = str(paths[0] if len(paths) == 1 else paths[0].parent)
+    taken = shards.columns_of(paths[0])
+    if other := [path for path in paths[1:] if shards.columns_of(path)[:3] != taken[:3]]:
+        raise UserError(f"{other[0]} has other columns or classes than {paths[0]}")
+    groups = shards.groups_of(paths, store.memory_gib if store else memory_gib)
+    n = sum(group.rows for group in groups)
+    if not n:
+        raise UserError(f"{what} has no rows")
+    labels, names = (None, ()) if taken.label is None else shards.labels_of(groups, taken)
+    notes = [*layout.notes, *taken.notes]
+    if empty := [name for name in taken.class_names if name not in names]:
+        notes.append(f"no image of {what} is of the class {', '.join(empty)}: left out")
+    chosen, labels, names = selection.rows(what, n, labels, names)
+    rows = shards.Rows(groups, taken.image)
+    digest = hashlib.sha256(np.asarray(chosen, np.int64).tobytes()).hexdigest()
+    images, file, seen = pictures.load(
+        what,
+        [Picture(rows.name(row), partial(_opened, rows, int(row))) for row in chosen],
+        image_size,
+        memory_gib,
+        store,
+        [list(map(str, paths)), source_files(*paths), taken.image, digest],
+    )
+    return ImageSet(images, labels, names, (*notes, *seen), file)
+
+
+def _opened(rows: shards.Rows, row: int) -> IO[bytes]:
+    """The bytes of an image, in the row itself or in a file that it names."""
+    value = rows[row]
+    if isinstance(value, dict):
+        if value["bytes"] is None and value.get("path"):
+            (file,) = locate(rows.path(row), [(rows.name(row), value["path"])])
+            return file.open("rb")
+        value = value["bytes"]
+    if not value:
+        raise UserError(f"{rows.name(row)} holds no image")
+    return io.BytesIO(value)
