@@ -1,22 +1,16 @@
 """A folder of images: a subfolder a class, or the images themselves."""
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
-from diffusion_jax.data.checks import require_memory
-from diffusion_jax.data.images import UNREADABLE, ImageSet, crop_and_resize, open_image
+from diffusion_jax.data import pictures
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.pictures import FORMATS, Picture
 from diffusion_jax.data.selection import Selection
-from diffusion_jax.data.storage import Store, source_files, stored
+from diffusion_jax.data.storage import Store
 from diffusion_jax.errors import UserError
-
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
 
 def load(
@@ -58,39 +52,13 @@ def load(
         raise UserError(f"image_size = {image_size} must be at least 1")
     selection = selection or Selection(exact=False)
     class_names, files, notes = _find(folder, selection)
-    paths = [path for found in files for path in found]
-    headers = [_inspect(path) for path in paths]
-    width, height = _common_size(paths, [size for size, _ in headers], image_size)
-    mode, channels = ("L", 1) if all(grey for _, grey in headers) else ("RGB", 3)
-    shape = (len(paths), height, width, channels)
-
-    def fill(images: np.ndarray) -> None:
-        transparent = 0
-        bar = track(paths, "Reading images", console=Console(stderr=True), transient=True)
-        for place, path in enumerate(bar):
-            with _opened(path) as image:
-                transparent += _is_transparent(image)
-                plain = image.convert(mode)
-                pixels = (
-                    np.asarray(plain)
-                    if image_size is None
-                    else crop_and_resize(plain, min(plain.size), image_size)
-                )
-                images[place] = pixels.reshape(shape[1:])
-        if transparent:
-            notes.append(
-                f"{transparent} of {len(paths)} images have transparency, which was dropped"
-            )
-
-    file = None
-    if store is None:
-        require_memory(f"loading {len(paths)} images of {folder}", math.prod(shape), memory_gib)
-        images = np.empty(shape, np.uint8)
-        fill(images)
-    else:
-        images, file = stored(store, shape, fill, [str(folder), image_size, source_files(*paths)])
+    entries = [Picture(str(path), path) for found in files for path in found]
+    images, file, seen = pictures.load(
+        str(folder), entries, image_size, memory_gib, store, str(folder)
+    )
     labels = np.repeat(np.arange(len(files)), [len(found) for found in files])
-    return ImageSet(images, labels if class_names else None, class_names, tuple(notes), file)
+    labels = labels if class_names else None
+    return ImageSet(images, labels, class_names, (*notes, *seen), file)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -158,65 +126,3 @@ def _require_inside(folder: Path, paths: list[Path]) -> None:
                 )
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is no file; take it out of the folder")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An open image; whatever goes wrong with the file in the block names the file."""
-    try:
-        with open_image(path, FORMATS) as image:
-            yield image
-    except UserError:
-        raise
-    except UNREADABLE as error:
-        raise UserError(
-            f"{path} cannot be read as an image ({error}); repair it or take it out of the folder"
-        ) from error
-
-
-def _inspect(path: Path) -> tuple[tuple[int, int], bool]:
-    """Width and height, and whether the image is grey, from the file's header."""
-    with _opened(path) as image:
-        if image.mode[0] in "IF":
-            raise UserError(
-                f"{path} has more than 8 bits a pixel (mode {image.mode}): convert it to 8 bits, "
-                f"or save the images as floats in [0, 1] in an .npy file"
-            )
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview in it
-            raise UserError(f"{path} holds {frames} images: save each as a file of its own")
-        grey = image.mode in ("1", "L", "LA", "La")
-        if image.mode == "P":
-            palette = np.reshape(image.getpalette() or [], (-1, 3))
-            grey = bool(np.all(palette == palette[:, :1]))
-        return image.size, grey
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    if not image.has_transparency_data:
-        return False
-    return bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
-
-
-def _common_size(
-    paths: list[Path], sizes: list[tuple[int, int]], image_size: int | None
-) -> tuple[int, int]:
-    """Width and height of the loaded images."""
-    smallest = min(range(len(sizes)), key=lambda i: min(sizes[i]))
-    side = min(sizes[smallest])
-    if image_size is not None:
-        if side < image_size:
-            width, height = sizes[smallest]
-            raise UserError(
-                f"{paths[smallest]} is {width} x {height} pixels, smaller than image_size = "
-                f"{image_size}: images are not enlarged; give --image-size {side} or less"
-            )
-        return image_size, image_size
-    for path, size in zip(paths, sizes, strict=True):
-        if size != sizes[0]:
-            raise UserError(
-                f"{path} is {size[0]} x {size[1]} pixels, but {paths[0]} is {sizes[0][0]} x "
-                f"{sizes[0][1]}: --image-size {side} (or less) cuts out the central square of each "
-                f"and resizes it"
-            )
-    return sizes[0]

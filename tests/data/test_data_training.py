@@ -16,7 +16,7 @@ from source_files import write_celeba
 
 from diffusion_jax import data
 from diffusion_jax.config import DataConfig
-from diffusion_jax.data import folder, lsun, storage
+from diffusion_jax.data import lsun, pictures, storage
 from diffusion_jax.data.batches import batch_indices, device_batches
 from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.errors import UserError
@@ -210,7 +210,7 @@ def test_a_full_disk_and_a_failure_in_the_middle_leave_nothing(tmp_path, monkeyp
         with pytest.raises(UserError, match=r"cannot keep .* No space left .*--prepared-dir"):
             data.load(config)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_is_transparent", lambda _: 1 / 0)
+        patch.setattr(pictures, "_read", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             data.load(config)
     assert [path.name for path in (tmp_path / "prepared").iterdir()] == [".lock"]
