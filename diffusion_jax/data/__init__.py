@@ -11,8 +11,10 @@ from diffusion_jax.data import (
     cifar,
     folder,
     imagenet,
+    layouts,
     lsun,
     mnist,
+    own,
     photographs,
 )
 from diffusion_jax.data.images import ImageSet
@@ -42,7 +44,7 @@ SOURCES: dict[str, Source] = {
 def listing() -> str:
     """All that DataConfig.data may be, a line each, for the help of commands."""
     lines = [f"  {name:<12} {source.about}" for name, source in SOURCES.items()]
-    path = "  a path       a folder of images (a subfolder a class), an .npy, or an .npz"
+    path = "  a path       a folder of images, a table of them, Parquet, an .npy, or an .npz"
     return "\n".join(["data sets, for --data:", *lines, path])
 
 
@@ -128,6 +130,8 @@ def _load(config: DataConfig, first: int, count: int | None) -> ImageSet:
 def _load_own(config: DataConfig, selection: Selection, store: Store) -> ImageSet:
     """A user's own images, in the grey levels that training takes."""
     path = _existing(config.data)
+    if layout := layouts.find(path):
+        return own.load(layout, config.image_size, selection, store=store)
     if path.is_dir():
         return folder.load(path, config.image_size, selection, store=store)
     _refuse_size(path, config.image_size)
@@ -154,7 +158,8 @@ def load_images(
     """Loads a user's own images: a folder of them, or a NumPy file.
 
     Args:
-      path: a folder (see `folder.load`), or an .npy or .npz file (see `arrays.load`).
+      path: a folder (see `folder.load`), a table of images or Parquet files that hold them (see
+        `layouts.find`), or an .npy or .npz file (see `arrays.load`).
       image_size: pixels a side to which the files of a folder are cropped and resized.
       images_per_class: at most the first so many of each class; of all, without labels.
       memory_gib: memory that loading may take, in GiB; by default what is free.
@@ -167,6 +172,8 @@ def load_images(
         raise UserError(f"images_per_class = {images_per_class} must be at least 1")
     path = _existing(str(path))
     selection = Selection(classes, count=images_per_class, exact=False)
+    if layout := layouts.find(path):
+        return own.load(layout, image_size, selection, memory_gib)
     if path.is_dir():
         return folder.load(path, image_size, selection, memory_gib)
     _refuse_size(path, image_size)
@@ -181,10 +188,10 @@ def _existing(data: str) -> Path:
     if not path.exists():
         raise UserError(
             f"{path} does not exist: data are {', '.join(SOURCES)}, or the path of a folder of "
-            f"images, an .npy or an .npz"
+            f"images or of one of {', '.join(FILES)}"
         )
     if path.suffix.lower() not in FILES:
-        raise UserError(f"{path} is neither a folder of images nor an .npy or .npz file")
+        raise UserError(f"{path} is neither a folder of images nor one of {', '.join(FILES)}")
     return path
 
 

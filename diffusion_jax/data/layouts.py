@@ -11,7 +11,7 @@ from diffusion_jax.errors import UserError
 # The first rules a folder by its name alone; the others where they name files and labels.
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _LISTS = ("train.csv", "labels.csv", "train_labels.csv")
-ENDINGS = (".csv", ".jsonl", ".parquet")
+_ENDINGS = (".csv", ".jsonl", ".parquet")
 # As Hugging Face knows them in the names of files and folders.
 _SPLITS = {
     "train": ("train", "training"),
@@ -48,7 +48,7 @@ def find(path: Path) -> Layout | None:
         or a format that is not read.
     """
     if path.is_file():
-        return Layout((path,), _is_table(path)) if path.suffix.lower() in ENDINGS else None
+        return Layout((path,), _is_table(path)) if path.suffix.lower() in _ENDINGS else None
     entries = _entries(path)
     _refuse_others(path, entries)
     if there := _among(path, _METADATA) or [

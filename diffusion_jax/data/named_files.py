@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from PIL import Image
+
 from diffusion_jax.data.faults import Faults
-from diffusion_jax.data.pictures import FORMATS, known_endings
+from diffusion_jax.data.pictures import FORMATS
 from diffusion_jax.errors import UserError
 
 
@@ -92,8 +94,9 @@ class _Files:
         folder = path.parent
         if folder not in self._stems:
             self._stems[folder] = {}
+            known = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
             for each in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if each.suffix.lower() in known_endings():
+                if each.suffix.lower() in known:
                     self._stems[folder].setdefault(each.stem, []).append(each)
         found = self._stems[folder].get(path.name, [])
         if len(found) > 1:

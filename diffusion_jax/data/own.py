@@ -2,9 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -58,8 +56,8 @@ def _of_table(
     store: Store | None,
 ) -> ImageSet:
     path = layout.files[0]
-    table = tables.read(path, store.memory_gib if store else memory_gib)
-    labels, names = None, ()
+    table = tables.read(path, memory_gib)
+    labels, names = None, tuple[str, ...]()
     if table.labels is not None:
         labels, names = columns.classes_of(f"the column of labels of {path}", table.labels)
     chosen, labels, names = selection.rows(str(path), len(table.files), labels, names)
@@ -87,20 +85,25 @@ def _of_shards(
     taken = shards.columns_of(paths[0])
     if other := [path for path in paths[1:] if shards.columns_of(path)[:3] != taken[:3]]:
         raise UserError(f"{other[0]} has other columns or classes than {paths[0]}")
-    groups = shards.groups_of(paths, store.memory_gib if store else memory_gib)
+    groups = shards.groups_of(paths, memory_gib)
     n = sum(group.rows for group in groups)
     if not n:
         raise UserError(f"{what} has no rows")
-    labels, names = (None, ()) if taken.label is None else shards.labels_of(groups, taken)
+    labels, names = None, tuple[str, ...]()
+    if taken.label is not None:
+        labels, names = shards.labels_of(groups, taken)
     notes = [*layout.notes, *taken.notes]
     if empty := [name for name in taken.class_names if name not in names]:
-        notes.append(f"no image of {what} is of the class {', '.join(empty)}: left out")
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        notes.append(
+            f"classes of {what} without an image are left out: {', '.join(empty[:5])}{more}"
+        )
     chosen, labels, names = selection.rows(what, n, labels, names)
     rows = shards.Rows(groups, taken.image)
     digest = hashlib.sha256(np.asarray(chosen, np.int64).tobytes()).hexdigest()
     images, file, seen = pictures.load(
         what,
-        [Picture(rows.name(row), partial(_opened, rows, int(row))) for row in chosen],
+        [_picture(rows, int(row)) for row in chosen],
         image_size,
         memory_gib,
         store,
@@ -109,14 +112,20 @@ def _of_shards(
     return ImageSet(images, labels, names, (*notes, *seen), file)
 
 
+def _picture(rows: shards.Rows, row: int) -> Picture:
+    path, place = rows.place(row)
+    return Picture(f"{place} of {path}", partial(_opened, rows, row))
+
+
 def _opened(rows: shards.Rows, row: int) -> IO[bytes]:
     """The bytes of an image, in the row itself or in a file that it names."""
     value = rows[row]
+    path, place = rows.place(row)
     if isinstance(value, dict):
         if value["bytes"] is None and value.get("path"):
-            (file,) = locate(rows.path(row), [(rows.name(row), value["path"])])
+            (file,) = locate(path, [(place, value["path"])])
             return file.open("rb")
         value = value["bytes"]
     if not value:
-        raise UserError(f"{rows.name(row)} holds no image")
+        raise UserError(f"{place} of {path} holds no image")
     return io.BytesIO(value)

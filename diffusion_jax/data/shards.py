@@ -60,7 +60,9 @@ def columns_of(path: Path) -> Columns:
             f"one column: call it image, or save pixels in an .npz"
         )
     classes = [name for name, kind in features.items() if isinstance(kind, tuple)]
-    label = classes[0] if len(classes) == 1 else columns.named(classes or schema.names, columns.LABELS)
+    label = (
+        classes[0] if len(classes) == 1 else columns.named(classes or schema.names, columns.LABELS)
+    )
     if label is None and classes:
         raise UserError(
             f"{path} has several columns of classes, {', '.join(classes)}: call the one that is "
@@ -138,11 +140,20 @@ def _is_label(kind: pa.DataType) -> bool:
 
 
 class Group(NamedTuple):
-    """Row group `index` of a file; `start` is its first row among those of all files."""
+    """A row group of one of several files.
+
+    Attributes:
+      path: the file.
+      index: which of its row groups this is.
+      start: its first row among those of all files.
+      before: how many rows of its own file are before it.
+      rows: how many it has.
+    """
 
     path: Path
     index: int
     start: int
+    before: int
     rows: int
 
 
@@ -156,12 +167,12 @@ def groups_of(paths: Sequence[Path], memory_gib: float | None = None) -> list[Gr
     start = 0
     for path in paths:
         with reading(path, KIND):
-            metadata = pq.read_metadata(path)
+            metadata, first = pq.read_metadata(path), start
             for index in range(metadata.num_row_groups):
                 rows = metadata.row_group(index).num_rows
                 if rows < 0:
                     raise ValueError(f"row group {index} has {rows} rows")
-                groups.append(Group(path, index, start, rows))
+                groups.append(Group(path, index, start, start - first, rows))
                 start += rows
     require_memory(f"listing the {start} rows of {paths[0].parent}", _ROW_BYTES * start, memory_gib)
     return groups
@@ -224,11 +235,10 @@ class Rows:
         self._batch: list[Any] = []
         self._batches: Iterator[list[Any]] = iter(())
 
-    def name(self, row: int) -> str:
-        """What messages call a row."""
-        path = self._groups[bisect_right(self._starts, row) - 1].path
-        first = next(group.start for group in self._groups if group.path == path)
-        return f"row {row - first} of {path}"
+    def place(self, row: int) -> tuple[Path, str]:
+        """The file that a row is in, and which it is there."""
+        group = self._groups[bisect_right(self._starts, row) - 1]
+        return group.path, f"row {row - group.start + group.before}"
 
     def __getitem__(self, row: int) -> Any:
         """The value in a row.
