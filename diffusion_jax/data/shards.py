@@ -144,14 +144,14 @@ class Group(NamedTuple):
 
     Attributes:
       path: the file.
-      index: which of its row groups this is.
+      number: which of its row groups this is.
       start: its first row among those of all files.
       before: how many rows of its own file are before it.
       rows: how many it has.
     """
 
     path: Path
-    index: int
+    number: int
     start: int
     before: int
     rows: int
@@ -217,11 +217,11 @@ def batches(group: Group, column: str, size: int) -> Iterator[list[Any]]:
         if column not in file.schema_arrow.names:
             raise ValueError(f"it has no column {column}, as the files beside it do")
         found = 0
-        for batch in file.iter_batches(size, row_groups=[group.index], columns=[column]):
+        for batch in file.iter_batches(size, row_groups=[group.number], columns=[column]):
             found += batch.num_rows
             yield batch.column(0).to_pylist()
         if found != group.rows:
-            raise ValueError(f"row group {group.index} has {found} rows, not {group.rows}")
+            raise ValueError(f"row group {group.number} has {found} rows, not {group.rows}")
 
 
 class Rows:

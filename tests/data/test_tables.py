@@ -41,7 +41,7 @@ NAMES = [f"{i}.png" for i in range(4)]
     ("text", "classes", "labels"),
     [
         ("file_name,label\n2.png,b\n0.png,a\n1.png,b\n3.png,c\n", "abc", [1, 0, 1, 2]),
-        ('\ufefffile_name,label\r\n"2.png",b\r\n0.png,"a"\r\n1.png,b\r\n3.png,a', "ab", [1, 0, 1, 0]),
+        ('\ufefffile_name,label\r\n"2.png",b\r\n0.png,"a"\r\n1.png,b\r\n3,a', "ab", [1, 0, 1, 0]),
         ("label,Image\n10,2\n9,0\n10,1\n-1,3\n", ("-1", "9", "10"), [2, 1, 2, 0]),
         ('breed,id\n"b, or ""c""",2\na,0\n\na,1\na,3\n', ("a", 'b, or "c"'), [1, 0, 0, 0]),
         ("File Name,Class\n2.png,007\n0,10\n1,10\n3.png,007\n", ("007", "10"), [0, 1, 1, 0]),
