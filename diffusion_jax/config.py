@@ -41,6 +41,9 @@ class DataConfig:
     memory_gib: float | None = None
     """Images that take more memory than so many GiB are read from a file in prepared_dir as they
     are needed; by default half of the memory that is free. Changes nothing in the training."""
+    flat: bool = False
+    """Take the images at every depth of a folder of your own as one class; by default each of its
+    subfolders is a class."""
 
     def __post_init__(self) -> None:
         if isinstance(self.classes, str):

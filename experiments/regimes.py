@@ -46,6 +46,9 @@ class Options:
     """The first so many images of each class."""
     image_size: int | None = None
     """Pixels a side, to which images are cropped and resized."""
+    flat: bool = False
+    """Take the images at every depth of a folder of your own as one class; by default each of its
+    subfolders is a class."""
     data_dir: Path | None = None
     """Where the data set's files lie; by default data/NAME below the current folder."""
     prepared_dir: Path | None = None
@@ -84,7 +87,7 @@ def load(options: Options) -> ImageSet:
             for name in ("classes", "images_per_class", "image_size", "data_dir", "prepared_dir")
             if (value := getattr(options, name)) is not None
         }
-        return data.load(replace(data_defaults(options.data), **chosen))
+        return data.load(replace(data_defaults(options.data), flat=options.flat, **chosen))
     for name in ("data_dir", "prepared_dir"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is not for files of your own")
@@ -94,6 +97,7 @@ def load(options: Options) -> ImageSet:
         options.images_per_class,
         options.memory_gib,
         options.classes or (),
+        options.flat,
     )
 
 

@@ -112,6 +112,8 @@ def _load(config: DataConfig, first: int, count: int | None) -> ImageSet:
     store = Store(prepared_dir, config.memory_gib)
     if source is None:
         return _load_own(config, selection, store)
+    if config.flat:
+        raise UserError(f"flat is for folders of your own images, not for {config.data}")
     size = config.image_size
     words = source.classes if isinstance(source.classes, str) else ", ".join(source.classes)
     if not config.classes or count is None or size is None:
@@ -133,8 +135,8 @@ def _load_own(config: DataConfig, selection: Selection, store: Store) -> ImageSe
     if layout := layouts.find(path):
         return own.load(layout, config.image_size, selection, store=store)
     if path.is_dir():
-        return folder.load(path, config.image_size, selection, store=store)
-    _refuse_size(path, config.image_size)
+        return folder.load(path, config.image_size, selection, store=store, flat=config.flat)
+    _refuse_for_file(path, config.image_size, config.flat)
     return _grey_levels(path, arrays.load(path, selection, store=store))
 
 
@@ -154,6 +156,7 @@ def load_images(
     images_per_class: int | None = None,
     memory_gib: float | None = None,
     classes: tuple[str, ...] = (),
+    flat: bool = False,
 ) -> ImageSet:
     """Loads a user's own images: a folder of them, or a NumPy file.
 
@@ -164,6 +167,7 @@ def load_images(
       images_per_class: at most the first so many of each class; of all, without labels.
       memory_gib: memory that loading may take, in GiB; by default what is free.
       classes: names of the classes wanted, all by default.
+      flat: take a folder's images at every depth as one set without labels.
 
     Raises:
       UserError: no such path, or one that holds no usable images; the message says why.
@@ -175,8 +179,8 @@ def load_images(
     if layout := layouts.find(path):
         return own.load(layout, image_size, selection, memory_gib)
     if path.is_dir():
-        return folder.load(path, image_size, selection, memory_gib)
-    _refuse_size(path, image_size)
+        return folder.load(path, image_size, selection, memory_gib, flat=flat)
+    _refuse_for_file(path, image_size, flat)
     return arrays.load(path, selection, memory_gib)
 
 
@@ -195,6 +199,7 @@ def _existing(data: str) -> Path:
     return path
 
 
-def _refuse_size(path: Path, image_size: int | None) -> None:
-    if image_size is not None:
-        raise UserError(f"image_size is for folders of images: {path} is taken as it is")
+def _refuse_for_file(path: Path, image_size: int | None, flat: bool) -> None:
+    for name, given in (("image_size", image_size is not None), ("flat", flat)):
+        if given:
+            raise UserError(f"{name} is for folders of images: {path} is taken as it is")

@@ -1,16 +1,23 @@
 """A folder of images: a subfolder a class, or the images themselves."""
 
+import os
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from diffusion_jax.data import pictures
+from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.pictures import FORMATS, Picture
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.storage import Store
+from diffusion_jax.data.tree import Entry, entries, is_folder, require_inside, walk
 from diffusion_jax.errors import UserError
+
+_NONE = f"no images ({', '.join(FORMATS)}, known by their extension)"
 
 
 def load(
@@ -19,110 +26,147 @@ def load(
     selection: Selection | None = None,
     memory_gib: float | None = None,
     store: Store | None = None,
+    flat: bool = False,
 ) -> ImageSet:
     """Loads a folder of images.
 
     Each subfolder is a class, in the order of the names; images directly in the folder have no
-    labels. Files are taken in the order of their names (so 10.png comes before 2.png) and known by
-    their extension; hidden ones are passed over, others counted in the notes. Grey images have one
-    channel; if any image has colour, all have three. Transparency is dropped, palettes are turned
-    into their colours, and orientations in EXIF are not applied. Links within the folder are
-    followed; those that lead out of it are refused, so that a folder from elsewhere shows no file
-    that is not its own.
+    labels. Files are taken in the order of their names (so 10.png comes before 2.png), and with
+    `flat` in that of their paths, name by name. They are known by their extension; hidden ones and
+    what systems leave behind (`__MACOSX`, `@eaDir`, `lost+found`, Thumbs.db, ...) are passed over,
+    others counted in the notes. What is made of an image is in `pictures.load`. Links within the
+    folder are followed; those that lead out of it are refused, so that a folder from elsewhere
+    shows no file that is not its own.
 
     Args:
       folder: holds PNG, JPEG, WebP, TIFF, BMP, GIF or PPM files of 8 bits a channel.
-      image_size: pixels a side. The largest central square of each image is cut out and resized to
-        it with antialiasing (Pillow's BILINEAR, as for LSUN), never enlarged. By default all images
-        must have one size, and are taken as they are.
+      image_size: pixels a side, see `pictures.load`. By default all images must have one size, and
+        are taken as they are.
       selection: which images of each class, or of all where there are no classes; all by default.
       memory_gib: memory that the images may take, in GiB; by default what is free.
       store: where the images go if they are larger than its limit; without it they are refused.
+      flat: take the images at every depth as one set without labels, whatever folders they lie in.
 
     Returns:
       uint8 images, class after class.
 
     Raises:
-      UserError: a folder without images or that mixes images and subfolders; a file that cannot be
-        read, holds several frames or more than 8 bits a channel; images of different sizes without
-        image_size, or smaller than it; too many images for the memory; a link that leads out of
-        the folder; no such class, or fewer images than asked for.
+      UserError: a folder without images, or that mixes images and subfolders of images, or has
+        images deeper than in its subfolders; a link that leads out of it; no such class, or fewer
+        images than asked for; or as `pictures.load`.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size = {image_size} must be at least 1")
     selection = selection or Selection(exact=False)
-    class_names, files, notes = _find(folder, selection)
-    entries = [Picture(str(path), path) for found in files for path in found]
-    images, file, seen = pictures.load(
-        str(folder), entries, image_size, memory_gib, store, str(folder)
+    ignored: list[str] = []  # the endings of files that are no images
+    if flat:
+        classes = _everything(folder, selection, ignored)
+    else:
+        classes = _classes(folder, selection, ignored)
+    faults, files = Faults(), []
+    for path, found in classes.items():
+        files.append(found[selection.ranks(f"{path} holds {len(found)} images", len(found))])
+        for entry in files[-1]:
+            with faults.collected():
+                require_inside(folder, entry)
+    faults.refuse(f"files of {folder}", sum(map(len, files)))
+    images, file, notes = pictures.load(
+        str(folder),
+        [Picture(entry.path, Path(entry.path)) for found in files for entry in found],
+        image_size,
+        memory_gib,
+        store,
+        [str(folder), flat],
     )
-    labels = np.repeat(np.arange(len(files)), [len(found) for found in files])
-    labels = labels if class_names else None
-    return ImageSet(images, labels, class_names, (*notes, *seen), file)
-
-
-def _visible(folder: Path) -> list[Path]:
-    """A folder's entries in the order of their names, but for the hidden ones."""
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be read: {error}") from error
-
-
-def _find(
-    folder: Path, selection: Selection
-) -> tuple[tuple[str, ...], list[list[Path]], list[str]]:
-    """Class names (none for images directly in the folder), the files of each, and notes."""
-    subfolders = [path for path in _visible(folder) if path.is_dir()]
-    wanted = selection.of(str(folder), [path.name for path in subfolders])
-    chosen = [subfolders[place] for place in wanted]
-    for subfolder in subfolders:
-        if nested := [path for path in _visible(subfolder) if path.is_dir()]:
-            raise UserError(
-                f"{nested[0]} is a folder in a class: each subfolder of {folder} should be a class "
-                f"and hold nothing but its images; name {subfolder} if its subfolders are the "
-                f"classes"
-            )
-    known = {ext for ext, kind in Image.registered_extensions().items() if kind in FORMATS}
-    ignored, files = set(), []
-    for place in chosen or [folder]:
-        entries = _visible(place)
-        files.append([path for path in entries if path.suffix.lower() in known])
-        ignored |= set(entries) - set(files[-1])
-        if not files[-1]:
-            raise UserError(
-                f"{place} holds no images ({', '.join(FORMATS)}, known by their extension)"
-            )
-    if subfolders:
-        others = set(_visible(folder)) - set(subfolders)
-        if stray := sorted(path for path in others if path.suffix.lower() in known):
-            raise UserError(
-                f"{folder} holds images, such as {stray[0].name}, beside subfolders, such as "
-                f"{subfolders[0].name}: give either a subfolder a class or images alone"
-            )
-        ignored |= others
-    notes = []
     if ignored:
-        kinds = ", ".join(sorted({path.suffix or path.name for path in ignored})[:5])
-        notes.append(f"{len(ignored)} files of {folder} are no images by their names ({kinds})")
-    for i, place in enumerate(chosen or [folder]):
-        held = f"{place} holds {len(files[i])} images"
-        files[i] = files[i][selection.ranks(held, len(files[i]))]
-        _require_inside(folder, files[i])
-    return tuple(path.name for path in chosen), files, notes
+        kinds = ", ".join(sorted(set(ignored))[:5])
+        text = f"{len(ignored)} files of {folder} are no images by their names ({kinds})"
+        notes = (text, *notes)
+    if folder in classes:
+        return ImageSet(images, None, (), notes, file)
+    labels = np.repeat(np.arange(len(files)), [len(found) for found in files])
+    return ImageSet(images, labels, tuple(path.name for path in classes), notes, file)
 
 
-def _require_inside(folder: Path, paths: list[Path]) -> None:
-    """Refuses links out of the folder, and whatever is no plain file, before it is opened."""
-    root = folder.resolve()
-    links = {path.parent for path in paths if path.parent.is_symlink()}
-    for path in paths:
-        if path.is_symlink() or path.parent in links:
-            target = path.resolve()
-            if not target.is_relative_to(root):
+def _everything(folder: Path, selection: Selection, ignored: list[str]) -> dict[Path, list[Entry]]:
+    """The images at every depth of a folder, by its path."""
+    selection.of(str(folder), ())
+    if images := _images(walk(folder, folder), ignored):
+        return {folder: images}
+    raise UserError(f"{folder} holds {_NONE}, at any depth")
+
+
+def _classes(folder: Path, selection: Selection, ignored: list[str]) -> dict[Path, list[Entry]]:
+    """The images of each class by the path of its subfolder; or of the folder, where it has them.
+
+    Subfolders that hold no images are passed over, but for classes.
+    """
+    found = entries(folder)
+    subfolders = [entry for entry in found if is_folder(entry)]
+    images = _images([entry for entry in found if not is_folder(entry)], ignored)
+    if images or not subfolders:
+        for subfolder in subfolders:
+            if _first_image(folder, subfolder, ignored):
                 raise UserError(
-                    f"{path} leads out of {folder}, to {target}: copy the file there, or give the "
-                    f"folder that it leads to"
+                    f"{folder} holds images, such as {images[0].name}, beside subfolders of images,"
+                    f" such as {subfolder.name}: give either a subfolder a class or images alone, "
+                    f"or take the images at every depth as one class with --flat"
                 )
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file; take it out of the folder")
+        selection.of(str(folder), ())
+        if not images:
+            raise UserError(f"{folder} holds {_NONE}")
+        return {folder: images}
+    chosen = [subfolders[i] for i in selection.of(str(folder), [each.name for each in subfolders])]
+    faults, classes = Faults(), {}
+    for subfolder in chosen:
+        found = classes[Path(subfolder.path)] = _class(folder, subfolder, ignored)
+        with faults.collected():
+            if not found:
+                raise UserError(f"{subfolder.path} holds {_NONE}; --classes can leave it out")
+    faults.refuse(f"subfolders of {folder}", len(chosen))
+    return classes
+
+
+def _class(folder: Path, subfolder: Entry, ignored: list[str]) -> list[Entry]:
+    """The images of a class, which lie in its subfolder itself."""
+    require_inside(folder, subfolder)
+    found = entries(subfolder.path)
+    for entry in found:
+        if is_folder(entry) and (deep := _first_image(folder, entry, ignored)):
+            path = Path(deep.path).relative_to(folder)
+            raise UserError(
+                f"{folder} holds images {len(path.parts) - 1} folders deep, such as {path}, but "
+                f"takes those directly in its subfolders, each of which is a class: --flat takes "
+                f"the images at every depth as one class; where the classes lie deeper, give the "
+                f"folder whose subfolders they are"
+            )
+    return _images([entry for entry in found if not is_folder(entry)], ignored)
+
+
+@cache
+def _endings() -> set[str]:
+    return {ext for ext, kind in Image.registered_extensions().items() if kind in FORMATS}
+
+
+def _images(files: Iterable[Entry], ignored: list[str]) -> list[Entry]:
+    """The images among files; what the others are is added to those ignored."""
+    known = _endings()
+    images = []
+    for entry in files:
+        ending = os.path.splitext(entry.name)[1]
+        if ending.lower() in known:
+            images.append(entry)
+        else:
+            ignored.append(ending or entry.name)
+    return images
+
+
+def _first_image(folder: Path, subfolder: Entry, ignored: list[str]) -> Entry | None:
+    """An image at any depth of a subfolder; where there is none, its files are ignored ones."""
+    require_inside(folder, subfolder)
+    others: list[str] = []
+    for entry in walk(folder, subfolder.path):
+        if found := _images([entry], others):
+            return found[0]
+    ignored += others
+    return None

@@ -8,10 +8,12 @@ which holds them all to the same rules:
     images, file, notes = pictures.load(str(folder), pictures, image_size, store=store, key=key)
 """
 
+import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -26,6 +28,7 @@ from diffusion_jax.data.images import UNREADABLE, FileState, crop_and_resize, op
 from diffusion_jax.data.orientation import size_as_seen, upright
 from diffusion_jax.data.storage import Store, source_files, stored
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.files import write_json
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
@@ -127,7 +130,10 @@ def load(
     width, height = _common_size(pictures, [header.size for header in headers], image_size)
     mode, channels = ("L", 1) if all(header.grey for header in headers) else ("RGB", 3)
     shape = (len(pictures), height, width, channels)
-    counted: list[int] = []  # transparent images, by `fill`
+    translucent = [
+        picture for picture, header in zip(pictures, headers, strict=True) if header.transparent
+    ]
+    counted: list[int] = []  # by `fill`, unless the images were prepared at an earlier start
 
     def fill(images: np.ndarray) -> None:
         faults, transparent = Faults(), 0
@@ -140,6 +146,8 @@ def load(
                 transparent += is_transparent
         faults.refuse(f"images of {what}", len(pictures))
         counted.append(transparent)
+        if translucent and isinstance(images, np.memmap):
+            write_json(memo, transparent)
 
     if store is None:
         require_memory(f"loading {len(pictures)} images of {what}", math.prod(shape), memory_gib)
@@ -147,8 +155,12 @@ def load(
         fill(images)
     else:
         key = [_RULES, image_size, key, _states(what, pictures)]
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        memo = store.folder / f"images-{digest}.transparent.json"
         images, file = stored(store, shape, fill, key)
-    return Loaded(images, file, tuple(_transparency(counted, len(pictures))))
+    count = counted[0] if counted else _transparent(translucent, memo)
+    text = f"{count} of {len(pictures)} images have transparency, which was dropped"
+    return Loaded(images, file, (text,) if count else ())
 
 
 # Changes where the same files are read into other pixels than by the version before, so that none
@@ -156,14 +168,24 @@ def load(
 _RULES = "as seen"
 
 
-def _transparency(counted: list[int], total: int) -> Iterator[str]:
-    if sum(counted):
-        yield f"{sum(counted)} of {total} images have transparency, which was dropped"
+def _transparent(translucent: list[Picture], memo: Path) -> int:
+    """How many images are transparent, of a set that was prepared at an earlier start.
+
+    Args:
+      translucent: those that may be.
+      memo: where that start wrote it down; where it is not there, they are read again.
+    """
+    if not translucent:
+        return 0
+    with suppress(OSError, ValueError, TypeError):
+        return int(json.loads(memo.read_text()))
+    return sum(_read(picture, "L", None)[1] for picture in translucent)
 
 
 def _watched(pictures: Sequence[Picture], text: str) -> Iterable[Picture]:
-    """The pictures, under a progress bar."""
-    return track(pictures, text, console=Console(stderr=True), transient=True)
+    """The pictures, under a progress bar where somebody watches."""
+    console = Console(stderr=True)
+    return track(pictures, text, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _headers(what: str, pictures: Sequence[Picture]) -> list[Header]:

@@ -84,6 +84,8 @@ def stored(
                 _write(path, shape, fill)
         images = np.load(path, mmap_mode="r", allow_pickle=False)
         state = FileState.of(path)
+    except UserError:  # what is wrong with a source's files, from `fill`
+        raise
     except OSError as error:
         raise UserError(
             f"cannot keep {num_bytes / 2**30:.3g} GiB of images in {path}: {error}; free some "
