@@ -132,12 +132,28 @@ def _load(config: DataConfig, first: int, count: int | None) -> ImageSet:
 def _load_own(config: DataConfig, selection: Selection, store: Store) -> ImageSet:
     """A user's own images, in the grey levels that training takes."""
     path = _existing(config.data)
+    images = _read_own(path, config.image_size, selection, None, store, config.flat)
+    return _grey_levels(path, images)
+
+
+def _read_own(
+    path: Path,
+    image_size: int | None,
+    selection: Selection,
+    memory_gib: float | None,
+    store: Store | None,
+    flat: bool,
+) -> ImageSet:
+    """A user's own images, by the reader of what the path holds."""
+    if path.is_dir() and flat:
+        return folder.load(path, image_size, selection, memory_gib, store, flat)
     if layout := layouts.find(path):
-        return own.load(layout, config.image_size, selection, store=store)
+        _refuse_for_file(path, None, flat)
+        return own.load(layout, image_size, selection, memory_gib, store)
     if path.is_dir():
-        return folder.load(path, config.image_size, selection, store=store, flat=config.flat)
-    _refuse_for_file(path, config.image_size, config.flat)
-    return _grey_levels(path, arrays.load(path, selection, store=store))
+        return folder.load(path, image_size, selection, memory_gib, store)
+    _refuse_for_file(path, image_size, flat)
+    return arrays.load(path, selection, memory_gib, store)
 
 
 def _grey_levels(what: Path | str, images: ImageSet) -> ImageSet:
@@ -167,7 +183,7 @@ def load_images(
       images_per_class: at most the first so many of each class; of all, without labels.
       memory_gib: memory that loading may take, in GiB; by default what is free.
       classes: names of the classes wanted, all by default.
-      flat: take a folder's images at every depth as one set without labels.
+      flat: take a folder's images at every depth as one set without labels, whatever tables say.
 
     Raises:
       UserError: no such path, or one that holds no usable images; the message says why.
@@ -176,12 +192,7 @@ def load_images(
         raise UserError(f"images_per_class = {images_per_class} must be at least 1")
     path = _existing(str(path))
     selection = Selection(classes, count=images_per_class, exact=False)
-    if layout := layouts.find(path):
-        return own.load(layout, image_size, selection, memory_gib)
-    if path.is_dir():
-        return folder.load(path, image_size, selection, memory_gib, flat=flat)
-    _refuse_for_file(path, image_size, flat)
-    return arrays.load(path, selection, memory_gib)
+    return _read_own(path, image_size, selection, memory_gib, None, flat)
 
 
 def _existing(data: str) -> Path:

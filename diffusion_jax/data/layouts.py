@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion_jax.data import cifar, columns, shards, tables
+from diffusion_jax.data import cifar, columns, shards, tables, tree
 from diffusion_jax.errors import UserError
 
 # The first rules a folder by its name alone; the others where they name files and labels.
@@ -69,11 +69,7 @@ def find(path: Path) -> Layout | None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """The entries of a folder that are not hidden, in the order of their names."""
-    try:
-        return sorted(each for each in folder.iterdir() if not each.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be read: {error}") from error
+    return [Path(entry.path) for entry in tree.entries(folder)]
 
 
 def _among(folder: Path, names: Sequence[str]) -> list[Path]:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.pictures import FORMATS
+from diffusion_jax.data.tree import entries, is_folder
 from diffusion_jax.errors import UserError
 
 
@@ -41,7 +42,7 @@ def _base(table: Path, name: str) -> Path:
     folder = table.parent
     if _has(folder, name):
         return folder
-    inner = [each for each in sorted(folder.iterdir()) if each.is_dir()]
+    inner = [Path(each.path) for each in entries(folder) if is_folder(each)]
     inner += [each / each.name for each in inner if (each / each.name).is_dir()]  # Kaggle's
     there = [each for each in inner if _has(each, name)]
     if len(there) > 1:
@@ -95,7 +96,8 @@ class _Files:
         if folder not in self._stems:
             self._stems[folder] = {}
             known = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
-            for each in sorted(folder.iterdir()) if folder.is_dir() else ():
+            for entry in entries(folder) if folder.is_dir() else ():
+                each = Path(entry.path)
                 if each.suffix.lower() in known:
                     self._stems[folder].setdefault(each.stem, []).append(each)
         found = self._stems[folder].get(path.name, [])

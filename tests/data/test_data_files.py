@@ -211,9 +211,7 @@ def test_folders_without_images(tmp_path):
     with pytest.raises(UserError, match="dogs holds no images"):
         folder.load(tmp_path)
     save(tmp_path / "dogs" / "small" / "a.png", COLOUR[0])
-    with pytest.raises(
-        UserError, match=r"2 folders deep, such as dogs/small/a.png, .*--flat"
-    ):
+    with pytest.raises(UserError, match=r"2 folders deep, such as dogs/small/a.png, .*--flat"):
         folder.load(tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         folder.load(tmp_path / "missing")

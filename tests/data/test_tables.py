@@ -100,6 +100,16 @@ def test_a_list_beside_classes_in_folders_is_no_table(tmp_path):
     assert "(.csv)" in images.notes[0]
 
 
+def test_images_at_every_depth_whatever_a_table_says(tmp_path):
+    save(tmp_path, ["a/0.png", "b/1.png"])
+    (tmp_path / "metadata.csv").write_text("file_name,label\na/0.png,x\n")
+    assert load(tmp_path, (0,)).class_names == ("x",)
+    images = data.load_images(tmp_path, flat=True)
+    np.testing.assert_array_equal(images.images, PIXELS[:2])
+    with pytest.raises(UserError, match="flat is for folders of images"):
+        data.load_images(tmp_path / "metadata.csv", flat=True)
+
+
 def test_several_tables(tmp_path):
     save(tmp_path, NAMES)
     for name in ("metadata.csv", "train.csv"):
