@@ -147,6 +147,8 @@ def _read_own(
     """A user's own images, by the reader of what the path holds."""
     if path.is_dir() and flat:
         return folder.load(path, image_size, selection, memory_gib, store, flat)
+    if path.is_dir() and (digits := mnist.own(path, image_size, selection)):
+        return digits
     if layout := layouts.find(path):
         _refuse_for_file(path, None, flat)
         return own.load(layout, image_size, selection, memory_gib, store)
