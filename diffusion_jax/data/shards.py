@@ -234,6 +234,7 @@ class Rows:
         self._place, self._first = -1, 0
         self._batch: list[Any] = []
         self._batches: Iterator[list[Any]] = iter(())
+        self._fault: UserError | None = None
 
     def place(self, row: int) -> tuple[Path, str]:
         """The file that a row is in, and which it is there."""
@@ -250,7 +251,14 @@ class Rows:
         if place != self._place or row < self._first:
             self._place, self._first, self._batch = place, self._starts[place], []
             self._batches = batches(self._groups[place], self._column, _BATCH)
+            self._fault = None
         while row >= self._first + len(self._batch):
+            if self._fault is not None:  # all rows after it are lost
+                raise self._fault
             self._first += len(self._batch)
-            self._batch = next(self._batches)  # `batches` raises where there are too few rows
+            self._batch = []
+            try:
+                self._batch = next(self._batches)  # raises where there are too few rows
+            except UserError as error:
+                self._fault = error
         return self._batch[row - self._first]
