@@ -1,6 +1,5 @@
 """Parquet files that hold images themselves, as Hugging Face's data sets are shared."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from diffusion_jax.data import columns
 from diffusion_jax.data.checks import require_memory
 from diffusion_jax.data.tables import reading
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.files import parse_json
 
 IMAGES = ("image", "images", "img")
 KIND = "Parquet"
@@ -92,7 +92,7 @@ def _features(path: Path, schema: pa.Schema) -> dict[str, str | tuple[str, ...]]
         return {}
     found: dict[str, str | tuple[str, ...]] = {}
     try:
-        for name, feature in json.loads(text)["info"]["features"].items():
+        for name, feature in parse_json(text)["info"]["features"].items():
             kind = feature.get("_type") if isinstance(feature, dict) else None
             if name not in schema.names:
                 continue
@@ -102,7 +102,7 @@ def _features(path: Path, schema: pa.Schema) -> dict[str, str | tuple[str, ...]]
                     raise ValueError(f"classes of {name} have the same name")
             elif kind == "Image":
                 found[name] = kind
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} has damaged metadata (huggingface): {error!r:.200}") from error
     return found
 

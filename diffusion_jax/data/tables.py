@@ -14,6 +14,7 @@ from diffusion_jax.data import columns
 from diffusion_jax.data.checks import require_memory
 from diffusion_jax.data.faults import Faults
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.files import parse_json
 
 # What the readers of texts and of Parquet raise at damaged files.
 DAMAGED = (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException, MemoryError)
@@ -148,7 +149,7 @@ def _objects(path: Path) -> Iterator[tuple[str, _Row | None]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
+                    row = parse_json(line)
+                except ValueError:
                     row = None
                 yield f"line {number}", row if isinstance(row, dict) else None
