@@ -232,7 +232,7 @@ def load(folder: Path) -> TrainedClassifier:
             raise ValueError(f"its parameters are not for {len(classes)} classes of shape {shape}")
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(
-            f"{path} cannot be read as a classifier's: {error!r:.300}; remove {folder} and train the "
-            f"classifier again"
+            f"{path} cannot be read as a classifier's: {error!r:.300}; remove {folder} and train "
+            f"the classifier again"
         ) from error
     return TrainedClassifier(params=params, **described)

@@ -156,7 +156,9 @@ def test_settings_of_an_experiment(tmp_path):
 
 def test_classifier(tmp_path):
     shape, names = (8, 8, 3), ("a", "b")
-    params = classifier.initial_params(classifier.Classifier(2), jax.random.key(0), shape)
+    model = classifier.Classifier(2)
+    like = jax.eval_shape(lambda: classifier.initial_params(model, jax.random.key(0), shape))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     kept = classifier.TrainedClassifier(
         params=params, mean=np.zeros(3, np.float32), class_names=names, shape=shape,
         accuracy=0.9, interval=(0.8, 1.0), held_out=10, settings={"seed": 0},
@@ -169,9 +171,8 @@ def test_classifier(tmp_path):
         assert found.mean.shape == found.shape[2:]
 
     path, whole = tmp_path / "classifier.msgpack", (tmp_path / "classifier.msgpack").read_bytes()
-    fuzz_json(
-        tmp_path / "classifier.json", value, lambda: classifier.load(tmp_path), check, slow=10
-    )
+    described = tmp_path / "classifier.json"
+    fuzz_json(described, value, lambda: classifier.load(tmp_path), check, slow=10)
 
     def put(edits):
         """Parameters of which classifier.json has the checksum."""
