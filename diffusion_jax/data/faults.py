@@ -1,5 +1,6 @@
 """What is wrong with the files of a set: all of it is said at once."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,8 @@ class Faults:
     def refuse(self, what: str, total: int) -> None:
         """Raises what was collected, if anything: the first ten errors and the number of all.
 
+        Advice that they share is given once.
+
         Args:
           what: what the errors are about, such as "files of imgs".
           total: how many of these there are.
@@ -39,6 +42,15 @@ class Faults:
         if len(set(map(str, self._found))) == 1:
             raise self._found[0]
         if self._found:
-            named = "; ".join(map(str, self._found[:_SHOWN]))
+            texts = list(map(str, self._found))
+            advice = _shared_advice(texts)
+            named = "; ".join(text.removesuffix(advice) for text in texts[:_SHOWN])
             more = f"; and {len(self) - _SHOWN} more" if len(self) > _SHOWN else ""
-            raise UserError(f"{len(self)} of {total} {what} cannot be used: {named}{more}")
+            raise UserError(f"{len(self)} of {total} {what} cannot be used: {named}{more}{advice}")
+
+
+def _shared_advice(texts: list[str]) -> str:
+    """What all texts end with, from a colon or semicolon on."""
+    starts = [mark.start() for mark in re.finditer("[:;] ", texts[0])]
+    ends = (texts[0][start:] for start in starts)
+    return next((end for end in ends if all(text.endswith(end) for text in texts)), "")

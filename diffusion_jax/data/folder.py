@@ -11,7 +11,7 @@ from PIL import Image
 from diffusion_jax.data import pictures
 from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.data.pictures import FORMATS, Picture
+from diffusion_jax.data.pictures import FORMATS, ImageSize, Picture
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.storage import Store
 from diffusion_jax.data.tree import Entry, entries, is_folder, require_inside, walk
@@ -22,7 +22,7 @@ _NONE = f"no images ({', '.join(FORMATS)}, known by their extension)"
 
 def load(
     folder: Path,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     selection: Selection | None = None,
     memory_gib: float | None = None,
     store: Store | None = None,
@@ -40,8 +40,8 @@ def load(
 
     Args:
       folder: holds PNG, JPEG, WebP, TIFF, BMP, GIF or PPM files of 8 bits a channel.
-      image_size: pixels a side, see `pictures.load`. By default all images must have one size, and
-        are taken as they are.
+      image_size: pixels a side, or (height, width), see `pictures.load`. By default all images must
+        have one size, and are taken as they are.
       selection: which images of each class, or of all where there are no classes; all by default.
       memory_gib: memory that the images may take, in GiB; by default what is free.
       store: where the images go if they are larger than its limit; without it they are refused.
@@ -55,7 +55,7 @@ def load(
         images deeper than in its subfolders; a link that leads out of it; no such class, or fewer
         images than asked for; or as `pictures.load`.
     """
-    if image_size is not None and image_size < 1:
+    if image_size is not None and np.min(image_size) < 1:
         raise UserError(f"image_size = {image_size} must be at least 1")
     selection = selection or Selection(exact=False)
     ignored: list[str] = []  # the endings of files that are no images

@@ -21,6 +21,11 @@ UNREADABLE = (
     ValueError,
     SyntaxError,
     EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -168,6 +173,7 @@ def open_image(source: Path | IO[bytes], formats: tuple[str, ...]) -> Image.Imag
       OSError, ValueError, ...: see `UNREADABLE`.
     """
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of damaged EXIF, which nobody reads here
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(source, formats=formats)
 
@@ -186,8 +192,25 @@ def crop_and_resize(image: Image.Image, side: int, size: int) -> np.ndarray:
       uint8 (size, size) or (size, size, 3).
     """
     left, top = (round((length - side) / 2) for length in image.size)
-    image = image.crop((left, top, left + side, top + side))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    return fit(image.crop((left, top, left + side, top + side)), size, size)
+
+
+def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """The largest central part of an image that has a shape, resized to it with antialiasing.
+
+    Args:
+      image: at least as large, mode L or RGB.
+      height: pixels of the result.
+      width: pixels of the result.
+
+    Returns:
+      uint8 (height, width) or (height, width, 3); an image of this size as it is.
+    """
+    scale = min(image.width / width, image.height / height)
+    across, down = round(scale * width), round(scale * height)
+    left, top = round((image.width - across) / 2), round((image.height - down) / 2)
+    image = image.crop((left, top, left + across, top + down))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def centre_crop_and_resize(image: Image.Image, size: int) -> np.ndarray:

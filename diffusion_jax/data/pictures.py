@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
 from diffusion_jax.data.checks import require_memory
 from diffusion_jax.data.faults import Faults
-from diffusion_jax.data.images import UNREADABLE, FileState, crop_and_resize, open_image
+from diffusion_jax.data.images import UNREADABLE, FileState, fit, open_image
 from diffusion_jax.data.orientation import size_as_seen, upright
 from diffusion_jax.data.storage import Store, source_files, stored
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.files import write_json
 
+ImageSize = int | tuple[int, int]
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
 
@@ -83,7 +84,7 @@ def inspect(picture: Picture) -> Header:
     with _opened(picture) as image:
         if (bits := _bits(image)) > 8:
             raise UserError(
-                f"{picture.name} has more than 8 bits a channel ({bits}): convert it to 8 bits, or "
+                f"{picture.name} has more than 8 bits a channel ({bits}): convert to 8 bits, or "
                 f"save the images as floats in [0, 1] in an .npy file"
             )
         frames = getattr(image, "n_frames", 1)
@@ -99,7 +100,7 @@ def inspect(picture: Picture) -> Header:
 def load(
     what: str,
     pictures: Sequence[Picture],
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     memory_gib: float | None = None,
     store: Store | None = None,
     key: Any = None,
@@ -113,9 +114,9 @@ def load(
     Args:
       what: what holds the pictures, for messages, such as the path of their folder.
       pictures: one or more.
-      image_size: pixels a side. The largest central square of each image is cut out and resized to
-        it with antialiasing (Pillow's BILINEAR, as for LSUN), never enlarged. By default all images
-        must have one size, and are taken as they are.
+      image_size: pixels a side, or (height, width). The largest central part of that shape is cut
+        out of each image and resized to it with antialiasing (Pillow's BILINEAR, as for LSUN),
+        never enlarged. By default all images must have one size, and are taken as they are.
       memory_gib: memory that the images may take, in GiB; by default what is free. Not with store.
       store: where the images go if they are larger than its limit; without it they are refused.
       key: for the store: tells these pictures from all others, beside the names, sizes and times
@@ -133,13 +134,14 @@ def load(
     translucent = [
         picture for picture, header in zip(pictures, headers, strict=True) if header.transparent
     ]
+    target = None if image_size is None else (height, width)
     counted: list[int] = []  # by `fill`, unless the images were prepared at an earlier start
 
     def fill(images: np.ndarray) -> None:
         faults, transparent = Faults(), 0
         for place, picture in enumerate(_watched(pictures, "Reading images")):
             with faults.collected():
-                pixels, is_transparent = _read(picture, mode, image_size)
+                pixels, is_transparent = _read(picture, mode, target)
                 if pixels.shape != shape[1:]:
                     raise UserError(f"{picture.name} was changed while it was read")
                 images[place] = pixels
@@ -230,12 +232,28 @@ def _naming(picture: Picture) -> Iterator[None]:
 @contextmanager
 def _opened(picture: Picture) -> Iterator[Image.Image]:
     source = picture.source
-    with (
-        _naming(picture),
-        source.open("rb") if isinstance(source, Path) else source() as file,
-        open_image(file, FORMATS) as image,
-    ):
-        yield image
+    with _naming(picture), source.open("rb") if isinstance(source, Path) else source() as file:
+        try:
+            image = open_image(file, FORMATS)
+        except UnidentifiedImageError as error:
+            raise ValueError(_reason(file)) from error
+        with image:
+            yield image
+
+
+def _reason(file: IO[bytes]) -> str:
+    """Why no format of ours is that of a file: Pillow itself says no more than that."""
+    file.seek(0)
+    beginning = file.read(16)
+    for name in FORMATS:
+        reader, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(beginning) is True:
+            file.seek(0)
+            try:
+                reader(file, "")
+            except Exception as error:  # whatever a damaged header makes Pillow raise
+                return f"{name}: {error}"
+    return f"it is none of {', '.join(FORMATS)}"
 
 
 def _bits(image: Image.Image) -> int:
@@ -245,48 +263,54 @@ def _bits(image: Image.Image) -> int:
     """
     if image.format == "TIFF":
         return int(max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))))  # type: ignore[attr-defined]
+    if image.mode == "F":
+        return 32
     how = image.tile[0][3] if image.tile else ""  # type: ignore[attr-defined]
     if image.format == "PPM" and isinstance(how, tuple):
         return int(how[-1]).bit_length()  # of the largest level
-    if image.format == "PNG" and ";16" in how:
-        return 16
-    return {"I": 16, "F": 32}.get(image.mode[0], 8)
+    return 16 if image.mode[0] == "I" or (image.format == "PNG" and ";16" in how) else 8
 
 
-def _read(picture: Picture, mode: str, image_size: int | None) -> tuple[np.ndarray, bool]:
-    """The pixels (height, width, channels), and whether any is transparent."""
+def _read(picture: Picture, mode: str, shape: tuple[int, int] | None) -> tuple[np.ndarray, bool]:
+    """The pixels (height, width, channels), cut and resized to a shape if one is given.
+
+    And whether any is transparent.
+    """
     with _opened(picture) as image:
         image = upright(image)
         transparent = False
         if image.has_transparency_data:
             image = image.convert("RGBA")
-            transparent = image.getextrema()[3][0] < 255
+            transparent = bool(np.asarray(image.getchannel("A")).min() < 255)
         image = image.convert(mode)
-        if image_size is None:
-            pixels = np.asarray(image)
-        else:
-            pixels = crop_and_resize(image, min(image.size), image_size)
+        pixels = np.asarray(image) if shape is None else fit(image, *shape)
         return pixels.reshape(*pixels.shape[:2], -1), transparent
 
 
 def _common_size(
-    pictures: Sequence[Picture], sizes: list[tuple[int, int]], image_size: int | None
+    pictures: Sequence[Picture], sizes: list[tuple[int, int]], image_size: ImageSize | None
 ) -> tuple[int, int]:
     """Width and height of the loaded images."""
-    smallest = min(range(len(sizes)), key=lambda i: min(sizes[i]))
-    side = min(sizes[smallest])
     if image_size is not None:
-        if side < image_size:
-            width, height = sizes[smallest]
-            raise UserError(
-                f"{pictures[smallest].name} is {width} x {height} pixels, smaller than image_size "
-                f"= {image_size}: images are not enlarged; give --image-size {side} or less"
+        shape = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+        height, width = shape
+        rooms = [min(size[0] / width, size[1] / height) for size in sizes]
+        smallest = int(np.argmin(rooms))
+        if rooms[smallest] < 1:
+            least = (
+                f"; give --image-size {min(sizes[smallest])} or less"
+                if image_size == height
+                else ""
             )
-        return image_size, image_size
+            raise UserError(
+                f"{pictures[smallest].name} is {' x '.join(map(str, sizes[smallest]))} pixels, "
+                f"smaller than image_size = {image_size}: images are not enlarged{least}"
+            )
+        return width, height
     common, count = Counter(sizes).most_common(1)[0]
     if count < len(sizes):
         other = next(i for i, size in enumerate(sizes) if size != common)
-        alone = count == len(sizes) - 1
+        alone, side = count == len(sizes) - 1, min(map(min, sizes))
         raise UserError(
             f"{pictures[other].name} is {' x '.join(map(str, sizes[other]))} pixels, but "
             f"{pictures[sizes.index(common)].name} is {' x '.join(map(str, common))}"

@@ -50,8 +50,15 @@ def entries(folder: Path | str) -> list[Entry]:
 def _is_wanted(entry: Entry) -> bool:
     name = entry.name
     if name == "prepared" and is_folder(entry):  # by default it lies in the folder of the data
-        return not any(Path(entry.path).glob("images-*.*"))
+        return not all(map(_is_prepared, os.listdir(entry.path)))
     return not (name.startswith(".") or name.lower() in _LEFTOVERS)
+
+
+def _is_prepared(name: str) -> bool:
+    """Whether a file is one of `storage.stored` and `pictures.load`, its lock included."""
+    return name.startswith(".") or (
+        name.startswith("images-") and name.endswith((".npy", ".json", ".partial"))
+    )
 
 
 def is_folder(entry: Entry) -> bool:
@@ -74,8 +81,7 @@ def walk(root: Path, folder: Path | str) -> Iterator[Entry]:
     Raises:
       UserError: a folder cannot be read, or is a link that leads out of the root.
     """
-    status = os.stat(folder)
-    seen = {(status.st_dev, status.st_ino)}
+    seen = {_identity(os.stat(folder))}
     waiting = entries(folder)[::-1]
     while waiting:
         entry = waiting.pop()
@@ -83,10 +89,14 @@ def walk(root: Path, folder: Path | str) -> Iterator[Entry]:
             yield entry
             continue
         require_inside(root, entry)
-        status = entry.stat()
-        if (status.st_dev, status.st_ino) not in seen:
-            seen.add((status.st_dev, status.st_ino))
+        if (identity := _identity(entry.stat())) not in seen:
+            seen.add(identity)
             waiting += entries(entry.path)[::-1]
+
+
+def _identity(status: os.stat_result) -> int:
+    """A number of its own for each file, in less memory than a pair."""
+    return status.st_dev << 64 | status.st_ino
 
 
 def require_inside(root: Path, entry: Entry) -> None:
