@@ -1,6 +1,8 @@
 """Images and labels in a NumPy file: .npy, or .npz with names."""
 
+import io
 import math
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -20,6 +22,7 @@ from diffusion_jax.errors import UserError
 IMAGE_NAMES = ("images", "x")
 LABEL_NAMES = ("labels", "y")
 MAX_CHANNELS = 4
+_MOST_HEADER = 2**16
 
 # What numpy and zipfile raise at damaged files.
 _DAMAGED = (
@@ -27,6 +30,7 @@ _DAMAGED = (
     ValueError,
     EOFError,
     RuntimeError,
+    MemoryError,
     tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
@@ -174,7 +178,8 @@ def reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except _DAMAGED as error:
-        raise UserError(f"{path} cannot be read as a NumPy file: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path} cannot be read as a NumPy file: {reason:.300}") from error
 
 
 def read_header(file: IO[bytes]) -> Header:
@@ -183,6 +188,8 @@ def read_header(file: IO[bytes]) -> Header:
     Raises:
       ValueError: it is no array, or of a negative length.
     """
+    # No more, whatever length of the header is claimed: numpy takes at most 10 000 bytes.
+    file = io.BytesIO(file.read(_MOST_HEADER))
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0
     if version != (1, 0):
@@ -211,6 +218,10 @@ def read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def _labels(stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """Indices into the names of the labels, and the names."""
+    if stored.dtype.kind == "U" and stored.dtype.itemsize:
+        codes = np.ascontiguousarray(stored).view(f"{stored.dtype.byteorder}u4")
+        if codes.max() > sys.maxunicode:
+            raise ValueError("labels hold characters that are none")
     names, labels = np.unique(stored, return_inverse=True)
     texts = (value.decode() if isinstance(value, bytes) else str(value) for value in names)
     return labels.reshape(-1).astype(np.int64), tuple(texts)
