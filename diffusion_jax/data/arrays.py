@@ -189,12 +189,13 @@ def read_header(file: IO[bytes]) -> Header:
       ValueError: it is no array, or of a negative length.
     """
     # No more, whatever length of the header is claimed: numpy takes at most 10 000 bytes.
-    file = io.BytesIO(file.read(_MOST_HEADER))
-    version = np.lib.format.read_magic(file)
+    start, head = file.tell(), io.BytesIO(file.read(_MOST_HEADER))
+    version = np.lib.format.read_magic(head)
     read = np.lib.format.read_array_header_1_0
     if version != (1, 0):
         read = np.lib.format.read_array_header_2_0
-    header = Header(*read(file))
+    header = Header(*read(head))
+    file.seek(start + head.tell())
     if min(header.shape, default=0) < 0:
         raise ValueError(f"its shape is {header.shape}")
     return header
