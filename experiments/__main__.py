@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent
 # The users' commands: what diffusion-jax calls them, and their modules.
 COMMANDS = {
     "train": "train_lsun",
+    "fetch": "fetch",
     "sample": "sample",
     "regimes": "regimes",
     "cloning": "cloning",

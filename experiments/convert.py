@@ -1,24 +1,29 @@
 """Converts between the original's PyTorch checkpoints and runs of this project.
 
 python -m experiments.convert from-torch CHECKPOINT --run-dir DIR [--mean M ...] [OPTION ...]
-    A .pt, .pth or .safetensors state dict becomes a run that experiments.sample and further
-    training accept. The options are those of experiments.train_lsun (--preset, --data, --data-dir,
-    --image-size, --schedule ...) and should describe how the model was trained; its own shape
-    follows from the file. The training set's mean is computed from the data, or given by --mean.
-    The original never trains step 0, so the run is --faithful unless told otherwise. The
-    file's fixed table of times, which may differ from ours in its last digits (by less than 1e-4,
-    or it is refused), is kept beside the run: the run computes with ours, to-torch gives it back.
+    A state dict becomes a run that experiments.sample and further training accept. The file's
+    content tells its format, torch's (old or new) or safetensors, whatever its name; dictionaries
+    and prefixes around the weights are looked through. Where a file holds raw weights and their
+    average (EMA), the average is taken, and --weights raw takes the others: which it was is
+    printed, and kept in the run's converted.json and summary.json. The options are those of
+    experiments.train_lsun (--preset, --data, --data-dir, --image-size, --schedule ...) and should
+    describe how the model was trained; its own shape follows from the file. The training set's mean
+    is computed from the data, or given by --mean. The original never trains step 0, so the run is
+    --faithful unless told otherwise. The file's fixed table of times, which may differ from ours in
+    its last digits (by less than 1e-4, or it is refused), is kept beside the run: the run computes
+    with ours, to-torch gives it back.
 
 python -m experiments.convert to-torch RUN_DIR FILE
-    The averaged parameters of a run's last checkpoint become a state dict that the original loads.
-    What a network predicts is in units of [0, 1] minus the mean, which the command prints.
+    The averaged parameters of a run's last checkpoint become a state dict that the original loads:
+    a safetensors where FILE ends so, a torch file under any other name. What a network predicts is
+    in units of [0, 1] minus the mean, which the command prints.
 """
 
 import shlex
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -29,6 +34,7 @@ from diffusion_jax.config import Config, DataConfig, ModelConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
 from diffusion_jax.training import run
+from diffusion_jax.training.outputs import CONVERTED, SUMMARY
 from experiments import command, train_lsun
 from experiments.command import reports_errors
 
@@ -40,7 +46,9 @@ class FromTorch(train_lsun.Choice):
     """A state dict becomes a run."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """The state dict, a .pt, .pth or .safetensors."""
+    """The file of weights, torch's or a safetensors, under any name."""
+    weights: Literal["average", "raw"] = "average"
+    """Which weights are taken from a file that holds both."""
     mean: tuple[float, ...] | None = None
     """The training set's mean, one number a channel, in [0, 1]; by default that of the data."""
 
@@ -52,21 +60,27 @@ class ToTorch:
     run_dir: Annotated[Path, tyro.conf.Positional]
     """The run's folder."""
     file: Annotated[Path, tyro.conf.Positional]
-    """What is written, a .pt, .pth or .safetensors."""
+    """What is written: a safetensors where the name ends so, a torch file under any other name."""
 
 
-def from_torch(checkpoint: Path, mean: tuple[float, ...] | None, config: Config) -> None:
+def from_torch(
+    checkpoint: Path,
+    mean: tuple[float, ...] | None,
+    config: Config,
+    weights: Literal["average", "raw"] = "average",
+) -> None:
     """Makes a run from a state dict.
 
     Args:
-      checkpoint: the state dict.
+      checkpoint: the file of weights.
       mean: of the training set, or None for that of the data.
       config: how the model was trained; its shape is that of the state dict.
+      weights: which are taken from a file that holds both.
     """
     from torch_ref import bridge
 
-    state_dict = bridge.load(checkpoint)
-    model, params = bridge.from_torch(state_dict)
+    found = bridge.read(checkpoint, weights)
+    model, params = bridge.from_torch(found.state_dict)
     if model.dtype != np.float32:
         raise UserError(f"{checkpoint} is float64, but runs hold float32 parameters; convert it")
     shape = {
@@ -81,8 +95,14 @@ def from_torch(checkpoint: Path, mean: tuple[float, ...] | None, config: Config)
             f"the model takes images of {model.channels} channel(s), but the mean has "
             f"{len(known['mean'])}; give the options of the data that it was trained on"
         )
-    beside = {TIME_TABLE: bridge.time_table(state_dict)}
+    converted = {"file": str(checkpoint.absolute()), "weights": found.kind, "prefix": found.place}
+    beside = {
+        TIME_TABLE: bridge.time_table(found.state_dict),
+        CONVERTED: converted,
+        SUMMARY: _summary(config, params, known) | {"converted": converted},
+    }
     run.import_parameters(config, params, known, beside)
+    print(f"Took {found}")
     folder = shlex.quote(str(config.output.run_dir))
     print(f"Wrote the run {config.output.run_dir}. To sample from it:")
     print(f"  python -m experiments.sample {folder}")
@@ -107,6 +127,16 @@ def _training_set(
             "fingerprint": None,
         }
     return known if mean is None else known | {"mean": np.array(mean, np.float32).tolist()}
+
+
+def _summary(config: Config, params: Any, known: dict[str, Any]) -> dict[str, Any]:
+    """What is known before any training of what `outputs.summarize` writes then."""
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "data": config.data.data,
+        "images": known["num_images"],
+        **{name: known[name] for name in ("shape", "classes", "mean", "fingerprint")},
+    }
 
 
 def _time_table(path: Path) -> np.ndarray | None:
@@ -164,7 +194,7 @@ def main() -> None:
     options = parse(sys.argv[1:])
     backend.configure()
     if isinstance(options, FromTorch):
-        from_torch(options.checkpoint, options.mean, options.config)
+        from_torch(options.checkpoint, options.mean, options.config, options.weights)
     else:
         to_torch(options.run_dir, options.file)
 

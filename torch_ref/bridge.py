@@ -4,7 +4,6 @@ The one place where both are known. A state dict has the names and shapes of `to
 Flax parameters have kernels (height, width, in, out) or (in, out).
 """
 
-import io
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -16,20 +15,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.torch
 import torch
 from flax import traverse_util
 from torch import Tensor
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.unet import UNet
-from diffusion_jax.runtime.files import write_bytes
+from diffusion_jax.runtime.files import expanded
+from torch_ref import files
 from torch_ref.unet import TIME_STEPS, sinusoidal_table
+from torch_ref.unwrapping import TIME_TABLE, StateDict, Weights, Which, choose, listed
 
-StateDict = dict[str, Tensor]
 Shape = tuple[int, ...]
 
-TIME_TABLE = "time_embeddings.time_mlp.0.weight"
 # Frequencies are rounded to float32 after an exponential whose last bit differs between versions
 # of torch and processors; that bit moves the angle of step 999 by 6e-5. Another convention (k + 1
 # in place of k, sines and cosines interleaved) is off by far more.
@@ -101,8 +99,11 @@ def _infer(shapes: Mapping[str, Shape]) -> UNet:
         return Counter(lengths).most_common(1)[0][0] if lengths else default
 
     def indices(pattern: str) -> list[int]:
-        matches = (re.match(pattern, name) for name in shapes)
-        return sorted({int(match[1]) for match in matches if match})
+        matches = [match for name in shapes if (match := re.match(pattern, name))]
+        found = {int(match[1]) for match in matches if len(match[1]) < 5}
+        return sorted(
+            index for index in found if index < len(shapes)
+        )  # no more blocks than entries
 
     channels = vote(
         (r"init_conv\.weight", 1), (r"final_block\.conv\.(weight|bias)", 0), default=UNet.channels
@@ -141,7 +142,12 @@ def _infer(shapes: Mapping[str, Shape]) -> UNet:
 def _compare(
     what: str, model: UNet, found: Mapping[str, Shape], expected: dict[str, Shape]
 ) -> None:
-    """Raises a UserError naming every entry of `found` that is not as expected."""
+    """Raises a UserError that names entries of `found` that are not as expected."""
+    if not set(found) & set(expected):
+        raise UserError(
+            f"{what} are not those of the original UNet: none has a name of its entries "
+            f"({listed(list(expected))}), they are {listed(list(found)) or 'none at all'}"
+        )
     faults = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
@@ -151,14 +157,21 @@ def _compare(
             if name in found and found[name] != shape
         ],
     }
-    listed = [f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names]
-    if listed:
+    if any(faults.values()):
+        named = [f"{fault}: {listed(names)}" for fault, names in faults.items() if names]
         raise UserError(
             f"{what} are not those of a UNet with channels = {model.channels}, base_channels = "
             f"{model.base_channels}, multiples = {model.multiples}, attention_levels = "
             f"{model.attention_levels}, num_res_blocks = {model.num_res_blocks}; "
-            f"{'; '.join(listed)}"
+            f"{'; '.join(named)}"
         )
+
+
+def _type(value: Tensor) -> str:
+    kind = str(value.dtype).removeprefix("torch.")
+    if value.is_meta:
+        return f"{kind} without values"
+    return kind if value.layout == torch.strided else f"{kind} {value.layout}"
 
 
 def _check_types(what: str, types: Mapping[str, str]) -> None:
@@ -168,7 +181,7 @@ def _check_types(what: str, types: Mapping[str, str]) -> None:
         allowed = common if common in ("float32", "float64") else "float32"
         wrong = [f"{name} {kind}" for name, kind in types.items() if kind != allowed]
         raise UserError(
-            f"{what} must all be float32, or all float64: convert {', '.join(wrong)} to {allowed}"
+            f"{what} must all be float32, or all float64: convert {listed(wrong)} to {allowed}"
         )
 
 
@@ -180,8 +193,8 @@ def from_torch(state_dict: Mapping[str, Tensor]) -> tuple[UNet, dict[str, Any]]:
     its own: it is checked to be that one, up to 1e-4. `time_table` reads it, for the way back.
 
     Args:
-      state_dict: float32 or float64 tensors; every name may have the prefix `module.` that
-        DataParallel leaves.
+      state_dict: float32 or float64 tensors; names may have prefixes, and of an average and raw
+        weights the average is taken: see `unwrapping.choose`.
 
     Returns:
       The model, of the state dict's type, and its parameters as NumPy arrays, so that float64 is
@@ -189,8 +202,9 @@ def from_torch(state_dict: Mapping[str, Tensor]) -> tuple[UNet, dict[str, Any]]:
       is `model.apply({"params": params}, x, step)`, x (batch, height, width, channels).
 
     Raises:
-      UserError: not a state dict of this architecture (every missing, unexpected or misshapen entry
-        is named), a time table that is not the sinusoid, or another type.
+      UserError: not a state dict of this architecture (the first missing, unexpected and misshapen
+        entries are named, with the number of all), a time table that is not the sinusoid, or
+        another type.
     """
     strange = [
         repr(name)
@@ -199,14 +213,13 @@ def from_torch(state_dict: Mapping[str, Tensor]) -> tuple[UNet, dict[str, Any]]:
     ]
     if strange:
         raise UserError(
-            f"a state dict holds named tensors alone, but these are none: {', '.join(strange)}"
+            f"a state dict holds named tensors alone, but these are none: {listed(strange)}"
         )
-    if all(name.startswith("module.") for name in state_dict):
-        state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    state_dict = choose(state_dict).state_dict
     found = {name: tuple(value.shape) for name, value in state_dict.items()}
     model = _infer(found)
     _compare("the state dict's entries", model, found, _torch_shapes(model))
-    types = {name: str(value.dtype).removeprefix("torch.") for name, value in state_dict.items()}
+    types = {name: _type(value) for name, value in state_dict.items()}
     _check_types("the state dict's entries", types)
     arrays = {name: value.detach().cpu().numpy() for name, value in state_dict.items()}
 
@@ -235,9 +248,7 @@ def _check_time_table(name: str, model: UNet, table: np.ndarray) -> None:
 
 def time_table(state_dict: Mapping[str, Tensor]) -> np.ndarray:
     """The time table of a state dict that `from_torch` takes, (1000, base_channels)."""
-    names = (TIME_TABLE, f"module.{TIME_TABLE}")
-    (table,) = (state_dict[name] for name in names if name in state_dict)
-    return table.detach().cpu().numpy()
+    return choose(state_dict).state_dict[TIME_TABLE].detach().cpu().numpy()
 
 
 def to_torch(
@@ -256,8 +267,8 @@ def to_torch(
       Tensors on the CPU, of the parameters' type, the fixed time table among them.
 
     Raises:
-      UserError: the parameters are not the model's (every missing, unexpected or misshapen one is
-        named), or of another type; or the time table is another model's.
+      UserError: the parameters are not the model's (the first missing, unexpected and misshapen
+        ones are named), or of another type; or the time table is another model's.
     """
     flat = traverse_util.flatten_dict(params, sep=".")
     found = {name: tuple(np.shape(leaf)) for name, leaf in flat.items()}
@@ -274,66 +285,35 @@ def to_torch(
     return {TIME_TABLE: torch.from_numpy(np.array(time_table)).to(dtype)} | state_dict
 
 
-def _is_safetensors(path: Path) -> bool:
-    if path.suffix not in (".pt", ".pth", ".safetensors"):
-        raise UserError(f"{path} must be named .pt, .pth or .safetensors, which tells its format")
-    return path.suffix == ".safetensors"
+def read(path: Path | str, weights: Which = "average") -> Weights:
+    """Reads the weights of a file, and says which they are; see `load`."""
+    path = expanded(path)
+    return choose(files.read(path), weights, str(path))
 
 
-def load(path: Path) -> StateDict:
-    """Reads a state dict from a .pt, .pth or .safetensors file, onto the CPU.
+def load(path: Path | str, weights: Which = "average") -> StateDict:
+    """Reads a state dict from a torch file or a safetensors, whatever its name, onto the CPU.
 
-    Nothing but tensors is ever unpickled. A .pt or .pth may hold the state dict itself, or a
-    dictionary with it under "state_dict", "model_state_dict" or "model".
+    Nothing but tensors is ever unpickled. Prefixes are removed, and of a file that also holds an
+    average of the weights that is taken: see `unwrapping.choose`.
+
+    Args:
+      path: the file.
+      weights: `raw` for those that are not averaged.
 
     Raises:
-      UserError: the file cannot be read, is damaged, or is not one of weights.
+      UserError: the file cannot be read, is damaged, or is not one of weights; or it has none of
+        those asked for, or several.
     """
-    safe = _is_safetensors(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from error
-    try:
-        if safe:
-            return safetensors.torch.load(data)
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch raise almost anything
-        remedy = "fetch it again"
-        if not safe:
-            remedy += (
-                "; or if it holds more than weights, which is never unpickled as it may run any "
-                "program, save its state dict alone: torch.save(model.state_dict(), PATH)"
-            )
-        raise UserError(f"{path} is damaged or not a file of weights; {remedy}") from error
-    if isinstance(content, Mapping):
-        for key in ("state_dict", "model_state_dict", "model"):
-            if isinstance(content.get(key), Mapping):
-                content = content[key]
-                break
-        if all(isinstance(value, Tensor) for value in content.values()):
-            return dict(content)
-        held = f"a dictionary of {', '.join(map(str, content))}"
-    else:
-        held = f"an object of type {type(content).__name__}"
-    raise UserError(
-        f"{path} holds {held}, not a state dict, neither as it is nor under 'state_dict', "
-        f"'model_state_dict' or 'model'; save model.state_dict()"
-    )
+    return read(path, weights).state_dict
 
 
-def save(path: Path, state_dict: Mapping[str, Tensor]) -> None:
-    """Writes a state dict to a .pt, .pth or .safetensors file, whole or not at all.
+def save(path: Path | str, state_dict: Mapping[str, Tensor]) -> None:
+    """Writes a state dict, whole or not at all.
+
+    It becomes a safetensors where the name ends so, and a torch file under any other name.
 
     Raises:
       UserError: it cannot be written.
     """
-    safe = _is_safetensors(path)
-    tensors = {name: value.detach().contiguous() for name, value in state_dict.items()}
-    if safe:
-        data = safetensors.torch.save(tensors)
-    else:
-        buffer = io.BytesIO()
-        torch.save(tensors, buffer)
-        data = buffer.getvalue()
-    write_bytes(path, data)
+    files.write(expanded(path), state_dict)

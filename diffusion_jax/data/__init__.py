@@ -9,9 +9,9 @@ from diffusion_jax.data import (
     arrays,
     celeba,
     cifar,
+    contents,
     folder,
     imagenet,
-    layouts,
     lsun,
     mnist,
     own,
@@ -149,9 +149,9 @@ def _read_own(
         return folder.load(path, image_size, selection, memory_gib, store, flat)
     if path.is_dir() and (digits := mnist.own(path, image_size, selection)):
         return digits
-    if layout := layouts.find(path):
+    if found := contents.find(path):
         _refuse_for_file(path, None, flat)
-        return own.load(layout, image_size, selection, memory_gib, store)
+        return own.load(found, image_size, selection, memory_gib, store)
     if path.is_dir():
         return folder.load(path, image_size, selection, memory_gib, store)
     _refuse_for_file(path, image_size, flat)
@@ -180,7 +180,7 @@ def load_images(
 
     Args:
       path: a folder (see `folder.load`), a table of images or Parquet files that hold them (see
-        `layouts.find`), or an .npy or .npz file (see `arrays.load`).
+        `contents.find`), or an .npy or .npz file (see `arrays.load`).
       image_size: pixels a side to which the files of a folder are cropped and resized.
       images_per_class: at most the first so many of each class; of all, without labels.
       memory_gib: memory that loading may take, in GiB; by default what is free.

@@ -1,19 +1,24 @@
 """CIFAR-10 from its binary version, packed or unpacked; never from the Python version's pickles."""
 
+import lzma
 import tarfile
 import zlib
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from diffusion_jax.data import layouts
+from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.selection import Selection
-from diffusion_jax.data.source import Defaults, Source
+from diffusion_jax.data.source import Defaults, Fetched, Source
 from diffusion_jax.data.storage import Store
 from diffusion_jax.errors import UserError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 FOLDER, ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"
+_ARCHIVES = (ARCHIVE, "cifar-10-binary.tar", "cifar-10-binary.tgz")
 BATCHES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 CLASSES = (
     "airplane",
@@ -31,6 +36,14 @@ SIZE = 32
 # A label, then the red, the green and the blue pixels, each row by row.
 _RECORD = 1 + 3 * SIZE * SIZE
 _MOST_BYTES = 10_000 * _RECORD
+_KNOWN = {
+    r"(?i)cifar-?10-(batches-py|python\..*)|data_batch_1": (
+        "{path} is of the Python version, whose pickles are never read"
+    ),
+    r"(?i)cifar-?10-(batches-mat|matlab\..*)": "{path} is the Matlab version",
+    r"(?i)cifar-?100.*": "{path} is CIFAR-100, another set",
+    r"(?i)(archive|.*cifar-?10(?!0).*)\.zip": "{path} is not the binary version's archive",
+}
 
 
 def load(data_dir: Path, image_size: int, selection: Selection, store: Store) -> ImageSet:
@@ -38,7 +51,8 @@ def load(data_dir: Path, image_size: int, selection: Selection, store: Store) ->
 
     Args:
       data_dir: holds cifar-10-binary.tar.gz, of which nothing is unpacked, or the folder
-        cifar-10-batches-bin that it unpacks to.
+        cifar-10-batches-bin that it unpacks to; or is that folder, or a folder in it is. Of several
+        copies the first that is whole is read.
       image_size: 32.
       selection: names in `CLASSES`, and which images of each.
       store: not used, as all of CIFAR-10 is small.
@@ -51,7 +65,7 @@ def load(data_dir: Path, image_size: int, selection: Selection, store: Store) ->
     """
     wanted = selection.of("CIFAR-10", CLASSES)
     names = tuple(CLASSES[label] for label in wanted)
-    records = np.concatenate([_records(name, data) for name, data in _read(data_dir).items()])
+    records = np.concatenate(_read(data_dir))
     places = selection.places("cifar10", records[:, 0], wanted, names)
     pixels = records[np.concatenate(places), 1:].reshape(-1, 3, SIZE, SIZE)
     labels = np.repeat(np.arange(len(names)), [len(each) for each in places])
@@ -69,48 +83,74 @@ def _records(name: str, data: bytes) -> np.ndarray:
     return records
 
 
-def _read(data_dir: Path) -> dict[str, bytes]:
-    """The content of each training batch."""
-    folder, archive = data_dir / FOLDER, data_dir / ARCHIVE
+def _read(data_dir: Path) -> list[np.ndarray]:
+    """The records of each training batch."""
+    copies = _copies(data_dir)
+    if not copies:
+        raise UserError(
+            f"CIFAR-10 was not found: {data_dir} should hold {ARCHIVE}, the binary version, or the "
+            f"folder {FOLDER} that it unpacks to, but {layouts.what_lies(data_dir, _KNOWN)}; get "
+            f"{URL}, put it there or name its folder with --data-dir, or run "
+            f"python -m experiments.fetch cifar10"
+        )
+    return layouts.first_usable(copies, _batches, "CIFAR-10")
+
+
+def held(data_dir: Path, name: str) -> Path | None:
+    """Where a folder holds the training batches, whole, in any layout; None where it does not."""
+    for copy in _copies(data_dir):
+        with suppress(UserError):
+            _batches(copy)
+            return copy
+    return None
+
+
+def _copies(data_dir: Path) -> list[Path]:
+    """Folders that hold a batch, and archives."""
+    unpacked = [folder for folder, files in layouts.folders(data_dir) if {*BATCHES} & {*files}]
+    return unpacked + layouts.found(data_dir, *_ARCHIVES)
+
+
+def _batches(copy: Path) -> list[np.ndarray]:
+    """The records of each training batch in a folder or an archive."""
     found = {}
     try:
-        if folder.is_dir():
+        if copy.is_dir():
             for name in BATCHES:
-                if (folder / name).is_file():
-                    _check_size(folder / name, (folder / name).stat().st_size)
-                    found[name] = (folder / name).read_bytes()
-        elif archive.is_file():
-            found = _unpack(archive)
+                if (copy / name).is_file():
+                    _check_size(copy / name, (copy / name).stat().st_size)
+                    found[name] = (copy / name).read_bytes()
         else:
-            raise UserError(
-                f"CIFAR-10 was not found: {data_dir} should hold {ARCHIVE}, the binary version, or "
-                f"the folder {FOLDER} that it unpacks to; get {URL}, put it there or name its "
-                f"folder with --data-dir"
-            )
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise UserError(f"CIFAR-10 in {data_dir} cannot be read ({error}); get {URL} again") from (
-            error
-        )
+            found = _unpack(copy)
+    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{copy} cannot be read ({reason}); get {URL} again") from error
     if missing := [name for name in BATCHES if name not in found]:
         raise UserError(
-            f"{', '.join(missing)} of CIFAR-10's binary version is missing from "
-            f"{folder if folder.is_dir() else archive}; get {URL} again"
+            f"{', '.join(missing)} of CIFAR-10's binary version is missing from {copy}; get {URL} "
+            f"again"
         )
-    return {name: found[name] for name in BATCHES}
+    faults, records = Faults(), []
+    for name in BATCHES:
+        with faults.collected():
+            records.append(_records(str(copy / name), found[name]))
+    faults.refuse(f"batches in {copy}", len(BATCHES))
+    return records
 
 
 def _unpack(archive: Path) -> dict[str, bytes]:
     """The training batches in the archive; no member is written anywhere."""
     found = {}
-    with tarfile.open(archive, "r:gz") as tar:
+    with tarfile.open(archive) as tar:
         for member in tar:
             _check_size(Path(member.name), member.size)
-            folder, _, name = member.name.rpartition("/")
+            path = PurePosixPath(member.name)
+            inside = not path.is_absolute() and ".." not in path.parts
             # A link's content would be another member's; a real archive holds none.
-            if folder == FOLDER and name in BATCHES and member.isreg():
+            if inside and path.name in BATCHES and member.isreg():
                 file = tar.extractfile(member)
                 assert file is not None  # a regular member
-                found[name] = file.read()
+                found[path.name] = file.read()
             if len(found) == len(BATCHES):
                 break
     return found
@@ -133,4 +173,5 @@ SOURCE = Source(
     origin="<https://www.cs.toronto.edu/~kriz/cifar.html>, the binary version",
     sizes=(SIZE,),
     in_paper="n = 3 000, Lambda = 16.72",
+    fetched=Fetched("cifar10", lambda classes: [ARCHIVE], held),
 )

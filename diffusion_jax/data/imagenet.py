@@ -1,5 +1,6 @@
 """Down-sampled ImageNet (Chrabaszcz et al. 2017) from its npz batches, classes by WordNet."""
 
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from diffusion_jax.data import arrays
+from diffusion_jax.data import arrays, layouts
+from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.source import Defaults, Source
@@ -37,8 +39,8 @@ def load(data_dir: Path, size: int, selection: Selection, store: Store) -> Image
     """Loads training images of some classes, class after class, in the batches' order.
 
     Args:
-      data_dir: holds train_data_batch_1.npz to train_data_batch_10.npz, or folders that do, such as
-        those that the archives unpack to.
+      data_dir: holds train_data_batch_1.npz to train_data_batch_10.npz, or folders in it do, as the
+        archives unpack; batches of other sizes may lie beside them.
       size: pixels a side: 8, 16, 32 or 64.
       selection: names in `NAMES` or WordNet ids, and which images of each.
       store: where the images go if they are larger than its limit.
@@ -61,8 +63,7 @@ def load(data_dir: Path, size: int, selection: Selection, store: Store) -> Image
     wanted = [1 + ids.index(NAMES.get(name, name)) for name in names]
     if len(set(wanted)) < len(wanted):
         raise UserError(f"classes = {names} name one class twice, by its name and by its id")
-    paths = _find(data_dir, size)
-    labels = [_labels(path, size) for path in paths]
+    paths, labels = _batches(data_dir, size)
     places = selection.places(f"imagenet{size}", np.concatenate(labels), wanted, names)
     order = np.concatenate(places)
     starts = np.cumsum([0, *map(len, labels)])
@@ -88,23 +89,41 @@ def _archives(size: int) -> list[str]:
     return [f"Imagenet{size}_train_{part}npz.zip" for part in parts]
 
 
-def _find(data_dir: Path, size: int) -> list[Path]:
-    """The batches, in the order of their numbers."""
+def _batches(data_dir: Path, size: int) -> tuple[list[Path], list[np.ndarray]]:
+    """The batches of this size, in the order of their numbers, and their labels."""
     wanted = [f"train_data_batch_{k}.npz" for k in range(1, NUM_BATCHES + 1)]
-    found = {
-        name: path
-        for name in wanted
-        for path in (*data_dir.glob(f"*/{name}"), data_dir / name)
-        if path.is_file()
-    }
-    if missing := [name for name in wanted if name not in found]:
+    copies: dict[str, list[Path]] = {}
+    for path in layouts.found(data_dir, *wanted):
+        copies.setdefault(path.name, []).append(path)
+    if missing := [name for name in wanted if name not in copies]:
         raise UserError(
             f"down-sampled ImageNet was not found: {data_dir} should hold {wanted[0]} to "
-            f"{wanted[-1]}, of which {len(missing)} are missing, the first {missing[0]}. Get "
-            f"{' and '.join(_archives(size))} (the npz version, not the pickles) from {URL}, "
-            f"unpack it there or name its folder with --data-dir"
+            f"{wanted[-1]}, of which {len(missing)} are missing, the first {missing[0]}; "
+            f"{layouts.what_lies(data_dir, _known(size))}. Get {' and '.join(_archives(size))} "
+            f"(the npz version, not the pickles) from {URL}, unpack it there or name its folder "
+            f"with --data-dir"
         )
-    return [found[name] for name in wanted]
+    faults, paths, labels = Faults(), [], []
+    for name in wanted:
+        with faults.collected():
+            path, ids = layouts.first_usable(
+                copies[name], lambda path: (path, _labels(path, size)), name
+            )
+            paths.append(path)
+            labels.append(ids)
+    faults.refuse(f"batches in {data_dir}", len(wanted))
+    return paths, labels
+
+
+def _known(size: int) -> dict[str, str]:
+    """What lies there in place of the batches, see `layouts.what_lies`."""
+    packed = "{path} is still packed: {unzip}"
+    pickled = rf"train_data_batch_\d+|(?i:imagenet{size}_train(_part\d)?\.zip)"
+    return {
+        **{re.escape(name): packed for name in _archives(size)},
+        pickled: "{path} is of the pickled version, which is never read",
+        r"val_data.*|(?i:imagenet\d+_val.*)": "{path} is the validation set",
+    }
 
 
 def _labels(path: Path, size: int) -> np.ndarray:
@@ -161,6 +180,11 @@ def _source(size: int, in_paper: str = "") -> Source:
         origin=f"<{URL}>, after registration",
         sizes=(size,),
         in_paper=in_paper,
+        steps=(
+            "Register at https://image-net.org/ and log in: the images are for research.",
+            f"At {URL} take {' and '.join(_archives(size))}, the npz version of the training set.",
+            *(f"unzip {name} -d {{folder}}" for name in _archives(size)),
+        ),
     )
 
 

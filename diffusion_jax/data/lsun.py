@@ -19,63 +19,17 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from diffusion_jax.data import lsun_files
 from diffusion_jax.data.images import CROP, ImageSet, require_images
 from diffusion_jax.data.lmdb_reader import DamagedLmdb, open_lmdb, read_lmdb
+from diffusion_jax.data.lsun_files import OBJECTS, SCENES, URL, check_categories
+from diffusion_jax.data.lsun_files import lmdb_folder as lmdb_folder
 from diffusion_jax.data.selection import Selection
-from diffusion_jax.data.source import Defaults, Source
+from diffusion_jax.data.source import Defaults, Fetched, Source
 from diffusion_jax.data.storage import Store, stored
 from diffusion_jax.errors import UserError
 
-URL = "https://github.com/fyu/lsun"
 CHUNK = 2048
-SCENES = (
-    "bedroom",
-    "bridge",
-    "church_outdoor",
-    "classroom",
-    "conference_room",
-    "dining_room",
-    "kitchen",
-    "living_room",
-    "restaurant",
-    "tower",
-)
-OBJECTS = (
-    "airplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "dining_table",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "potted_plant",
-    "sheep",
-    "sofa",
-    "train",
-    "tv-monitor",
-)
-
-
-def lmdb_folder(data_dir: Path, category: str) -> Path:
-    """The folder of a category's training images, as LSUN's archives name it."""
-    return data_dir / (category if category in OBJECTS else f"{category}_train_lmdb")
-
-
-def check_categories(categories: tuple[str, ...]) -> None:
-    """Raises a UserError with the list of LSUN's categories where one is none of them."""
-    if unknown := [name for name in categories if name not in SCENES + OBJECTS]:
-        raise UserError(
-            f"LSUN has no category {', '.join(unknown)}; its scenes are {', '.join(SCENES)}; its "
-            f"objects are {', '.join(OBJECTS)}"
-        )
 
 
 @dataclass
@@ -137,12 +91,7 @@ def _builder(prepared_dir: Path, category: str, **fields: Any) -> Lsun:
 def _check_source(folder: Path, category: str, first: int, count: int) -> dict[str, int]:
     """Number of entries and size of an LMDB, after checking that it holds enough."""
     if not (folder / "data.mdb").is_file():
-        raise UserError(
-            f"LSUN's {category} was not found: {folder} should be a folder with a file data.mdb. "
-            f"Get {folder.name}.zip as {URL} describes, unpack it "
-            f"there or name its parent with --data-dir; without LSUN, run: "
-            f"python -m experiments.train_lsun --preset sample"
-        )
+        raise lsun_files.not_found(folder.parent, category)
     with open_lmdb(folder) as env:
         entries = env.stat()["entries"]
     if entries == 0:
@@ -191,7 +140,7 @@ def prepare(
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process prepares, the others wait for it
             return {
                 category: _prepare_category(
-                    lmdb_folder(data_dir, category), prepared_dir, category, bounds, image_size
+                    lsun_files.find(data_dir, category), prepared_dir, category, bounds, image_size
                 )
                 for category in categories
             }
@@ -324,4 +273,5 @@ SOURCE = Source(
     files="the unpacked LMDB folders: `CATEGORY_train_lmdb` for scenes, `CATEGORY` for objects",
     origin=f"<{URL}>",
     in_paper="n = 40 000, Lambda = 60.52; with n = 200 (`lsun_small`) also a collapse run",
+    fetched=Fetched("lsun", lsun_files.archives, lsun_files.held, lsun_files.unpack),
 )

@@ -8,7 +8,7 @@ import numpy as np
 from diffusion_jax.data import idx
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.selection import Selection
-from diffusion_jax.data.source import Defaults, Source
+from diffusion_jax.data.source import Defaults, Fetched, Source
 from diffusion_jax.data.storage import Store
 from diffusion_jax.errors import UserError
 
@@ -122,4 +122,5 @@ FULL = Source(
     files=f"`{idx.IMAGES}.gz` and `{idx.LABELS}.gz`, or both without `.gz`",
     origin=f"<{idx.URL}>",
     in_paper="n = 10 000, Lambda = 7.66",
+    fetched=Fetched("mnist", lambda classes: [f"{idx.IMAGES}.gz", f"{idx.LABELS}.gz"], idx.held),
 )

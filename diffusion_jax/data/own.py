@@ -8,8 +8,8 @@ from typing import IO
 import numpy as np
 
 from diffusion_jax.data import columns, pictures, shards, tables
+from diffusion_jax.data.contents import Contents
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.data.layouts import Layout
 from diffusion_jax.data.named_files import locate
 from diffusion_jax.data.pictures import Picture
 from diffusion_jax.data.selection import Selection
@@ -18,7 +18,7 @@ from diffusion_jax.errors import UserError
 
 
 def load(
-    layout: Layout,
+    contents: Contents,
     image_size: int | None,
     selection: Selection,
     memory_gib: float | None = None,
@@ -30,7 +30,7 @@ def load(
     names in the files. See `pictures.load` for what is done to the images.
 
     Args:
-      layout: see `layouts.find`.
+      contents: see `contents.find`.
       image_size: pixels a side, see `pictures.load`; by default as the images are.
       selection: which images of each class, or of all where there are no labels.
       memory_gib: memory that the images may take, in GiB; by default what is free. Not with store.
@@ -44,18 +44,18 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size = {image_size} must be at least 1")
-    read = _of_table if layout.is_table else _of_shards
-    return read(layout, image_size, selection, memory_gib, store)
+    read = _of_table if contents.is_table else _of_shards
+    return read(contents, image_size, selection, memory_gib, store)
 
 
 def _of_table(
-    layout: Layout,
+    contents: Contents,
     image_size: int | None,
     selection: Selection,
     memory_gib: float | None,
     store: Store | None,
 ) -> ImageSet:
-    path = layout.files[0]
+    path = contents.files[0]
     table = tables.read(path, memory_gib)
     labels, names = None, tuple[str, ...]()
     if table.labels is not None:
@@ -70,17 +70,17 @@ def _of_table(
         store,
         [str(file) for file in files],
     )
-    return ImageSet(images, labels, names, (*layout.notes, *table.notes, *seen), file)
+    return ImageSet(images, labels, names, (*contents.notes, *table.notes, *seen), file)
 
 
 def _of_shards(
-    layout: Layout,
+    contents: Contents,
     image_size: int | None,
     selection: Selection,
     memory_gib: float | None,
     store: Store | None,
 ) -> ImageSet:
-    paths = layout.files
+    paths = contents.files
     what = str(paths[0] if len(paths) == 1 else paths[0].parent)
     taken = shards.columns_of(paths[0])
     if other := [path for path in paths[1:] if shards.columns_of(path)[:3] != taken[:3]]:
@@ -92,7 +92,7 @@ def _of_shards(
     labels, names = None, tuple[str, ...]()
     if taken.label is not None:
         labels, names = shards.labels_of(groups, taken)
-    notes = [*layout.notes, *taken.notes]
+    notes = [*contents.notes, *taken.notes]
     if empty := [name for name in taken.class_names if name not in names]:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         notes.append(

@@ -12,6 +12,8 @@ from diffusion_jax.data.storage import Store
 # Of the folder of its files, pixels a side, which images, and where they go if they are larger
 # than the limit of memory.
 Load = Callable[[Path, int, Selection, Store], ImageSet]
+# Of an archive, and of what it is called where it belongs: the folder that it was unpacked to.
+Unpack = Callable[[Path, Path], Path]
 
 
 class Defaults(NamedTuple):
@@ -26,6 +28,25 @@ class Defaults(NamedTuple):
     classes: tuple[str, ...]
     images_per_class: int
     image_size: int
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Which published files a set is made of; `fetching.fetch` brings them.
+
+    Attributes:
+      listed: the list of their addresses, sizes and digests, see `fetching.published`.
+      names: the files that these classes need.
+      held: where a folder already holds, whole and in whatever layout, what is in such a file; None
+        where it does not.
+      unpack: puts what is in such a file into a folder beside it; None for files that are read as
+        they are.
+    """
+
+    listed: str
+    names: Callable[[tuple[str, ...]], list[str]]
+    held: Callable[[Path, str], Path | None]
+    unpack: Unpack | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,8 @@ class Source:
       sizes: pixels a side that it has; by default any that `load` takes.
       has_folder: whether it reads or writes files in a folder, which --data-dir names.
       in_paper: its n and Lambda in Table 1 of the paper.
+      fetched: its published files, where anybody may fetch them.
+      steps: otherwise what to do by hand, a line each, with {folder} for the data folder.
     """
 
     about: str
@@ -60,3 +83,5 @@ class Source:
     sizes: tuple[int, ...] = ()
     has_folder: bool = True
     in_paper: str = ""
+    fetched: Fetched | None = None
+    steps: tuple[str, ...] = ()

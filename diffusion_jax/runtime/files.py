@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -104,3 +105,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
+
+
+def require_room(folder: Path, num_bytes: int, what: str) -> None:
+    """Refuses what its disk has no room for.
+
+    Raises:
+      UserError: fewer bytes than these are free where the folder lies.
+    """
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise UserError(
+            f"there is no room for {what}: {num_bytes / 2**30:.3g} GiB, and {folder} has "
+            f"{free / 2**30:.3g} GiB free; free some space or name a folder on another disk"
+        )

@@ -36,6 +36,8 @@ from diffusion_jax.training.recorder import Recorder
 from diffusion_jax.training.step import TrainState
 
 SUMMARY = "summary.json"
+# Which file and weights a run's first parameters are from, if they were converted.
+CONVERTED = "converted.json"
 
 
 def _eigenvalues(run_dir: Path, images: ImageSet, fingerprint: str) -> dict[str, float]:
@@ -74,6 +76,9 @@ def summarize(config: Config, images: ImageSet, parameters: int, fingerprint: st
         "fingerprint": fingerprint,
         "spectrum": spectrum,
     }
+    with suppress(OSError, ValueError):  # none, or damaged
+        converted = json.loads((config.output.run_dir / CONVERTED).read_text())
+        summary["converted"] = converted
     write_json(config.output.run_dir / SUMMARY, summary, indent=2)
     shape = " x ".join(str(length) for length in images.images.shape[1:])
     print(f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}")

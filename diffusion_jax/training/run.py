@@ -1,7 +1,8 @@
 """A training run's folder: claimed, described, and opened again to sample from.
 
 It holds config.json, summary.json, metrics.jsonl, tensorboard/, checkpoints/, samples/ and
-loss.png, and memorisation.png and profile/ if asked for.
+loss.png, and memorisation.png and profile/ if asked for; converted.json if its first parameters
+are another program's.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from diffusion_jax.nn.network import Network, described, require_network
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first, require_same
-from diffusion_jax.runtime.files import write_npy
+from diffusion_jax.runtime.files import write_json, write_npy
 from diffusion_jax.sampling import AncestralSampler, Backward, Start, backward
 from diffusion_jax.sampling.respacing import Clock
 from diffusion_jax.schedule import NoiseSchedule
@@ -263,7 +264,7 @@ def import_parameters(
     config: Config,
     params: Any,
     data: dict[str, Any],
-    beside: Mapping[str, np.ndarray] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes a run that starts from given parameters, saved as its step 0.
 
@@ -272,7 +273,7 @@ def import_parameters(
       params: the model's parameters; they become the averaged ones too.
       data: shape, mean, classes, num_images and fingerprint (or None) of the training set, as
         `data_of` gives them.
-      beside: what else the folder is to hold, arrays by the names of their .npy files.
+      beside: what else the folder is to hold, by name: arrays for .npy files, others for JSON.
 
     Raises:
       UserError: there is a run in the folder, or it cannot be written to.
@@ -288,8 +289,9 @@ def import_parameters(
     state = state_of(params, optimizer, key)
     try:
         claim(config)
-        for name, array in (beside or {}).items():
-            write_npy(folder / name, array)
+        for name, value in (beside or {}).items():
+            write = write_npy if isinstance(value, np.ndarray) else write_json
+            write(folder / name, value)
         with Checkpoints(folder / "checkpoints", config.output.keep_checkpoints) as checkpoints:
             checkpoints.save(0, to_saved(state), metadata_of(config, data))
             checkpoints.wait()

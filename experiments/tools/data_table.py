@@ -32,7 +32,8 @@ def _names(classes: tuple[str, ...] | str) -> str:
 
 def _files(name: str, source: Source) -> str:
     """A row of where a data set comes from."""
-    return f"| `{name}` | {_names(source.classes)} | {source.files} | {source.origin} |"
+    fetched = f"; `experiments.fetch {name}` brings them" if source.fetched is not None else ""
+    return f"| `{name}` | {_names(source.classes)} | {source.files} | {source.origin}{fetched} |"
 
 
 def _used(name: str, source: Source) -> str:

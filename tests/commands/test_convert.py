@@ -1,5 +1,6 @@
 """The conversion commands, and parity through them: torch to a run, samples, and back."""
 
+import json
 import shlex
 import shutil
 import sys
@@ -56,7 +57,7 @@ def original(tmp_path_factory):
 def from_torch(*words):
     """The command, but for its settings of JAX; the configuration that it was given."""
     options = convert.parse(["from-torch", *map(str, words)])
-    convert.from_torch(options.checkpoint, options.mean, options.config)
+    convert.from_torch(options.checkpoint, options.mean, options.config, options.weights)
     return options.config
 
 
@@ -89,11 +90,13 @@ def test_a_converted_checkpoint_samples_as_the_original(original):
     assert np.abs(got).max() > 0.5
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_converted_and_converted_back_is_bit_equal(original, suffix):
+@pytest.mark.parametrize("name", ["Model_1", "back.safetensors"])
+def test_converted_and_converted_back_is_bit_equal(original, name):
     folder, model = original
-    convert.to_torch(folder / "run", folder / f"back{suffix}")
-    back, want = bridge.load(folder / f"back{suffix}"), model.state_dict()
+    convert.to_torch(folder / "run", folder / name)
+    back, want = bridge.load(folder / name), model.state_dict()
+    if name == "Model_1":
+        assert torch.load(folder / name, weights_only=True).keys() == want.keys()
     assert set(back) == set(want)
     for name, tensor in want.items():
         assert torch.equal(back[name], tensor), name
@@ -122,6 +125,47 @@ def test_a_converted_run_trains_on(original, capsys):
     assert torch.equal(trained[bridge.TIME_TABLE], first[bridge.TIME_TABLE])
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after.denoiser.params)
     assert 0 < max(jax.tree.leaves(moved)) < 1e-3
+    # Where it began stays known.
+    converted = {"file": str(folder / "original.pt"), "weights": "the only ones", "prefix": ""}
+    assert summary_of(copy)["converted"] == converted
+    assert "spectrum" in summary_of(copy)
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "said"),
+    [
+        ([], "average", "the average of the weights, under 'ema'; --weights raw takes those under"),
+        (["--weights", "raw"], "raw", "the raw weights, under 'model'; the average is under 'ema'"),
+    ],
+)
+def test_which_weights_were_taken_is_said_and_kept(original, tmp_path, capsys, words, kind, said):
+    _, model = original
+    raw = model.state_dict()
+    average = raw | {"init_conv.bias": raw["init_conv.bias"] + 1}
+    path, run_dir = tmp_path / "Model_350000", tmp_path / "run"
+    torch.save({"step": 350000, "model": raw, "ema": average}, path)
+    from_torch(path, *words, "--mean", 0.1, *OPTIONS, "--classes", 1, 8, "--run-dir", run_dir)
+    assert f"Took {said}" in capsys.readouterr().out
+    prefix, want = ("ema", average) if kind == "average" else ("model", raw)
+    converted = {"file": str(path), "weights": kind, "prefix": prefix}
+    assert json.loads((run_dir / "converted.json").read_text()) == converted
+    parameters = sum(v.numel() for n, v in raw.items() if n != bridge.TIME_TABLE)
+    assert summary_of(run_dir) == {
+        "parameters": parameters,
+        "data": "mnist",
+        "images": 40,
+        "shape": [28, 28, 1],
+        "classes": ["1", "8"],
+        "mean": [pytest.approx(0.1)],
+        "fingerprint": None,
+        "converted": converted,
+    }
+    got = run.load_model(run_dir).denoiser.params["init_conv"]["bias"]
+    np.testing.assert_array_equal(got, want["init_conv.bias"].numpy())
 
 
 GREY = np.random.default_rng(0).integers(0, 256, (24, 28, 28, 1), np.uint8)

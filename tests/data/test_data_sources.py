@@ -292,7 +292,7 @@ def test_celeba_by_the_attribute_male(tmp_path, packed):
         (" Male", " Man", "after 0 lines"),
         ("000002.jpg -1 -1", "000002.jpg -1  0", "after 1 lines"),
         ("000004.jpg -1 -1 -1", "000004.jpg", "after 3 lines"),
-        ("000001.jpg", "000009.jpg", "000009.jpg .* is no aligned face"),
+        ("000001.jpg", "000009.jpg", "1 of the 4 images wanted are missing, the first 000009"),
     ],
 )
 def test_damaged_celeba(tmp_path, old, new, message):

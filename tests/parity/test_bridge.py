@@ -1,6 +1,3 @@
-import os
-import pickle
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,12 +125,16 @@ def test_every_missing_unexpected_and_misshapen_entry_is_named(state_dict):
 def test_a_missing_block_does_not_hide_the_rest(block):
     fields = SMALL | {"multiples": (1, 2, 1), "attention_levels": (1,)}
     state_dict = random_state_dict(**fields)
-    gone = [name for name in state_dict if name.startswith(block + ".")]
+    gone = {name for name in state_dict if name.startswith(block + ".")}
     assert gone
     with pytest.raises(UserError) as caught:
         bridge.from_torch(without(state_dict, *gone))
     (fault,) = str(caught.value).split("; ")[1:]
-    assert sorted(fault.removeprefix("missing: ").split(", ")) == sorted(gone)
+    names, cut, number = fault.removeprefix("missing: ").partition(", ... ")
+    shown = names.split(", ")
+    assert len(shown) == min(len(gone), 5)
+    assert set(shown) <= gone
+    assert number == (f"({len(gone)} in all)" if cut else "")
 
 
 def test_every_single_missing_entry_is_named(state_dict):
@@ -155,20 +156,32 @@ def test_another_architecture_is_refused():
     other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).state_dict()
     with pytest.raises(UserError) as caught:
         bridge.from_torch(other)
-    assert all(name in str(caught.value) for name in [*other, *UNet().state_dict()])
-    with pytest.raises(UserError, match="missing"):
+    message = str(caught.value)
+    assert "none has a name of its entries (time_embeddings.time_mlp.0.weight, " in message
+    assert message.endswith(
+        "they are 0.weight, 0.bias, 1.weight, 1.bias, 1.running_mean, ... (7 in all)"
+    )
+    assert len(message) < 500
+    with pytest.raises(UserError, match="holds a dictionary of nothing"):
         bridge.from_torch({})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda sd: {k: v.half() for k, v in sd.items()}, f"convert .*{CONV} float16.* to float32"),
+        (
+            lambda sd: {k: v.half() for k, v in sd.items()},
+            rf"convert {TABLE} float16, .* float16, \.\.\. \(129 in all\) to float32$",
+        ),
         (lambda sd: {k: v.bfloat16() for k, v in sd.items()}, "bfloat16"),
         (lambda sd: sd | {CONV: sd[CONV].double()}, f"convert {CONV} float64 to float32"),
         (lambda sd: {k: v.int() for k, v in sd.items()}, "int32"),
         (lambda sd: sd | {"epoch": 3}, "these are none: 'epoch'"),
-        (lambda sd: {"module." + k: v for k, v in sd.items()} | {"x": sd[CONV]}, "unexpected: "),
+        (lambda sd: {"module." + k: v for k, v in (sd | {"x": sd[CONV]}).items()}, "unexpected: x"),
+        (lambda sd: {k: v.to("meta") for k, v in sd.items()}, "float32 without values"),
+        (lambda sd: sd | {CONV: sd[CONV].to_sparse()}, f"{CONV} float32 torch.sparse_coo to float"),
+        (lambda sd: sd | {f"encoder_blocks.{'9' * 5000}.x": sd[CONV]}, "unexpected: encoder_b"),
+        (lambda sd: sd | {"decoder_blocks.9999.x": sd[CONV]}, "unexpected: decoder_blocks.9999.x"),
         (lambda sd: sd | {TABLE: sd[TABLE][:999]}, rf"{TABLE} \(999, 8\) for \(1000, 8\)"),
         (lambda sd: sd | {TABLE: sd[TABLE].roll(4, 1)}, f"{TABLE} is not the table"),
         (lambda sd: sd | {TABLE: sd[TABLE].roll(1, 0)}, f"{TABLE} is not the table"),
@@ -213,102 +226,3 @@ def test_parameters_of_another_model_are_refused(state_dict):
             bridge.to_torch(model, params, table)
     with pytest.raises(UserError, match=r"unexpected: .*attention"):
         bridge.to_torch(model.copy(attention_levels=()), params)
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_files_come_back_bit_equal(tmp_path, suffix, dtype):
-    state_dict = random_state_dict(dtype, **SMALL)
-    path = tmp_path / f"weights{suffix}"
-    for _ in range(2):  # the second time over the first
-        bridge.save(path, state_dict)
-        assert os.listdir(tmp_path) == [path.name]
-        assert_bit_equal(bridge.load(path), state_dict)
-
-
-@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
-def test_a_checkpoint_that_holds_a_state_dict_is_read(tmp_path, state_dict, key):
-    torch.save({"epoch": 3, key: state_dict, "optimizer": {"lr": 1e-4}}, tmp_path / "a.pt")
-    assert_bit_equal(bridge.load(tmp_path / "a.pt"), state_dict)
-
-
-class Harmful:
-    """Makes a folder where it is unpickled."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_pickled_programs_are_never_run(tmp_path):
-    marker = tmp_path / "ran"
-    (tmp_path / "a.pt").write_bytes(pickle.dumps(Harmful(marker)))
-    torch.save({"state_dict": Harmful(marker)}, tmp_path / "b.pt")
-    torch.save(UNet(**SMALL), tmp_path / "c.pt")
-    for name in "abc":
-        with pytest.raises(UserError, match="save its state dict alone"):
-            bridge.load(tmp_path / f"{name}.pt")
-    assert not marker.exists()
-    pickle.loads((tmp_path / "a.pt").read_bytes())
-    assert marker.exists()  # it would have
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_damaged_and_missing_files_are_refused(tmp_path, state_dict, suffix):
-    path = tmp_path / f"weights{suffix}"
-    with pytest.raises(UserError, match="No such file"):
-        bridge.load(path)
-    bridge.save(path, state_dict)
-    whole = path.read_bytes()
-    for content in (b"", whole[:7], whole[: len(whole) // 2], whole[:-1], b"not weights at all"):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=r"weights\.\w+ is damaged or not a file of weights"):
-            bridge.load(path)
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(UserError, match="Is a directory"):
-        bridge.load(path)
-
-
-def test_files_of_something_else_are_refused(tmp_path, state_dict):
-    path = tmp_path / "a.pt"
-    torch.save({"epoch": 3, "net": state_dict}, path)
-    with pytest.raises(UserError, match="a dictionary of epoch, net, not a state dict"):
-        bridge.load(path)
-    torch.save(torch.zeros(3), path)
-    with pytest.raises(UserError, match="an object of type Tensor, not a state dict"):
-        bridge.load(path)
-    for attempt in (bridge.load, lambda path: bridge.save(path, state_dict)):
-        with pytest.raises(UserError, match=r"must be named \.pt, \.pth or \.safetensors"):
-            attempt(tmp_path / "weights.bin")
-    assert os.listdir(tmp_path) == ["a.pt"]
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_failed_save_leaves_nothing_behind(tmp_path, state_dict, suffix):
-    with pytest.raises(UserError, match="No such file"):
-        bridge.save(tmp_path / "nowhere" / f"a{suffix}", state_dict)
-    (tmp_path / f"folder{suffix}").mkdir()
-    with pytest.raises(UserError, match="Is a directory"):
-        bridge.save(tmp_path / f"folder{suffix}", state_dict)
-    assert os.listdir(tmp_path) == [f"folder{suffix}"]
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_save_that_fails_midway_keeps_the_old_file(tmp_path, state_dict, suffix, monkeypatch):
-    path = tmp_path / f"a{suffix}"
-    bridge.save(path, state_dict)
-
-    def full(self, data):
-        with self.open("wb") as file:
-            file.write(data[:100])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(type(path), "write_bytes", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        bridge.save(path, {name: -value for name, value in state_dict.items()})
-    assert os.listdir(tmp_path) == [path.name]
-    assert_bit_equal(bridge.load(path), state_dict)
