@@ -130,7 +130,7 @@ def _packed(data_dir: Path, stack: ExitStack, unopened: Faults) -> Iterator[_Hol
                 except (OSError, ValueError, *_DAMAGED_ZIP) as error:
                     raise UserError(
                         f"{path} cannot be read ({error!s:.300}); get it again: {URL}"
-                    ) from (error)
+                    ) from error
                 # Where there are other images too, the aligned ones are taken: they come last.
                 members = sorted(archive.namelist(), key=lambda name: FOLDER in name)
                 yield _Holder(path, {PurePosixPath(name).name: name for name in members}, archive)

@@ -148,7 +148,10 @@ GOOD = "file_name,label\n"
         (GOOD + ",a\n", "file_name in line 2 of .* is .*, no name of a file"),
         (GOOD + "0.png,a\n1.png,a\n0.png,b\n", "line 4 of .* names 0.png again, after line 2"),
         (GOOD + "0.png,0.25\n1.png,1\n", "holds 0.25: labels are integers or texts, no fractions"),
-        (GOOD + "7.png,a\n0.png,a\n8.png,a\n", "2 of 3 files .* '7.png': there is no such file; "),
+        (
+            GOOD + "7.png,a\n0.png,a\n8.png,a\n",
+            "2 of 3 files .* '7.png'; line 4 .* '8.png': there is no such file",
+        ),
         (GOOD + "../x.png,a\n", "names '../x.png': give names of files below the table's folder"),
         (GOOD + "/etc/passwd,a\n", "names '/etc/passwd': give names of files below"),
         (GOOD + "https://a.b/c.png,a\n", "give names of files below"),
