@@ -11,13 +11,12 @@ import pyarrow.parquet as pq
 
 from diffusion_jax.data import columns
 from diffusion_jax.data.checks import require_memory
-from diffusion_jax.data.tables import reading
+from diffusion_jax.data.tables import BY_PAGES, reading
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.files import parse_json
 
 IMAGES = ("image", "images", "img")
 KIND = "Parquet"
-_BUFFER = 2**20
 # Images that are taken from a file at once.
 _BATCH = 16
 # What a row takes in memory beside its pixels: its label, its place, its name.
@@ -213,7 +212,7 @@ def batches(group: Group, column: str, size: int) -> Iterator[list[Any]]:
     Raises:
       UserError: the file is damaged, or has not the column.
     """
-    with reading(group.path, KIND), pq.ParquetFile(group.path, buffer_size=_BUFFER) as file:
+    with reading(group.path, KIND), pq.ParquetFile(group.path, **BY_PAGES) as file:
         if column not in file.schema_arrow.names:
             raise ValueError(f"it has no column {column}, as the files beside it do")
         found = 0

@@ -18,6 +18,8 @@ from diffusion_jax.runtime.files import parse_json
 
 # What the readers of texts and of Parquet raise at damaged files.
 DAMAGED = (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException, MemoryError)
+# Reads a Parquet file a page at a time, where pyarrow would hold a whole row group.
+BY_PAGES: dict[str, Any] = {"buffer_size": 2**20, "pre_buffer": False}
 # What a value takes as a Python object, at most, for each byte of the file.
 _GROWTH = 8
 _Row = dict[str | None, Any]
@@ -131,7 +133,7 @@ def _text(value: Any, what: str) -> str:
 def _rows(path: Path, wanted: list[str]) -> Iterator[tuple[str, _Row | None]]:
     """Each row's place, and its values by column."""
     if path.suffix.lower() == ".parquet":
-        with pq.ParquetFile(path, buffer_size=2**20) as file:
+        with pq.ParquetFile(path, **BY_PAGES) as file:
             batches = file.iter_batches(2**12, columns=wanted)
             rows = (row for batch in batches for row in batch.to_pylist())
             yield from ((f"row {i}", row) for i, row in enumerate(rows))

@@ -307,6 +307,28 @@ def test_truncated_parquet_and_files_that_do_not_belong_together(tmp_path):
         data.load_images(tmp_path)
 
 
+def test_a_row_group_is_not_held_in_memory(tmp_path):
+    """One group of 64 MiB in pages of one image each."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (210, 210, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG", compress_level=0)
+    path = tmp_path / "set.parquet"
+    images = pa.table({"image": [buffer.getvalue()] * 500})
+    pq.write_table(images, path, use_dictionary=False, compression="none", write_batch_size=1)
+    del images
+    assert path.stat().st_size > 60 * 2**20
+    pool = pa.default_memory_pool()
+    before = pool.bytes_allocated()
+    from diffusion_jax.data import shards
+
+    (group,) = shards.groups_of([path])
+    most = 0
+    for batch in shards.batches(group, "image", 16):
+        assert len(batch) <= 16
+        most = max(most, pool.bytes_allocated() - before)
+    assert most < 16 * 2**20
+
+
 def test_rows_that_are_claimed_are_not_listed_before_they_are_counted(tmp_path, monkeypatch):
     from diffusion_jax.data import shards
 
