@@ -1,7 +1,7 @@
 """Damaged files by the thousand: a reader gives a value or a UserError, in bounded time and memory.
 
 DIFFUSION_JAX_FUZZ=20000 is the number of inputs of each reader, which are then other ones at every
-start; by default it is 50, and always the same.
+start; by default it is 25, and always the same.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from diffusion_jax.errors import UserError
 
-NUM_INPUTS = int(os.environ.get("DIFFUSION_JAX_FUZZ", "50"))
+_OF_THE_SUITE = 25
+NUM_INPUTS = int(os.environ.get("DIFFUSION_JAX_FUZZ", str(_OF_THE_SUITE)))
 SECONDS = 10
 MEMORY = 2**30  # bytes of address space beyond those that the process has
 LONGEST_MESSAGE = 5000
@@ -131,7 +132,7 @@ def bounded():
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     before = signal.signal(signal.SIGALRM, stop)
-    if NUM_INPUTS > 50:  # C code does not see the signal
+    if NUM_INPUTS > _OF_THE_SUITE:  # C code does not see the signal
         faulthandler.dump_traceback_later(6 * SECONDS, exit=True)
     resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, hard))
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -140,7 +141,7 @@ def bounded():
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        if NUM_INPUTS > 50:
+        if NUM_INPUTS > _OF_THE_SUITE:
             faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
 
@@ -160,7 +161,7 @@ def fuzz(name, inputs, read, check, slow=1):
 
     @settings(
         max_examples=NUM_INPUTS // slow,
-        derandomize=NUM_INPUTS == 50,
+        derandomize=NUM_INPUTS == _OF_THE_SUITE,
         database=None,
         phases=[Phase.generate],
         deadline=None,

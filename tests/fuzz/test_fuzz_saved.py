@@ -172,7 +172,7 @@ def test_classifier(tmp_path):
 
     path, whole = tmp_path / "classifier.msgpack", (tmp_path / "classifier.msgpack").read_bytes()
     described = tmp_path / "classifier.json"
-    fuzz_json(described, value, lambda: classifier.load(tmp_path), check, slow=10)
+    fuzz_json(described, value, lambda: classifier.load(tmp_path), check, slow=5)
 
     def put(edits):
         """Parameters of which classifier.json has the checksum."""
@@ -181,7 +181,7 @@ def test_classifier(tmp_path):
         described.write_text(json.dumps(changed))
         return classifier.load(tmp_path)
 
-    fuzz("classifier.msgpack", EDITS, put, check, slow=10)
+    fuzz("classifier.msgpack", EDITS, put, check, slow=5)
 
 
 def test_moments(tmp_path):
