@@ -171,10 +171,9 @@ def image(kind, repair=lambda content: content, **options):
 
 
 def lmdb_value(folder):
-    env = lmdb.open(str(folder / "lmdb"), map_size=2**24, sync=False)
-
     def put(content):
-        with env.begin(write=True) as transaction:
+        env = lmdb.open(str(folder / "lmdb"), map_size=2**24, sync=False)
+        with env, env.begin(write=True) as transaction:
             transaction.put(b"00", content or b"-")
 
     def read():
