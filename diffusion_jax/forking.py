@@ -22,13 +22,15 @@ from rich.progress import (
 from diffusion_jax import data
 from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.errors import UserError, shown
+from diffusion_jax.data.notes import say_notes
+from diffusion_jax.errors import UserError, brief
 from diffusion_jax.judging import classifier
 from diffusion_jax.judging.classifier_training import checked_labels, train_classifier
 from diffusion_jax.regimes import commitment
 from diffusion_jax.runtime import distributed, lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import parse_json, plain, unwritten, write_json, write_npy
+from diffusion_jax.runtime.text import shown
 from diffusion_jax.training.run import TrainedModel
 
 NUM_FORKS = 20
@@ -116,7 +118,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         changed = [name for name in wanted if found.get(name) != wanted[name]]
         if changed:
             lines = "; ".join(
-                _DIGESTS.get(name) or f"{name}: {shown(found.get(name))} -> {shown(wanted[name])}"
+                _DIGESTS.get(name) or f"{name}: {brief(found.get(name))} -> {brief(wanted[name])}"
                 for name in changed
             )
             raise UserError(
@@ -141,6 +143,8 @@ def _rename(folder: Path) -> None:
 def training_images(model: TrainedModel) -> ImageSet:
     """The images that a run was trained on, with the mean that it was trained with.
 
+    What their source found worth telling is said on stderr.
+
     Args:
       model: the run; `TrainedModel.with_data` says where its data are now.
 
@@ -154,6 +158,7 @@ def training_images(model: TrainedModel) -> ImageSet:
             f"the run's training images cannot be read: {error}; --data and --data-dir say where "
             f"they are now"
         ) from error
+    say_notes(images)
     return model.own_images(images)
 
 
@@ -196,7 +201,7 @@ def get_classifier(
         try:
             checked_labels(chosen)
         except UserError as error:
-            return str(error)
+            return shown(str(error))
         print(f"Training the classifier on {len(chosen.images)} images")
         trained = train_classifier(chosen, seed)
         classifier.save(folder, dataclasses.replace(trained, settings=settings))

@@ -3,6 +3,7 @@
 import errno
 import functools
 import inspect
+import io
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ import jax
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend, distributed, gpu, preemption
+from diffusion_jax.runtime.text import shown
 from experiments.options import parse as parse
 
 # Where faults are the program's, or the environment's: not a user's files.
@@ -52,6 +54,9 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         sys.unraisablehook = _complain
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A name that the terminal's encoding lacks is no reason to end.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             main()
             distributed.finish()
@@ -71,7 +76,7 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
             if sentence is None or os.environ.get(TRACEBACK):
                 traceback.print_exc()
             if sentence is not None:
-                print(f"error: {sentence}", file=sys.stderr)
+                print(f"error: {_legible(sentence)}", file=sys.stderr)
             distributed.leave(error, 1)
             sys.exit(1)
 
@@ -95,6 +100,11 @@ def _sentence(error: Exception) -> str | None:
             f"EXTRAS=torch ./launch.sh ... in a checkout"
         )
     return None
+
+
+def _legible(text: str) -> str:
+    """A text as a terminal may have it, with its own lines."""
+    return "\n".join(map(shown, text.split("\n")))
 
 
 def _is_users(error: OSError) -> bool:

@@ -4,7 +4,7 @@ Every process runs the same program on the same values; with one process these f
 jax.device_put and np.asarray.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -69,28 +69,51 @@ def fetch(array: Array) -> np.ndarray:
 def in_batches(compute: Callable[[np.ndarray], Any], count: int, batch_size: int) -> Any:
     """What a function gives for the numbers 0..count - 1, a batch at a time on all devices.
 
+    Args:
+      compute: see `batches`.
+      count: how many numbers.
+      batch_size: see `batches`, and `few_sizes` for a small count.
+
+    Returns:
+      The pytree of arrays (count, ...) on the host; every process must ask for it.
+    """
+    parts = batches(compute, range(count), batch_size)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
+
+
+def batches(compute: Callable[[np.ndarray], Any], numbers: range, batch_size: int) -> Iterator[Any]:
+    """Yields what a function gives for numbers, a batch at a time on all devices.
+
     While a batch is fetched the next is already at work.
 
     Args:
       compute: of numbers (batch,), a pytree of arrays (batch, ...), of which each device may hold a
-        part (`shard`). All batches have one size, so the last goes beyond count - 1.
-      count: how many numbers.
-      batch_size: numbers at a time, rounded up to a multiple of the number of devices; see
-        `few_sizes` for a small count.
+        part (`shard`). All batches have one size, so the last goes beyond the numbers.
+      numbers: a stretch of them.
+      batch_size: numbers at a time, rounded up by `whole`.
 
-    Returns:
-      The same pytree of arrays (count, ...) on the host; every process must ask for it.
+    Yields:
+      The pytree of arrays on the host, of the next numbers; every process must ask for it.
     """
-    devices = jax.device_count()
-    batch = -(-batch_size // devices) * devices
-    fetched: list[Any] = []
-    waiting: list[Any] = []
-    for first in range(0, count, batch):
-        waiting.append(compute(np.arange(first, first + batch)))
+    batch = whole(batch_size)
+    waiting: list[tuple[Any, int]] = []
+    for first in range(numbers.start, numbers.stop, batch):
+        computed = compute(np.arange(first, first + batch))
+        waiting.append((computed, min(batch, numbers.stop - first)))
         if len(waiting) > 1:
-            fetched.append(jax.tree.map(fetch, waiting.pop(0)))
-    fetched.append(jax.tree.map(fetch, waiting.pop()))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *fetched)
+            yield _fetched(*waiting.pop(0))
+    if waiting:
+        yield _fetched(*waiting.pop())
+
+
+def _fetched(tree: Any, count: int) -> Any:
+    return jax.tree.map(lambda leaf: fetch(leaf)[:count], tree)
+
+
+def whole(batch_size: int) -> int:
+    """A batch size rounded up to a multiple of the number of devices."""
+    devices = jax.device_count()
+    return -(-batch_size // devices) * devices
 
 
 def few_sizes(count: int, batch_size: int) -> int:

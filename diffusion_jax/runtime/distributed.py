@@ -19,6 +19,7 @@ import jax
 from jax._src.distributed import global_state  # the key-value store has no public name
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.text import shown
 
 # Seconds without a sign of life after which a process is taken for dead.
 SILENCE = 20.0
@@ -70,7 +71,7 @@ def join() -> None:
     if jax.process_count() > 1:
         _Watch.current = _Watch(jax.process_index(), jax.process_count())
         if jax.process_index() > 0:
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+            sys.stdout = Path(os.devnull).open("w", errors="replace")  # noqa: SIM115
 
 
 def _arguments(given: dict[str, str]) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def leave(error: BaseException, status: int) -> None:
     """
     if _Watch.current is not None:
         text = str(error) or type(error).__name__
-        _Watch.current.leave(text.splitlines()[0], status)
+        _Watch.current.leave(shown(text.splitlines()[0]), status)
 
 
 def blame(error: Exception) -> None:

@@ -224,7 +224,8 @@ class _Run:
         """Writes config.json and summary.json, now that the data are known to be the run's."""
         saved_config.write(self.config)
         digest = self.metadata["fingerprint"]
-        summarize(self.config, self.images, self.like.flat_params.size, digest)
+        parameters, held_out = self.like.flat_params.size, self.outputs.held_out
+        summarize(self.config, self.images, parameters, digest, held_out)
 
     def structure_of(self, saved: dict[str, Any]) -> SavedState:
         """What a checkpoint of this run is read into; see `Checkpoints.restore_newest`."""

@@ -24,6 +24,7 @@ from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first, require_same
 from diffusion_jax.runtime.files import write_json, write_npy
+from diffusion_jax.runtime.text import shown
 from diffusion_jax.sampling import AncestralSampler, Backward, Start, backward
 from diffusion_jax.sampling.respacing import Clock
 from diffusion_jax.schedule import NoiseSchedule
@@ -156,6 +157,11 @@ def claim(config: Config) -> None:
         is not the same folder for all processes; or these have different configurations.
     """
     require_same("configuration", saved_config.text_of(config))
+    if shown(place := str(config.output.run_dir.absolute())) != place:
+        raise UserError(
+            f"the run's folder {place} has characters in its path that are not printable, and "
+            f"checkpoints cannot be kept there; give another --run-dir"
+        )
     if is_first_process():
         _claim(config)
     path, deadline = config.output.run_dir / saved_config.NAME, time.monotonic() + _VISIBLE

@@ -8,7 +8,7 @@ from typing import Any
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from diffusion_jax.config import Config
-from diffusion_jax.errors import UserError, shown
+from diffusion_jax.errors import UserError, brief
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import parse_json, write_bytes
 from diffusion_jax.schedules import SCHEDULES
@@ -140,7 +140,7 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
       UserError: an unknown field, or a value that is not of its field's type.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{cls.__name__} is {shown(values)}, no JSON object")
+        raise UserError(f"{cls.__name__} is {brief(values)}, no JSON object")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = set(values) - set(fields)
     if unknown:
@@ -158,7 +158,7 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
         try:
             check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError as error:
-            raise UserError(f"{name} = {shown(given)} is of another type: {error}") from error
+            raise UserError(f"{name} = {brief(given)} is of another type: {error}") from error
         return value
 
     return cls(**{name: parse(name, value) for name, value in values.items()})
