@@ -7,3 +7,9 @@ class UserError(ValueError):
     The command lines print it as one sentence and exit with status 1. Anything else that is raised
     is a fault of the program and keeps its traceback.
     """
+
+
+def brief(value: object) -> str:
+    """A value as a message shows it: in ASCII, and cut where it is long."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,13 +23,13 @@ from diffusion_jax import data
 from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.notes import say_notes
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, brief
 from diffusion_jax.judging import classifier
 from diffusion_jax.judging.classifier_training import checked_labels, train_classifier
 from diffusion_jax.regimes import commitment
 from diffusion_jax.runtime import distributed, lock
 from diffusion_jax.runtime.devices import is_first_process
-from diffusion_jax.runtime.files import plain, unwritten, write_json, write_npy
+from diffusion_jax.runtime.files import parse_json, plain, unwritten, write_json, write_npy
 from diffusion_jax.runtime.text import shown
 from diffusion_jax.training.run import TrainedModel
 
@@ -110,14 +109,16 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         raise unwritten(folder, error) from error
     if path.exists() and _has_batches(folder):
         try:
-            found = json.loads(path.read_text())
+            found = parse_json(path.read_bytes())
+            if not isinstance(found, dict):
+                raise ValueError("it holds no JSON object")
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}; remove {folder}") from error
         found = _EARLIER | found
         changed = [name for name in wanted if found.get(name) != wanted[name]]
         if changed:
             lines = "; ".join(
-                _DIGESTS.get(name) or f"{name}: {found.get(name)} -> {wanted[name]}"
+                _DIGESTS.get(name) or f"{name}: {brief(found.get(name))} -> {brief(wanted[name])}"
                 for name in changed
             )
             raise UserError(

@@ -1,13 +1,13 @@
 """The noise schedules that a configuration knows by name, and those that come from a file."""
 
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.files import parse_json
 from diffusion_jax.schedule import (
     NoiseSchedule,
     constant_schedule,
@@ -79,13 +79,13 @@ def read_times(path: Path | str) -> tuple[float, ...]:
     """
     path = Path(path).expanduser()
     try:
-        values = json.loads(path.read_text())["time"]
+        values = parse_json(path.read_bytes())["time"]
         if not isinstance(values, list):
             raise TypeError("time is no list")
         times = tuple(float(value) for value in values)
     except OSError as error:
         raise UserError(f"the schedule {path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(
             f"{path} holds no schedule: a JSON object is wanted whose entry time lists the "
             f"Ornstein-Uhlenbeck times of two steps or more"

@@ -1,7 +1,6 @@
 """A data set's regimes in one call: measured, shown, drawn and reported."""
 
 import io
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from diffusion_jax.regimes import analysis as numbers
 from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.regimes.measures import level_of
 from diffusion_jax.regimes.transitions import Regimes
-from diffusion_jax.runtime.files import unwritten, write_json
+from diffusion_jax.runtime.files import parse_json, unwritten, write_json
 from diffusion_jax.runtime.text import shown
 
 MOST_COLUMNS = 4
@@ -269,7 +268,7 @@ def require_own(folder: Path, names: Sequence[str] = ("spectrum.png", "collapse.
     """
     foreign = [name for name in ("result.json", *names) if (folder / name).is_file()]
     try:
-        found = json.loads((folder / "result.json").read_bytes())
+        found = parse_json((folder / "result.json").read_bytes())
         if isinstance(found, dict) and {"settings", "Lambda"} <= found.keys():
             earlier = found.get("files", FILES)  # versions before named none
             foreign = [name for name in foreign if name not in ("result.json", *earlier)]
@@ -285,7 +284,7 @@ def require_own(folder: Path, names: Sequence[str] = ("spectrum.png", "collapse.
 def _written_before(folder: Path) -> list[str]:
     """The files that an earlier study wrote into a folder, as its result.json says."""
     try:
-        named = json.loads((folder / "result.json").read_bytes())["files"]
+        named = parse_json((folder / "result.json").read_bytes())["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [name for name in FILES if isinstance(named, list) and name in named]

@@ -19,7 +19,7 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.notes import say_notes
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.devices import is_first_process
-from diffusion_jax.runtime.files import write_json
+from diffusion_jax.runtime.files import expanded, write_json
 from diffusion_jax.sampling.likelihood import image_bits
 from diffusion_jax.sampling.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.training import run
@@ -33,8 +33,10 @@ class Options:
     run_dir: Annotated[Path, tyro.conf.Positional]
     """The run's folder, as experiments.train_lsun writes it."""
     data: Path | None = None
-    """A folder of images, which are cropped and resized to the size of the run's, an .npy or .npz
-    file; by default the images that the run trained on."""
+    """Images that are cropped and resized to the size of the run's, in a folder, a table or Parquet
+    files, or an .npy or .npz file; by default the images that the run trained on."""
+    flat: bool = False
+    """Take the images of --data at every depth of its folder."""
     data_dir: Path | None = None
     """Where the files of the run's data set are now, if they moved."""
     num_images: int = 64
@@ -67,8 +69,9 @@ def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
     else:
         height, width, _ = model.shape
         size = height if height == width else (height, width)
-        is_folder = options.data.expanduser().is_dir()
-        images = data.load_images(options.data, size if is_folder else None)
+        path = expanded(options.data)
+        as_it_is = path.is_file() and path.suffix.lower() in (".npy", ".npz")
+        images = data.load_images(path, None if as_it_is else size, flat=options.flat)
         say_notes(images)
     if images.images.shape[1:] != model.shape:
         raise UserError(

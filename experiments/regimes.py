@@ -27,7 +27,7 @@ from diffusion_jax.presets import data_defaults
 from diffusion_jax.regimes.transitions import check_accuracy
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
-from diffusion_jax.runtime.files import expanded
+from diffusion_jax.runtime.files import expanded, parse_json
 from diffusion_jax.runtime.text import shown
 from experiments.command import parse, reports_errors
 
@@ -121,7 +121,7 @@ def default_folder(options: Options) -> Path:
     if own.exists():
         return own
     try:
-        there = json.loads((plain / "result.json").read_text())["settings"]
+        there = parse_json((plain / "result.json").read_bytes())["settings"]
         return plain if _place(there["data"], there["data_dir"]) == place else own
     except (FileNotFoundError, NotADirectoryError):  # the latter is refused as --out
         return plain

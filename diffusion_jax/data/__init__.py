@@ -9,10 +9,12 @@ from diffusion_jax.data import (
     arrays,
     celeba,
     cifar,
+    contents,
     folder,
     imagenet,
     lsun,
     mnist,
+    own,
     photographs,
 )
 from diffusion_jax.data.images import ImageSet
@@ -43,7 +45,7 @@ SOURCES: dict[str, Source] = {
 def listing() -> str:
     """All that DataConfig.data may be, a line each, for the help of commands."""
     lines = [f"  {name:<12} {source.about}" for name, source in SOURCES.items()]
-    path = "  a path       a folder of images (a subfolder a class), an .npy, or an .npz"
+    path = "  a path       a folder of images, a table of them, Parquet, .npy or .npz"
     return "\n".join(["data sets, for --data:", *lines, path])
 
 
@@ -131,10 +133,30 @@ def _load(config: DataConfig, first: int, count: int | None) -> ImageSet:
 def _load_own(config: DataConfig, selection: Selection, store: Store) -> ImageSet:
     """A user's own images, in the grey levels that training takes."""
     path = _existing(config.data)
+    images = _read_own(path, config.image_size, selection, None, store, config.flat)
+    return _grey_levels(path, images)
+
+
+def _read_own(
+    path: Path,
+    image_size: ImageSize | None,
+    selection: Selection,
+    memory_gib: float | None,
+    store: Store | None,
+    flat: bool,
+) -> ImageSet:
+    """A user's own images, by the reader of what the path holds."""
+    if path.is_dir() and flat:
+        return folder.load(path, image_size, selection, memory_gib, store, flat)
+    if path.is_dir() and (digits := mnist.own(path, image_size, selection)):
+        return digits
+    if found := contents.find(path):
+        _refuse_for_file(path, None, flat)
+        return own.load(found, image_size, selection, memory_gib, store)
     if path.is_dir():
-        return folder.load(path, config.image_size, selection, store=store, flat=config.flat)
-    _refuse_for_file(path, config.image_size, config.flat)
-    return _grey_levels(path, arrays.load(path, selection, store=store))
+        return folder.load(path, image_size, selection, memory_gib, store)
+    _refuse_for_file(path, image_size, flat)
+    return arrays.load(path, selection, memory_gib, store)
 
 
 def _grey_levels(what: Path | str, images: ImageSet) -> ImageSet:
@@ -158,13 +180,14 @@ def load_images(
     """Loads a user's own images: a folder of them, or a NumPy file.
 
     Args:
-      path: a folder (see `folder.load`), or an .npy or .npz file (see `arrays.load`).
+      path: a folder (see `folder.load`), a table of images or Parquet files that hold them (see
+        `contents.find`), or an .npy or .npz file (see `arrays.load`).
       image_size: pixels a side, or (height, width), to which the files of a folder are cropped and
         resized.
       images_per_class: at most the first so many of each class; of all, without labels.
       memory_gib: memory that loading may take, in GiB; by default what is free.
       classes: names of the classes wanted, all by default.
-      flat: take a folder's images at every depth as one set without labels.
+      flat: take a folder's images at every depth as one set without labels, whatever tables say.
 
     Raises:
       UserError: no such path, or one that holds no usable images; the message says why.
@@ -173,10 +196,7 @@ def load_images(
         raise UserError(f"images_per_class = {images_per_class} must be at least 1")
     path = _existing(str(path))
     selection = Selection(classes, count=images_per_class, exact=False)
-    if path.is_dir():
-        return folder.load(path, image_size, selection, memory_gib, flat=flat)
-    _refuse_for_file(path, image_size, flat)
-    return arrays.load(path, selection, memory_gib)
+    return _read_own(path, image_size, selection, memory_gib, None, flat)
 
 
 def _existing(data: str) -> Path:
@@ -187,10 +207,10 @@ def _existing(data: str) -> Path:
     if not path.exists():
         raise UserError(
             f"{path} does not exist: data are {', '.join(SOURCES)}, or the path of a folder of "
-            f"images, an .npy or an .npz"
+            f"images or of one of {', '.join(FILES)}"
         )
     if path.suffix.lower() not in FILES:
-        raise UserError(f"{path} is neither a folder of images nor an .npy or .npz file")
+        raise UserError(f"{path} is neither a folder of images nor one of {', '.join(FILES)}")
     return path
 
 

@@ -1,6 +1,8 @@
 """Images and labels in a NumPy file: .npy, or .npz with names."""
 
+import io
 import math
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -20,6 +22,7 @@ from diffusion_jax.errors import UserError
 IMAGE_NAMES = ("images", "x")
 LABEL_NAMES = ("labels", "y")
 MAX_CHANNELS = 4
+_MOST_HEADER = 2**16
 
 # What numpy and zipfile raise at damaged files.
 _DAMAGED = (
@@ -27,6 +30,7 @@ _DAMAGED = (
     ValueError,
     EOFError,
     RuntimeError,
+    MemoryError,
     tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
@@ -104,7 +108,8 @@ def load(
             with path.open("rb") as file:
                 header = read_header(file)
         height, width, channels = _image_shape(path, header.shape, header.dtype)
-        chosen, labels, class_names = _select(path, header.shape[0], labels, class_names, selection)
+        n = header.shape[0]
+        chosen, labels, class_names = selection.rows(str(path), n, labels, class_names)
         result = np.dtype(np.float32 if header.dtype.kind == "f" else np.uint8)
         num_bytes = len(chosen) * math.prod(header.shape[1:]) * result.itemsize
         mapped = store is not None and not archived and not store.fits(num_bytes)
@@ -173,7 +178,8 @@ def reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except _DAMAGED as error:
-        raise UserError(f"{path} cannot be read as a NumPy file: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path} cannot be read as a NumPy file: {reason:.300}") from error
 
 
 def read_header(file: IO[bytes]) -> Header:
@@ -182,11 +188,14 @@ def read_header(file: IO[bytes]) -> Header:
     Raises:
       ValueError: it is no array, or of a negative length.
     """
-    version = np.lib.format.read_magic(file)
+    # No more, whatever length of the header is claimed: numpy takes at most 10 000 bytes.
+    start, head = file.tell(), io.BytesIO(file.read(_MOST_HEADER))
+    version = np.lib.format.read_magic(head)
     read = np.lib.format.read_array_header_1_0
     if version != (1, 0):
         read = np.lib.format.read_array_header_2_0
-    header = Header(*read(file))
+    header = Header(*read(head))
+    file.seek(start + head.tell())
     if min(header.shape, default=0) < 0:
         raise ValueError(f"its shape is {header.shape}")
     return header
@@ -210,6 +219,10 @@ def read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def _labels(stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """Indices into the names of the labels, and the names."""
+    if stored.dtype.kind == "U" and stored.dtype.itemsize:
+        codes = np.ascontiguousarray(stored).view(f"{stored.dtype.byteorder}u4")
+        if codes.max() > sys.maxunicode:
+            raise ValueError("labels hold characters that are none")
     names, labels = np.unique(stored, return_inverse=True)
     texts = (
         value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
@@ -281,27 +294,6 @@ def _check_labels(
             f"{name} of {path} have shape {shape} for images of shape {images}: give one label an "
             f"image, {images[:1]}"
         )
-
-
-def _select(
-    path: Path,
-    n: int,
-    labels: np.ndarray | None,
-    class_names: tuple[str, ...],
-    selection: Selection,
-) -> tuple[np.ndarray | range, np.ndarray | None, tuple[str, ...]]:
-    """The places of the images wanted, in order, with their labels and the classes' names.
-
-    Without labels they are a range: n is what a header claims, and may be absurd.
-    """
-    wanted = selection.of(str(path), class_names)
-    if labels is None:
-        return range(n)[selection.ranks(f"{path} holds {n} images", n)], None, ()
-    names = tuple(class_names[label] for label in wanted)
-    places = selection.places(str(path), labels, wanted, names)
-    order = np.argsort(np.concatenate(places))
-    new_labels = np.repeat(np.arange(len(names)), [len(each) for each in places])
-    return np.concatenate(places)[order], new_labels[order], names
 
 
 def _refuse(

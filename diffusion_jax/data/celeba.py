@@ -128,9 +128,9 @@ def _packed(data_dir: Path, stack: ExitStack, unopened: Faults) -> Iterator[_Hol
                 try:
                     archive = stack.enter_context(zipfile.ZipFile(path))
                 except (OSError, ValueError, *_DAMAGED_ZIP) as error:
-                    raise UserError(f"{path} cannot be read ({error}); get it again: {URL}") from (
-                        error
-                    )
+                    raise UserError(
+                        f"{path} cannot be read ({error!s:.300}); get it again: {URL}"
+                    ) from error
                 # Where there are other images too, the aligned ones are taken: they come last.
                 members = sorted(archive.namelist(), key=lambda name: FOLDER in name)
                 yield _Holder(path, {PurePosixPath(name).name: name for name in members}, archive)
@@ -217,7 +217,7 @@ def _face(holders: list[_Holder], name: str, image_size: int) -> np.ndarray:
         except (*UNREADABLE, *_DAMAGED_ZIP) as error:
             raise UserError(
                 f"{name} of {holder.path} is no aligned face of CelebA, {WIDTH} x {HEIGHT} pixels "
-                f"({error}); get {ARCHIVE} again: {URL}"
+                f"({error!s:.300}); get {ARCHIVE} again: {URL}"
             ) from error
 
     return layouts.first_usable([each for each in holders if name in each.members], read, name)

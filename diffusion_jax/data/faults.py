@@ -36,9 +36,10 @@ class Faults:
           total: how many of these there are.
 
         Raises:
-          UserError: something was collected; a single error is raised as it is.
+          UserError: something was collected; a single error is raised as it is, and so is one that
+            came several times.
         """
-        if len(self._found) == 1:
+        if len(set(map(str, self._found))) == 1:
             raise self._found[0]
         if self._found:
             texts = list(map(str, self._found))

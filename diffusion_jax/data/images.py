@@ -28,6 +28,7 @@ UNREADABLE = (
     RuntimeError,
     struct.error,
     zlib.error,
+    MemoryError,  # a chunk that claims gigabytes
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )

@@ -7,6 +7,7 @@ import numpy as np
 
 from diffusion_jax.data import idx
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.pictures import ImageSize
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.source import Defaults, Fetched, Source
 from diffusion_jax.data.storage import Store
@@ -48,18 +49,50 @@ def load(
     """
     if not set(digits) <= set("0123456789"):
         raise UserError(f"classes = {digits} must be digits from 0 to 9 for mnist")
+    pixels, labels = _digits() if data_dir is None else idx.load(data_dir)
+    name = "mnist" if data_dir is None else "mnist_full"
+    return _padded(name, pixels, labels, Selection(digits, first, images_per_class), image_size)
+
+
+def own(path: Path, image_size: ImageSize | None, selection: Selection) -> ImageSet | None:
+    """Images in MNIST's format in a user's own folder, such as torchvision's FashionMNIST/raw.
+
+    Args:
+      path: a folder with MNIST's two training files, or one with a folder `raw` or `*/raw` of them.
+      image_size: pixels a side, see `load`; 28 by default.
+      selection: which images of each label, "0" to "9".
+
+    Returns:
+      As `load`; None for a folder without these files.
+
+    Raises:
+      UserError: see `load`.
+    """
+    for folder in (path, path / "raw", *sorted(path.glob("*/raw"))):
+        if any((folder / f"{idx.IMAGES}{ending}").is_file() for ending in ("", ".gz")):
+            if isinstance(image_size, tuple):
+                raise UserError(f"{folder} holds square images, of which none is {image_size}")
+            pixels, labels = idx.load(folder)
+            return _padded(str(folder), pixels, labels, selection, image_size or idx.SIDE)
+    return None
+
+
+def _padded(
+    name: str, pixels: np.ndarray, labels: np.ndarray, selection: Selection, image_size: int
+) -> ImageSet:
+    """The images selected of some of 28 x 28 pixels."""
     if image_size < idx.SIDE or image_size % 2:
         raise UserError(f"image_size = {image_size}: MNIST is padded from 28 to an even number")
-    pixels, labels = _digits() if data_dir is None else idx.load(data_dir)
-    selection = Selection(digits, first, images_per_class)
-    name = "mnist" if data_dir is None else "mnist_full"
-    places = selection.places(name, labels, [int(digit) for digit in digits], digits)
+    known = np.unique(labels)
+    wanted = known[selection.of(name, list(map(str, known)))]
+    names = tuple(map(str, wanted))
+    places = selection.places(name, labels, wanted.tolist(), names)
     images = pixels[np.concatenate(places)].reshape(-1, idx.SIDE, idx.SIDE, 1)
     pad = (image_size - idx.SIDE) // 2
     return ImageSet(
         np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))),
-        np.repeat(np.arange(len(digits)), [len(each) for each in places]),
-        digits,
+        np.repeat(np.arange(len(names)), [len(each) for each in places]),
+        names,
     )
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from diffusion_jax.runtime.files import expanded
 from diffusion_jax.runtime.text import shown
 
-FILES = (".npy", ".npz")
+FILES = (".npy", ".npz", ".csv", ".jsonl", ".parquet")
 
 
 def name_of(data: str) -> str:
     """The name of a data set, or of the folder or file of a user's own.
 
-    Only the ending of an .npy or .npz file is cut: `set_v1.0` keeps its dots. The name of `.` is
+    Only the ending of a file that holds data is cut: `set_v1.0` keeps its dots. The name of `.` is
     that of the current folder. What is not printable is escaped.
 
     Raises:

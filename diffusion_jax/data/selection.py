@@ -73,3 +73,30 @@ class Selection:
             held = f"{source} holds {len(places)} images of {name}"
             found.append(places[self.ranks(held, len(places))])
         return found
+
+    def rows(
+        self, source: str, n: int, labels: np.ndarray | None, class_names: tuple[str, ...]
+    ) -> tuple[np.ndarray | range, np.ndarray | None, tuple[str, ...]]:
+        """The images wanted of a source that mixes its classes.
+
+        Args:
+          source: its name, for messages.
+          n: how many images it has; what a header claims may be absurd.
+          labels: of each an index of class_names (n,); None where there are none.
+          class_names: the names of its classes.
+
+        Returns:
+          Increasing places in the source, as a range where there are no labels; new labels and the
+          names of their classes, in the order asked for.
+
+        Raises:
+          UserError: see `of` and `ranks`.
+        """
+        wanted = self.of(source, class_names)
+        if labels is None:
+            return range(n)[self.ranks(f"{source} holds {n} images", n)], None, ()
+        names = tuple(class_names[label] for label in wanted)
+        places = self.places(source, labels, wanted, names)
+        order = np.argsort(np.concatenate(places))
+        new_labels = np.repeat(np.arange(len(names)), [len(each) for each in places])
+        return np.concatenate(places)[order], new_labels[order], names

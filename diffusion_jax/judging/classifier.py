@@ -6,7 +6,6 @@ images that are judged with it.)
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +22,7 @@ from jax import Array
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn import kernels
 from diffusion_jax.nn.layers import Conv, Dense, GroupNorm
-from diffusion_jax.runtime.files import write_bytes, write_json
+from diffusion_jax.runtime.files import parse_json, write_bytes, write_json
 
 FORMAT = 1
 LEAST_ACCURACY = 0.98
@@ -205,10 +204,12 @@ def load(folder: Path) -> TrainedClassifier:
     """
     path = folder / "classifier.json"
     try:
-        metadata = json.loads(path.read_bytes())
+        metadata = parse_json(path.read_bytes())
         if metadata["format"] != FORMAT:
             raise ValueError(f"its format is {metadata['format']}, not {FORMAT}")
         height, width, channels = map(int, metadata["shape"])
+        if min(height, width, channels) < 1 or not metadata["classes"]:
+            raise ValueError("it is of images without pixels, or of no classes")
         low, high = map(float, metadata["interval"])
         checksum, classes = metadata["sha256"], tuple(map(str, metadata["classes"]))
         described: dict[str, Any] = {
@@ -231,7 +232,7 @@ def load(folder: Path) -> TrainedClassifier:
             raise ValueError(f"its parameters are not for {len(classes)} classes of shape {shape}")
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(
-            f"{path} cannot be read as a classifier's: {error!r}; remove {folder} and train the "
-            f"classifier again"
+            f"{path} cannot be read as a classifier's: {error!r:.300}; remove {folder} and train "
+            f"the classifier again"
         ) from error
     return TrainedClassifier(params=params, **described)

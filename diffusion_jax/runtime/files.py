@@ -74,6 +74,18 @@ def write_json(path: Path, value: Any, indent: int = 1) -> None:
     write_bytes(path, f"{text}\n".encode())
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value that a text of JSON stands for.
+
+    Raises:
+      ValueError: it is no JSON, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
 def write_npy(path: Path, array: np.ndarray) -> None:
     """Replaces an .npy file; see `writing`."""
     with writing(path) as partial, partial.open("wb") as file:

@@ -1,11 +1,13 @@
 """A run's metrics.jsonl: what its records are called, and reading them back."""
 
-import json
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from diffusion_jax.runtime.files import parse_json
 
 # Of an evaluation; the losses are followed by a slash and the band of time.
 FRACTION, RATIO = "memorised_fraction", "neighbour_ratio"
@@ -17,15 +19,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with suppress(ValueError):
-            record = json.loads(line)
+            record = parse_json(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append(record)
     return records
 
 
 def column(records: list[dict[str, Any]], name: str) -> np.ndarray:
-    """One entry of all records, NaN where a record has none (n,)."""
-    return np.array([record.get(name, np.nan) for record in records], np.float64)
+    """One entry of all records, NaN where a record has none or no number (n,)."""
+    return np.array([_number(record.get(name)) for record in records], np.float64)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def bands(records: list[dict[str, Any]], name: str) -> dict[str, np.ndarray]:

@@ -90,9 +90,13 @@ def load(run_dir: Path) -> Moments | None:
                 trace=float(kept["trace"]),
                 fingerprint=str(kept["fingerprint"]),
             )
+            values = (found.mean_image, found.mode, found.eigenvalue, found.trace)
+            whole = all(np.isfinite(value).all() for value in values)
+            whole = whole and found.mean_image.ndim == 3
+            whole = whole and found.mean_image.shape == found.mode.shape
     except (UserError, KeyError, TypeError, AttributeError, MemoryError):
         return None
-    return found if found.mean_image.shape == found.mode.shape else None
+    return found if whole else None
 
 
 def start_of(

@@ -20,7 +20,7 @@ from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first
-from diffusion_jax.runtime.files import write_json
+from diffusion_jax.runtime.files import parse_json, write_json
 from diffusion_jax.runtime.text import shown
 from diffusion_jax.sampling import Backward, backward
 from diffusion_jax.schedule import NoiseSchedule
@@ -51,7 +51,7 @@ def _eigenvalues(run_dir: Path, images: ImageSet, fingerprint: str) -> dict[str,
     kept = moments.load(run_dir)
     if kept is not None and kept.fingerprint == fingerprint:
         with suppress(OSError, ValueError, TypeError, KeyError):  # none of this version, or damaged
-            summary = json.loads((run_dir / SUMMARY).read_text())
+            summary = parse_json((run_dir / SUMMARY).read_bytes())
             if summary["fingerprint"] == fingerprint:
                 return {name: float(summary["spectrum"][name]["Lambda"]) for name in names}
     found = moments.Moments.of(images, fingerprint)

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
 from diffusion_jax.config import Config
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, brief
 from diffusion_jax.runtime import backend
-from diffusion_jax.runtime.files import write_bytes
+from diffusion_jax.runtime.files import parse_json, write_bytes
 from diffusion_jax.schedules import SCHEDULES
 
 NAME = "config.json"
@@ -82,7 +84,7 @@ def parsed(values: dict[str, Any], what: str) -> Config:
     """
     try:
         return from_dict(values)
-    except (UserError, TypeError, AttributeError) as error:
+    except UserError as error:
         raise UserError(
             f"{what} cannot be read: {error}; restore it, or use the version that wrote it"
         ) from error
@@ -110,7 +112,7 @@ def require_same_model(folder: Path, config: Config, saved: dict[str, Any]) -> N
 
 def _values(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_bytes())
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         return values
@@ -135,20 +137,29 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
     """Inverse of `to_dict`; what an earlier version did not write has its default.
 
     Raises:
-      UserError: an unknown field.
+      UserError: an unknown field, or a value that is not of its field's type.
     """
+    if not isinstance(values, dict):
+        raise UserError(f"{cls.__name__} is {brief(values)}, no JSON object")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = set(values) - set(fields)
     if unknown:
-        raise UserError(f"unknown field(s) of {cls.__name__}: {', '.join(sorted(unknown))}")
+        names = ", ".join(map(ascii, sorted(unknown)[:10]))
+        raise UserError(f"unknown field(s) of {cls.__name__}: {names}")
 
     def parse(name: str, value: Any) -> Any:
         kind = fields[name].type
         if dataclasses.is_dataclass(kind):
             return from_dict(value, kind)  # type: ignore[arg-type]
-        if value is not None and kind in (Path, Path | None):
-            return Path(value)
-        return tuple(value) if isinstance(value, list) else value
+        given = value
+        if isinstance(value, str) and kind in (Path, Path | None):
+            value = Path(value)
+        value = tuple(value) if isinstance(value, list) else value
+        try:
+            check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        except TypeCheckError as error:
+            raise UserError(f"{name} = {brief(given)} is of another type: {error}") from error
+        return value
 
     return cls(**{name: parse(name, value) for name, value in values.items()})
 

@@ -410,7 +410,7 @@ def test_other_paths(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         data.load_images(tmp_path / "minst")
     (tmp_path / "set.mat").write_text("")
-    with pytest.raises(UserError, match=r"neither a folder of images nor an .npy or .npz"):
+    with pytest.raises(UserError, match=r"neither a folder of images nor one of .npy, .npz, .csv"):
         data.load_images(tmp_path / "set.mat")
     path = save_npy(tmp_path, GREY)
     with pytest.raises(UserError, match="image_size is for folders"):

@@ -62,6 +62,28 @@ def test_mnist_from_its_own_files(tmp_path, packed):
     check_source(config, padded, labels, (3, 1))
 
 
+@pytest.mark.parametrize("place", [".", "raw", "FashionMNIST/raw"])
+def test_a_folder_in_the_format_of_mnist_as_torchvision_leaves_it(tmp_path, place):
+    pixels, labels = digits()
+    write_idx(tmp_path / place, pixels, labels.tolist(), packed=False)
+    images = data.load_images(tmp_path)
+    order = np.argsort(labels, kind="stable")
+    np.testing.assert_array_equal(images.images[..., 0], pixels[order])
+    np.testing.assert_array_equal(np.array(images.class_names, int)[images.labels], labels[order])
+    some = DataConfig(str(tmp_path), ("3", "1"), images_per_class=1, image_size=32)
+    padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))[..., None]
+    first = [np.flatnonzero(labels == digit)[0] for digit in (3, 1)]
+    np.testing.assert_array_equal(data.load(some).images, padded[first])
+
+
+def test_pickles_of_cifar_are_not_read(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"harm")
+    for folder in (tmp_path, tmp_path / "cifar-10-batches-py"):
+        with pytest.raises(UserError, match=r"pickles, which are never read: get the binary .*tar"):
+            data.load_images(folder)
+
+
 def test_mnist_from_its_own_files_in_the_original_byte_order(tmp_path):
     """The idx header of the published files, as its description spells it out."""
     pixels, labels = digits(4)

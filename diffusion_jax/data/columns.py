@@ -1,0 +1,111 @@
+"""Which columns of a table name the images' files and their labels, and what the labels mean."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.errors import UserError
+
+# In the order in which they are looked for, in small letters and with _ for spaces and hyphens.
+FILES = (
+    "file_name",
+    "filename",
+    "file",
+    "image",
+    "image_name",
+    "image_file",
+    "image_path",
+    "img",
+    "filepath",
+    "path",
+    "image_id",
+    "id",
+)
+LABELS = (
+    "label",
+    "labels",
+    "class",
+    "class_name",
+    "category",
+    "breed",
+    "species",
+    "target",
+)
+
+
+def named(columns: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """The first column that has one of the names, in the order of the names."""
+    plain = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in columns}
+    return next((plain[name] for name in wanted if name in plain), None)
+
+
+def note(path: Path, columns: Sequence[str], files: str, label: str | None) -> tuple[str, ...]:
+    """What is said of a table's columns: nothing where all are used.
+
+    Args:
+      path: the table.
+      columns: the names of all.
+      files: the column of images, or of their files.
+      label: the column of labels, if any.
+    """
+    others = ", ".join(name for name in columns if name not in (files, label))
+    if label is None:
+        held = f"{path} has no column of labels, so that its images have none"
+        return (f"{held}: of {others}, call the one that is meant label" if others else held,)
+    if not others:
+        return ()
+    return (f"{path}: {files} names the images and {label} their labels; not used: {others}",)
+
+
+def classes_of(what: str, values: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels as indices of their classes, and the classes' names.
+
+    Classes are in the order of the labels' values: texts in that of their characters, but whole
+    numbers written as texts, as a CSV has them, in that of the numbers.
+
+    Args:
+      what: the column, for messages, such as "label of metadata.csv".
+      values: a boolean, an integer or a text an image.
+
+    Raises:
+      UserError: other types, numbers with a fraction written as texts, or several types at once.
+    """
+    kinds = {type(value) for value in values}
+    if kinds - {bool, int, str} or len(kinds) > 1:
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise UserError(
+            f"{what} holds values of type {found}: labels are all integers, all texts or all "
+            f"booleans"
+        )
+    different = set(values)
+    if kinds != {str}:
+        return _indices(values, sorted(different))
+    if any("\ud800" <= character <= "\udfff" for name in different for character in name):
+        raise UserError(f"{what} holds a text that is no Unicode")
+    numbers = {text: _number(text) for text in different}
+    if None not in numbers.values():
+        for text, number in numbers.items():
+            if isinstance(number, float) and math.isfinite(number):
+                raise UserError(f"{what} holds {text}: labels are integers or texts, no fractions")
+        if all(text == str(number) for text, number in numbers.items()):
+            return _indices(values, sorted(different, key=int))
+    return _indices(values, sorted(different))
+
+
+def _indices(values: Sequence[Any], order: list[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
+    place = {value: i for i, value in enumerate(order)}
+    labels = np.fromiter((place[value] for value in values), np.int64, len(values))
+    return labels, tuple(map(str, order))
+
+
+def _number(text: str) -> int | float | None:
+    """The number that a text writes, if any."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
