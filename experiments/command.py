@@ -18,6 +18,7 @@ import jax
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend, distributed, gpu, preemption
+from diffusion_jax.runtime.output import outliving_its_reader
 from experiments.options import parse as parse
 
 # Where faults are the program's, or the environment's: not a user's files.
@@ -40,10 +41,11 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
     DIFFUSION_JAX_TRACEBACK=1 every error does.
 
     A run that a signal stopped, and that is saved, ends with status 75; Ctrl-C elsewhere with 130.
-    Of several processes, the others hear why this one ends.
+    Of several processes, the others hear why this one ends. What nobody reads any more is not said.
     """
 
     @functools.wraps(main)
+    @outliving_its_reader()
     def wrapped() -> None:
         # TFDS and Orbax log with a traceback what they raise as well, and where an array cannot be
         # read or written Orbax leaves those of the others behind, which complain as they are
