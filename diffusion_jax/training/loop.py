@@ -140,8 +140,8 @@ def decide(config: Config) -> Config:
     config = dataclasses.replace(config, schedule=config.schedule.settled())
     if config.model.dtype != "auto":
         return config
-    binding = has_checkpoint(config.output.run_dir)
-    dtype: Any = from_first(lambda: saved_config.dtype_of(config, binding))
+    folder = config.output.run_dir
+    dtype: Any = from_first(lambda: saved_config.dtype_of(config, has_checkpoint(folder)))
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 
 

@@ -1,0 +1,75 @@
+"""Faults of a disk that may pass, told from what is wrong with a file, and waited for."""
+
+import errno
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Seconds between one trial and the next.
+PAUSES = (1.0, 2.0, 4.0)
+# What says that there is no such file or place in it: something is wrong with the files.
+_OF_THE_FILES = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.EINVAL, errno.EOVERFLOW, errno.EFBIG, errno.EILSEQ),
+}
+# Of a disk, a server or a network that may answer the next time.
+_MAY_PASS = {
+    getattr(errno, name)
+    for name in (
+        *("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EINTR", "ENXIO", "EBUSY", "ENOLCK", "ENOMEM"),
+        *("EREMOTEIO", "ENOTCONN", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "ESHUTDOWN"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "EMFILE", "ENFILE", "ENOLINK"),
+    )
+    if hasattr(errno, name)
+}
+# TensorStore's errors begin with a status, and have the system's number where there is one.
+_STATUS = re.compile(
+    r"(UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|RESOURCE_EXHAUSTED):"
+)
+_NUMBER = re.compile(r"os_error_code='(\d+)'")
+
+
+def refusal(error: BaseException) -> int | None:
+    """The number by which the system says that it does not let a file be read.
+
+    Args:
+      error: an error of Python's, or of TensorStore's, that may have one of the system's inside.
+
+    Returns:
+      A number of `errno`; None for an error that tells of what is, or is not, in the files.
+    """
+    return next((number for number in _numbers(error) if number not in _OF_THE_FILES), None)
+
+
+def _numbers(error: BaseException | None) -> Iterator[int]:
+    """The system's numbers in an error and in what it was raised from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            yield error.errno
+        text = str(error)
+        yield from map(int, _NUMBER.findall(text))
+        if _STATUS.match(text):
+            yield errno.EIO
+        error = error.__cause__ or error.__context__
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """What `read` gives; where the system refuses, it is tried again after growing pauses.
+
+    Args:
+      read: opens anew whatever it reads.
+
+    Raises:
+      Whatever `read` raises, at once where it cannot pass.
+    """
+    for pause in PAUSES:
+        try:
+            return read()
+        except Exception as error:
+            if refusal(error) not in _MAY_PASS:
+                raise
+        time.sleep(pause)
+    return read()
