@@ -30,6 +30,7 @@ from diffusion_jax.regimes import commitment
 from diffusion_jax.runtime import distributed, lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import plain, unwritten, write_json, write_npy
+from diffusion_jax.runtime.patience import patiently, refusal
 from diffusion_jax.training.run import TrainedModel
 
 NUM_FORKS = 20
@@ -108,7 +109,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         raise unwritten(folder, error) from error
     if path.exists() and _has_batches(folder):
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(patiently(path.read_text))
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}; remove {folder}") from error
         found = _EARLIER | found
@@ -153,7 +154,9 @@ def training_images(model: TrainedModel) -> ImageSet:
             f"the run's training images cannot be read: {error}; --data and --data-dir say where "
             f"they are now"
         ) from error
-    return model.own_images(images)
+    own = model.own_images(images)
+    distributed.require_same("data set", fingerprint(own))  # of an older run none is known
+    return own
 
 
 def classifier_settings(images: ImageSet, per_class: int | None, seed: int) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def get_classifier(
     """The classifier kept in a folder, or a new one, which is kept there.
 
     One that batches were judged by is kept with them whatever it was trained with. All processes
-    call it; the first one trains.
+    call it; the first one trains and judges, and the others have none.
 
     Args:
       folder: where it is kept.
@@ -202,7 +205,8 @@ def get_classifier(
         return ""
 
     missing = distributed.from_first(prepare)
-    return (None if missing else classifier.load(folder)), missing
+    judges = is_first_process() and not missing
+    return (classifier.load(folder) if judges else None), missing
 
 
 def _show(bar: Progress, task: TaskID, before: int, made: int) -> None:
@@ -268,8 +272,10 @@ def run_batches(
     calls: int,
     measure: Callable[..., tuple[commitment.Outcomes, np.ndarray]],
     console: Console,
-) -> tuple[commitment.Outcomes, np.ndarray]:
+) -> tuple[commitment.Outcomes, np.ndarray] | None:
     """Measures the batches that are not in the folder yet, and joins them all.
+
+    All processes call it; the first one says which are missing, writes and joins.
 
     Args:
       folder: where batches are kept.
@@ -280,9 +286,10 @@ def run_batches(
       console: shows the progress.
 
     Returns:
-      The outcomes of the trunks 0..count-1, and the ends of the forks of the first few.
+      The outcomes of the trunks 0..count-1, and the ends of the forks of the first few; None in
+      processes other than the first.
     """
-    kept = _kept(folder)
+    kept = json.loads(distributed.from_first(lambda: json.dumps(_kept(folder))))
     batches, done = missing(kept, count, size), sum(first < count for first, _ in kept)
     total = done + len(batches)
     if done:
@@ -302,10 +309,13 @@ def run_batches(
                 outcomes.save(_path(folder, first, last))
             if bar.disable:
                 console.print(f"batch {done + i + 1} of {total}", highlight=False)
-    distributed.gather("")  # all are written
+    if not is_first_process():
+        return None
     try:
-        pairs = np.load(shown, allow_pickle=False)
+        pairs = patiently(lambda: np.load(shown, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
+        if refusal(error) is not None:
+            raise
         batch = _path(folder, *_kept(folder)[0])
         raise UserError(
             f"{shown} is damaged ({error}); remove {batch}, and its trunks are run again"

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import jax
+
 T = TypeVar("T")
 
 # Seconds between one trial and the next.
@@ -51,7 +53,7 @@ def _numbers(error: BaseException | None) -> Iterator[int]:
             yield error.errno
         text = str(error)
         yield from map(int, _NUMBER.findall(text))
-        if _STATUS.match(text):
+        if _STATUS.match(text) and not isinstance(error, jax.errors.JaxRuntimeError):
             yield errno.EIO
         error = error.__cause__ or error.__context__
 

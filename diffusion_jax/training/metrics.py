@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.runtime.patience import patiently
+
 # Of an evaluation; the losses are followed by a slash and the band of time.
 FRACTION, RATIO = "memorised_fraction", "neighbour_ratio"
 TRAINING, HELD_OUT = "training_loss", "held_out_loss"
@@ -15,7 +17,8 @@ TRAINING, HELD_OUT = "training_loss", "held_out_loss"
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, but for those that a kill tore or a disk damaged."""
     records = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+    text = patiently(lambda: path.read_text(errors="replace") if path.exists() else "")
+    for line in text.splitlines():
         with suppress(ValueError):
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):

@@ -9,6 +9,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import write_bytes
+from diffusion_jax.runtime.patience import patiently
 from diffusion_jax.schedules import SCHEDULES
 
 NAME = "config.json"
@@ -69,7 +70,7 @@ def read(folder: Path) -> Config:
       UserError: there is none, or it is damaged.
     """
     path = folder / NAME
-    if not path.is_file():
+    if not patiently(path.is_file):
         raise UserError(f"{folder} is not the folder of a run: it has no {NAME}")
     return parsed(_values(path), str(path))
 
@@ -110,7 +111,7 @@ def require_same_model(folder: Path, config: Config, saved: dict[str, Any]) -> N
 
 def _values(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(patiently(path.read_text))
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         return values
