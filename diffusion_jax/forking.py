@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from diffusion_jax.regimes import commitment
 from diffusion_jax.runtime import distributed, lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import plain, unwritten, write_json, write_npy
-from diffusion_jax.runtime.patience import patiently, refusal
+from diffusion_jax.runtime.patience import names_in, patiently, refusal
 from diffusion_jax.training.run import TrainedModel
 
 NUM_FORKS = 20
@@ -108,8 +109,9 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     except OSError as error:
         raise unwritten(folder, error) from error
     if path.exists() and _has_batches(folder):
+        content = patiently(path, path.read_bytes)
         try:
-            found = json.loads(patiently(path.read_text))
+            found = json.loads(content.decode())
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}; remove {folder}") from error
         found = _EARLIER | found
@@ -128,7 +130,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _has_batches(folder: Path) -> bool:
-    return any(folder.glob("*.npz"))
+    return any(name.endswith(".npz") for name in names_in(folder))
 
 
 def _rename(folder: Path) -> None:
@@ -155,7 +157,8 @@ def training_images(model: TrainedModel) -> ImageSet:
             f"they are now"
         ) from error
     own = model.own_images(images)
-    distributed.require_same("data set", fingerprint(own))  # of an older run none is known
+    if model.fingerprint is None:  # an older or a converted run's, which told nothing of the pixels
+        distributed.require_same("data set", fingerprint(own))
     return own
 
 
@@ -220,8 +223,8 @@ def _path(folder: Path, first: int, last: int) -> Path:
 
 def _kept(folder: Path) -> list[tuple[int, int]]:
     """First trunk, and that after the last, of each batch in a folder, in their order."""
-    names = (path.stem.split("_") for path in folder.glob("trunks_*_*.npz"))
-    return sorted((int(first), int(last)) for _, first, last in names)
+    found = (re.fullmatch(r"trunks_(\d+)_(\d+)\.npz", name) for name in names_in(folder))
+    return sorted((int(each[1]), int(each[2])) for each in found if each)
 
 
 def missing(kept: list[tuple[int, int]], count: int, size: int) -> list[tuple[int, int]]:
@@ -312,7 +315,7 @@ def run_batches(
     if not is_first_process():
         return None
     try:
-        pairs = patiently(lambda: np.load(shown, allow_pickle=False))
+        pairs = patiently(shown, lambda: np.load(shown, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         if refusal(error) is not None:
             raise

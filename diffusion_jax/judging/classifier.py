@@ -202,12 +202,12 @@ def load(folder: Path) -> TrainedClassifier:
 
     Raises:
       UserError: a file is missing, damaged, of another format, or the parameters are not those of
-        a classifier of the shape and the classes that classifier.json names.
-      OSError: the system does not let a file be read.
+        a classifier of the shape and the classes that classifier.json names; or the system does
+        not let one be read.
     """
     path = folder / "classifier.json"
     try:
-        metadata = json.loads(patiently(path.read_bytes))
+        metadata = json.loads(patiently(path, path.read_bytes))
         if metadata["format"] != FORMAT:
             raise ValueError(f"its format is {metadata['format']}, not {FORMAT}")
         height, width, channels = map(int, metadata["shape"])
@@ -223,7 +223,7 @@ def load(folder: Path) -> TrainedClassifier:
             "settings": dict(metadata.get("settings", {})),
         }
         path = folder / "classifier.msgpack"
-        content = patiently(path.read_bytes)
+        content = patiently(path, path.read_bytes)
         if hashlib.sha256(content).hexdigest() != checksum:
             raise ValueError("it is not the file that classifier.json was written with")
         model, shape = Classifier(len(classes)), (height, width, channels)

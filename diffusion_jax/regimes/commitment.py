@@ -76,8 +76,7 @@ def load(path: Path) -> Outcomes:
     """Reads what `Outcomes.save` wrote.
 
     Raises:
-      UserError: the file is damaged.
-      OSError: the system does not let it be read.
+      UserError: the file is damaged, or the system does not let it be read.
     """
 
     def read() -> Outcomes:
@@ -85,7 +84,7 @@ def load(path: Path) -> Outcomes:
             return Outcomes(**{field.name: file[field.name] for field in fields(Outcomes)})
 
     try:
-        return patiently(read)
+        return patiently(path, read)
     except Exception as error:  # a damaged zip file raises almost anything
         if refusal(error) is not None:
             raise

@@ -76,7 +76,7 @@ def replicate_from_first(tree: T) -> T:
     for leaf, is_key in zip(plains, keys, strict=True):
         size = int(np.prod(leaf.shape, dtype=np.int64))
         array = np.frombuffer(content, leaf.dtype, size, at).reshape(leaf.shape)
-        arrays.append(jax.random.wrap_key_data(array) if is_key else array)
+        arrays.append(jax.random.wrap_key_data(jnp.asarray(array)) if is_key else array)
         at += array.nbytes
     return replicate(jax.tree.unflatten(structure, arrays))
 

@@ -1,12 +1,16 @@
 """Faults of a disk that may pass, told from what is wrong with a file, and waited for."""
 
 import errno
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import jax
+
+from diffusion_jax.errors import UserError
 
 T = TypeVar("T")
 
@@ -58,20 +62,43 @@ def _numbers(error: BaseException | None) -> Iterator[int]:
         error = error.__cause__ or error.__context__
 
 
-def patiently(read: Callable[[], T]) -> T:
+def patiently(path: Path, read: Callable[[], T]) -> T:
     """What `read` gives; where the system refuses, it is tried again after growing pauses.
 
     Args:
-      read: opens anew whatever it reads.
+      path: what is read, for the message.
+      read: opens it anew each time.
 
     Raises:
-      Whatever `read` raises, at once where it cannot pass.
+      UserError: the system goes on refusing, or what it says cannot pass.
+      Exception: whatever else `read` raises, at once.
     """
-    for pause in PAUSES:
+    pauses = iter(PAUSES)
+    while True:
         try:
             return read()
         except Exception as error:
-            if refusal(error) not in _MAY_PASS:
+            number = refusal(error)
+            if number is None:
                 raise
+            pause = next(pauses, None) if number in _MAY_PASS else None
+            if pause is None:
+                raise UserError(
+                    f"cannot read {path}: {os.strerror(number)}; nothing is changed: mend the "
+                    f"disk, the network or the permissions, and try again"
+                ) from error
         time.sleep(pause)
-    return read()
+
+
+def names_in(folder: Path) -> list[str]:
+    """What a folder holds; nothing where there is none.
+
+    Not by `Path.glob`, to which a folder that cannot be read is empty.
+
+    Raises:
+      UserError: the system does not let it be read.
+    """
+    try:
+        return patiently(folder, lambda: sorted(path.name for path in folder.iterdir()))
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.devices import is_first_process, replicate_from_first
 from diffusion_jax.runtime.distributed import from_first, wait_until_seen
-from diffusion_jax.runtime.patience import patiently
+from diffusion_jax.runtime.patience import names_in
 from diffusion_jax.training.reading import (
     CRC32,
     checksum_of_json,
@@ -90,8 +90,7 @@ class Checkpoints:
         """Those of the complete checkpoints; without a manager, as this process sees them."""
         if self._manager is not None:  # its numbers are NumPy's in several processes
             return list(map(int, self._manager.all_steps()))
-        names = patiently(lambda: [path.name for path in self.folder.iterdir()])
-        return [int(name) for name in names if name.isdigit()]
+        return [int(name) for name in names_in(self.folder) if name.isdigit()]
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Starts to save; the arrays are copied before it returns, so they may be donated then.

@@ -17,7 +17,7 @@ TRAINING, HELD_OUT = "training_loss", "held_out_loss"
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, but for those that a kill tore or a disk damaged."""
     records = []
-    text = patiently(lambda: path.read_text(errors="replace") if path.exists() else "")
+    text = patiently(path, lambda: path.read_text(errors="replace") if path.exists() else "")
     for line in text.splitlines():
         with suppress(ValueError):
             record = json.loads(line)

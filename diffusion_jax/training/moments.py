@@ -86,7 +86,7 @@ def load(run_dir: Path) -> Moments | None:
       UserError: the system does not let them be read.
     """
     try:
-        found = patiently(lambda: _read(run_dir / NAME))
+        found = patiently(run_dir / NAME, lambda: _read(run_dir / NAME))
     except (UserError, KeyError, TypeError, AttributeError, MemoryError) as error:
         if refusal(error) is not None:  # without them samples would start elsewhere
             raise

@@ -98,7 +98,7 @@ def _whole(folder: Path, read: Callable[[], T]) -> T:
         return read()  # opened anew: another host's cache may have shown half of it
 
     try:
-        return patiently(twice)
+        return patiently(folder, twice)
     except _NO_ROOM:
         raise
     except Exception as failure:

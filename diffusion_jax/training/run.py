@@ -23,6 +23,7 @@ from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first, require_same, wait_until_seen
 from diffusion_jax.runtime.files import write_npy
+from diffusion_jax.runtime.patience import names_in
 from diffusion_jax.sampling import AncestralSampler, Backward, Start, backward
 from diffusion_jax.sampling.respacing import Clock
 from diffusion_jax.schedule import NoiseSchedule
@@ -140,7 +141,7 @@ class TrainedModel:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether something of a run is saved, complete or not, so that it binds those who go on."""
-    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    return any(name.isdigit() for name in names_in(folder / "checkpoints"))
 
 
 def claim(config: Config) -> None:

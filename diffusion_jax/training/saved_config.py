@@ -67,10 +67,10 @@ def read(folder: Path) -> Config:
     """The configuration of a run.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is none, it is damaged, or the system does not let it be read.
     """
     path = folder / NAME
-    if not patiently(path.is_file):
+    if not patiently(path, path.is_file):
         raise UserError(f"{folder} is not the folder of a run: it has no {NAME}")
     return parsed(_values(path), str(path))
 
@@ -110,8 +110,9 @@ def require_same_model(folder: Path, config: Config, saved: dict[str, Any]) -> N
 
 
 def _values(path: Path) -> dict[str, Any]:
+    content = patiently(path, path.read_bytes)
     try:
-        values = json.loads(patiently(path.read_text))
+        values = json.loads(content.decode())
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         return values

@@ -1,13 +1,15 @@
 """Faults that pass are waited for; what is wrong with a file is not."""
 
 import errno
+import os
+from pathlib import Path
 
 import jax
 import pytest
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import patience
-from diffusion_jax.runtime.patience import patiently, refusal
+from diffusion_jax.runtime.patience import names_in, patiently, refusal
 
 # What TensorStore says, shortened in the middle.
 OF_TENSORSTORE = (
@@ -87,23 +89,39 @@ def pauses(monkeypatch):
 
 def test_a_fault_that_passes_is_waited_for_with_growing_pauses(pauses):
     stale, slow = OSError(errno.ESTALE, "stale"), OSError(errno.ETIMEDOUT, "slow")
-    assert patiently(Failing(stale, slow, stale)) == "read"
+    assert patiently(Path("x"), Failing(stale, slow, stale)) == "read"
     assert pauses == [1, 2, 4]
 
 
-def test_one_that_stays_is_raised_in_the_end(pauses):
-    with pytest.raises(OSError, match="the fourth"):
-        patiently(
-            Failing(*(OSError(errno.EIO, f"the {n}") for n in ("1st", "2nd", "3rd", "fourth")))
-        )
+def test_one_that_stays_is_one_sentence(pauses):
+    stays = Failing(*(OSError(errno.EIO, "a long story") for _ in range(9)))
+    with pytest.raises(UserError, match=r"cannot read a/b: Input/output error; .* try again"):
+        patiently(Path("a/b"), stays)
     assert pauses == [1, 2, 4]
+    assert len(stays.errors) == 5
 
 
-@pytest.mark.parametrize(
-    "error",
-    [PermissionError(errno.EACCES, "no"), FileNotFoundError(errno.ENOENT, "no"), ValueError()],
-)
-def test_what_cannot_pass_is_raised_at_once(pauses, error):
-    with pytest.raises(type(error)):
-        patiently(Failing(error))
+def test_what_cannot_pass_is_not_waited_for(pauses):
+    with pytest.raises(UserError, match="cannot read a/b: Permission denied"):
+        patiently(Path("a/b"), Failing(PermissionError(errno.EACCES, "no")))
+    for error in (FileNotFoundError(errno.ENOENT, "no"), ValueError(), UserError("damaged")):
+        with pytest.raises(type(error)) as caught:
+            patiently(Path("a/b"), Failing(error))
+        assert caught.value is error
     assert pauses == []
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch, pauses):
+    (tmp_path / "b").touch()
+    (tmp_path / "a").mkdir()
+    assert names_in(tmp_path) == ["a", "b"]
+    assert names_in(tmp_path / "c") == names_in(tmp_path / "b" / "c") == []
+
+    def refuse(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(UserError, match=r"cannot read .*: Input/output error"):
+        names_in(tmp_path)
+    assert pauses == [1, 2, 4]
