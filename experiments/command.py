@@ -3,7 +3,6 @@
 import errno
 import functools
 import inspect
-import io
 import logging
 import os
 import sys
@@ -19,6 +18,7 @@ import jax
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend, distributed, gpu, preemption
+from diffusion_jax.runtime.output import outliving_its_reader
 from diffusion_jax.runtime.text import shown
 from experiments.options import parse as parse
 
@@ -42,10 +42,11 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
     DIFFUSION_JAX_TRACEBACK=1 every error does.
 
     A run that a signal stopped, and that is saved, ends with status 75; Ctrl-C elsewhere with 130.
-    Of several processes, the others hear why this one ends.
+    Of several processes, the others hear why this one ends. What nobody reads any more is not said.
     """
 
     @functools.wraps(main)
+    @outliving_its_reader()
     def wrapped() -> None:
         # TFDS and Orbax log with a traceback what they raise as well, and where an array cannot be
         # read or written Orbax leaves those of the others behind, which complain as they are
@@ -54,9 +55,9 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         sys.unraisablehook = _complain
-        if isinstance(sys.stdout, io.TextIOWrapper):
+        if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
             # A name that the terminal's encoding lacks is no reason to end.
-            sys.stdout.reconfigure(errors="backslashreplace")
+            reconfigure(errors="backslashreplace")
         try:
             main()
             distributed.finish()

@@ -129,6 +129,17 @@ def default_folder(options: Options) -> Path:
         return own
 
 
+def _folder(options: Options) -> str:
+    """The folder for the results, made."""
+    out = default_folder(options) if options.out is None else expanded(options.out)
+    try:
+        study.require_own(out)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made a folder: {error.strerror}") from error
+    return str(out)
+
+
 def _warn(console: Console, warnings: Iterable[str]) -> None:
     for text in warnings:
         console.print(Text(f"warning: {shown(text)}", "yellow"))
@@ -146,12 +157,7 @@ def main() -> None:
     distributed.require_same("data set", json.dumps([images.mean.tolist(), len(images.images)]))
     warnings = study.warnings_of(images, options.memory_gib)
     said = say_notes(images)
-    out = default_folder(options) if options.out is None else expanded(options.out)
-    try:
-        study.require_own(out)
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be made a folder: {error.strerror}") from error
+    out = Path(distributed.from_first(lambda: _folder(options)))
     console = Console(emoji=False)
     console.print(study.describe(images))
     _warn(console, [text for text in warnings if text not in said])

@@ -31,7 +31,8 @@ def load(
 
     Args:
       contents: see `contents.find`.
-      image_size: pixels a side, or (height, width), see `pictures.load`; by default as the images are.
+      image_size: pixels a side, or (height, width), see `pictures.load`; by default as the images
+        are.
       selection: which images of each class, or of all where there are no labels.
       memory_gib: memory that the images may take, in GiB; by default what is free. Not with store.
       store: where the images go if they are larger than its limit; without it they are refused.

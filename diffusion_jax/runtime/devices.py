@@ -4,8 +4,9 @@ Every process runs the same program on the same values; with one process these f
 jax.device_put and np.asarray.
 """
 
+import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,13 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from diffusion_jax.runtime.distributed import from_first
+
+T = TypeVar("T")
+
 AXIS = "devices"
+# Bytes sent to the other processes at a time.
+_PIECE = 2**26
 
 
 def all_devices() -> Mesh:
@@ -44,6 +51,48 @@ def replicate(tree: Any) -> Any:
       tree: a pytree of arrays, equal on all processes.
     """
     return jax.tree.map(lambda leaf: _put(leaf, replicated()), tree)
+
+
+def replicate_from_first(tree: T) -> T:
+    """Puts the arrays of process 0 whole on every device of every process, bit for bit.
+
+    Args:
+      tree: a pytree of arrays; in other processes, of the same structure, arrays or their shapes
+        and types, whose values do not matter.
+    """
+    if jax.process_count() == 1:
+        return replicate(tree)
+    leaves, structure = jax.tree.flatten(tree)
+    keys = [jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+
+    def plain(leaf: Any, is_key: bool) -> Any:
+        if not is_first_process():
+            return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    plains = list(map(plain, leaves, keys))
+    content = bytes_from_first(lambda: b"".join(leaf.tobytes() for leaf in plains))
+    arrays, at = [], 0
+    for leaf, is_key in zip(plains, keys, strict=True):
+        size = int(np.prod(leaf.shape, dtype=np.int64))
+        array = np.frombuffer(content, leaf.dtype, size, at).reshape(leaf.shape)
+        arrays.append(jax.random.wrap_key_data(jnp.asarray(array)) if is_key else array)
+        at += array.nbytes
+    return replicate(jax.tree.unflatten(structure, arrays))
+
+
+def bytes_from_first(make: Callable[[], bytes]) -> bytes:
+    """What process 0 makes, however much it is; the others wait for it."""
+    if jax.process_count() == 1:
+        return make()
+    mine = make() if is_first_process() else b""
+    size = json.loads(from_first(lambda: json.dumps(len(mine))))
+    # Few lengths, each of which needs a program; bytes, since -0.0 + 0.0 is another zero.
+    piece = min(_PIECE, 2 ** max(size - 1, 1).bit_length())
+    content = np.zeros(-(-size // piece) * piece, np.uint8)
+    content[: len(mine)] = np.frombuffer(mine, np.uint8)
+    pieces = map(multihost_utils.broadcast_one_to_all, content.reshape(-1, piece))
+    return b"".join(np.asarray(each).tobytes() for each in pieces)[:size]
 
 
 def shard(tree: Any) -> Any:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +29,8 @@ _BEAT = 1.0
 _START = 300
 # Seconds for which processes wait for what one of them does, such as preparing the data.
 _PATIENCE = 24 * 3600
+# Seconds within which a shared file system shows a file to the other hosts.
+VISIBLE = 60.0
 # What collectives raise when a process at the other end is gone.
 _LOST = ("gloo", "nccl", "closed by peer", "connection", "collective")
 
@@ -106,6 +109,29 @@ def gather(value: str) -> list[str]:
 def from_first(make: Callable[[], str]) -> str:
     """What process 0 makes; the others wait for it."""
     return gather(make() if jax.process_index() == 0 else "")[0]
+
+
+def wait_until_seen(path: Path, seen: Callable[[], bool]) -> None:
+    """Waits until this process sees what process 0 wrote: other hosts may have it a little later.
+
+    Args:
+      path: what was written, for the message.
+      seen: whether it is there as it should be.
+
+    Raises:
+      UserError: it does not come within a minute.
+    """
+    deadline = time.monotonic() + VISIBLE
+    while True:
+        with suppress(OSError):
+            if seen():
+                return
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"this process does not see what process 0 wrote to {path}: all processes need one "
+                f"folder that they share; give a --run-dir on a file system of all hosts"
+            )
+        time.sleep(0.1)
 
 
 def require_same(what: str, value: str) -> None:

@@ -142,12 +142,13 @@ class Outputs:
 
     def make_up(self, step: int, state: TrainState, recorder: Recorder) -> None:
         """Makes what was due after a step, but is not there."""
-        records = read_metrics(self.config.output.run_dir / "metrics.jsonl")
-        evaluated = any(r["step"] == step and FRACTION in r for r in records)
-        # The files are those of process 0.
-        missing = json.loads(
-            from_first(lambda: json.dumps([not evaluated, not self._grid_path(step).exists()]))
-        )
+
+        def look() -> str:  # by process 0, whose files they are
+            records = read_metrics(self.config.output.run_dir / "metrics.jsonl")
+            evaluated = any(r["step"] == step and FRACTION in r for r in records)
+            return json.dumps([not evaluated, not self._grid_path(step).exists()])
+
+        missing = json.loads(from_first(look))
         if missing[0] and self._due(step, self.config.output.evaluate_every):
             self._evaluate(step, state, recorder)
         if missing[1] and self._due(step, self.config.output.sample_every):

@@ -11,6 +11,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.errors import UserError, brief
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import parse_json, write_bytes
+from diffusion_jax.runtime.patience import patiently
 from diffusion_jax.schedules import SCHEDULES
 
 NAME = "config.json"
@@ -68,10 +69,10 @@ def read(folder: Path) -> Config:
     """The configuration of a run.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is none, it is damaged, or the system does not let it be read.
     """
     path = folder / NAME
-    if not path.is_file():
+    if not patiently(path, path.is_file):
         raise UserError(f"{folder} is not the folder of a run: it has no {NAME}")
     return parsed(_values(path), str(path))
 
@@ -111,8 +112,9 @@ def require_same_model(folder: Path, config: Config, saved: dict[str, Any]) -> N
 
 
 def _values(path: Path) -> dict[str, Any]:
+    content = patiently(path, path.read_bytes)
     try:
-        values = parse_json(path.read_bytes())
+        values = parse_json(content)
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         return values
