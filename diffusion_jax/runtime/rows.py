@@ -1,6 +1,5 @@
 """An .npy file that is written row by row, and that goes on after a kill."""
 
-import fcntl
 import io
 import json
 import math
@@ -14,6 +13,7 @@ import numpy as np
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.files import unwritten, write_json
+from diffusion_jax.runtime.lock import flock
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
@@ -94,14 +94,12 @@ class Rows:
 
     def _lock(self, file: IO[bytes]) -> None:
         """Keeps others from writing the same rows; where there is no flock, nothing does."""
-        own = True
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            own = os.path.samestat(os.fstat(file.fileno()), os.stat(self._partial))
+            own = not flock(file.fileno(), wait=False) or os.path.samestat(
+                os.fstat(file.fileno()), os.stat(self._partial)
+            )
         except (BlockingIOError, FileNotFoundError):
             own = False
-        except OSError:
-            pass
         if not own:
             raise UserError(
                 f"another process draws the same into {self._partial}: wait for it, or give "
