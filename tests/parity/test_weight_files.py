@@ -229,7 +229,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 10
         (b'\xef\xbb\xbf<?xml version="1.0"?><Error>', "is a web page; fetch the file itself"),
         (b'{"error": "Not  found"}\n', """is text that begins '{"error": "Not found"}'; fetch"""),
         ("Zugriff verweigert: ä".encode() * 300, "is text that begins 'Zugriff verweigert: ä"),
-        (gzip.compress(b"weights"), "is packed by gzip; unpack it"),
+        (gzip.compress(b"weights", mtime=0), "is packed by gzip; unpack it"),
         (tarred(), "is a tar archive; unpack it"),
         (zipped(model_pt=b"1"), "is a zip archive of model.pt, not a file of torch's"),
         (zipped(data_pkl=b"1"), "was packed anew by another program than torch"),
