@@ -82,7 +82,7 @@ def load(path: Path) -> Outcomes:
             return Outcomes(**{field.name: file[field.name] for field in fields(Outcomes)})
     except Exception as error:  # a damaged zip file raises almost anything
         raise UserError(
-            f"{path} is damaged ({error}); remove it, and its trunks are run again"
+            f"{path} is damaged ({error!s:.300}); remove it, and its trunks are run again"
         ) from error
 
 
