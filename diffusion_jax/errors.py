@@ -9,7 +9,7 @@ class UserError(ValueError):
     """
 
 
-def shown(value: object) -> str:
+def brief(value: object) -> str:
     """A value as a message shows it: in ASCII, and cut where it is long."""
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,13 +24,16 @@ from rich.progress import (
 from diffusion_jax import data
 from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.errors import UserError, shown
+from diffusion_jax.data.notes import say_notes
+from diffusion_jax.errors import UserError, brief
 from diffusion_jax.judging import classifier
 from diffusion_jax.judging.classifier_training import checked_labels, train_classifier
 from diffusion_jax.regimes import commitment
 from diffusion_jax.runtime import distributed, lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import parse_json, plain, unwritten, write_json, write_npy
+from diffusion_jax.runtime.patience import names_in, patiently, refusal
+from diffusion_jax.runtime.text import shown
 from diffusion_jax.training.run import TrainedModel
 
 NUM_FORKS = 20
@@ -106,8 +111,9 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     except OSError as error:
         raise unwritten(folder, error) from error
     if path.exists() and _has_batches(folder):
+        content = patiently(path, path.read_bytes)
         try:
-            found = parse_json(path.read_bytes())
+            found = parse_json(content)
             if not isinstance(found, dict):
                 raise ValueError("it holds no JSON object")
         except ValueError as error:
@@ -116,7 +122,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         changed = [name for name in wanted if found.get(name) != wanted[name]]
         if changed:
             lines = "; ".join(
-                _DIGESTS.get(name) or f"{name}: {shown(found.get(name))} -> {shown(wanted[name])}"
+                _DIGESTS.get(name) or f"{name}: {brief(found.get(name))} -> {brief(wanted[name])}"
                 for name in changed
             )
             raise UserError(
@@ -128,7 +134,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _has_batches(folder: Path) -> bool:
-    return any(folder.glob("*.npz"))
+    return any(name.endswith(".npz") for name in names_in(folder))
 
 
 def _rename(folder: Path) -> None:
@@ -140,6 +146,8 @@ def _rename(folder: Path) -> None:
 
 def training_images(model: TrainedModel) -> ImageSet:
     """The images that a run was trained on, with the mean that it was trained with.
+
+    What their source found worth telling is said on stderr.
 
     Args:
       model: the run; `TrainedModel.with_data` says where its data are now.
@@ -154,7 +162,11 @@ def training_images(model: TrainedModel) -> ImageSet:
             f"the run's training images cannot be read: {error}; --data and --data-dir say where "
             f"they are now"
         ) from error
-    return model.own_images(images)
+    say_notes(images)
+    own = model.own_images(images)
+    if model.fingerprint is None:  # an older or a converted run's, which told nothing of the pixels
+        distributed.require_same("data set", fingerprint(own))
+    return own
 
 
 def classifier_settings(images: ImageSet, per_class: int | None, seed: int) -> dict[str, Any]:
@@ -172,7 +184,7 @@ def get_classifier(
     """The classifier kept in a folder, or a new one, which is kept there.
 
     One that batches were judged by is kept with them whatever it was trained with. All processes
-    call it; the first one trains.
+    call it; the first one trains and judges, and the others have none.
 
     Args:
       folder: where it is kept.
@@ -196,14 +208,15 @@ def get_classifier(
         try:
             checked_labels(chosen)
         except UserError as error:
-            return str(error)
+            return shown(str(error))
         print(f"Training the classifier on {len(chosen.images)} images")
         trained = train_classifier(chosen, seed)
         classifier.save(folder, dataclasses.replace(trained, settings=settings))
         return ""
 
     missing = distributed.from_first(prepare)
-    return (None if missing else classifier.load(folder)), missing
+    judges = is_first_process() and not missing
+    return (classifier.load(folder) if judges else None), missing
 
 
 def _show(bar: Progress, task: TaskID, before: int, made: int) -> None:
@@ -217,8 +230,8 @@ def _path(folder: Path, first: int, last: int) -> Path:
 
 def _kept(folder: Path) -> list[tuple[int, int]]:
     """First trunk, and that after the last, of each batch in a folder, in their order."""
-    names = (path.stem.split("_") for path in folder.glob("trunks_*_*.npz"))
-    return sorted((int(first), int(last)) for _, first, last in names)
+    found = (re.fullmatch(r"trunks_(\d+)_(\d+)\.npz", name) for name in names_in(folder))
+    return sorted((int(each[1]), int(each[2])) for each in found if each)
 
 
 def missing(kept: list[tuple[int, int]], count: int, size: int) -> list[tuple[int, int]]:
@@ -269,8 +282,10 @@ def run_batches(
     calls: int,
     measure: Callable[..., tuple[commitment.Outcomes, np.ndarray]],
     console: Console,
-) -> tuple[commitment.Outcomes, np.ndarray]:
+) -> tuple[commitment.Outcomes, np.ndarray] | None:
     """Measures the batches that are not in the folder yet, and joins them all.
+
+    All processes call it; the first one says which are missing, writes and joins.
 
     Args:
       folder: where batches are kept.
@@ -281,9 +296,10 @@ def run_batches(
       console: shows the progress.
 
     Returns:
-      The outcomes of the trunks 0..count-1, and the ends of the forks of the first few.
+      The outcomes of the trunks 0..count-1, and the ends of the forks of the first few; None in
+      processes other than the first.
     """
-    kept = _kept(folder)
+    kept = json.loads(distributed.from_first(lambda: json.dumps(_kept(folder))))
     batches, done = missing(kept, count, size), sum(first < count for first, _ in kept)
     total = done + len(batches)
     if done:
@@ -303,10 +319,13 @@ def run_batches(
                 outcomes.save(_path(folder, first, last))
             if bar.disable:
                 console.print(f"batch {done + i + 1} of {total}", highlight=False)
-    distributed.gather("")  # all are written
+    if not is_first_process():
+        return None
     try:
-        pairs = np.load(shown, allow_pickle=False)
+        pairs = patiently(shown, lambda: np.load(shown, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
+        if refusal(error) is not None:
+            raise
         batch = _path(folder, *_kept(folder)[0])
         raise UserError(
             f"{shown} is damaged ({error}); remove {batch}, and its trunks are run again"

@@ -27,6 +27,7 @@ from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.regimes.measures import level_of
 from diffusion_jax.regimes.transitions import Regimes
 from diffusion_jax.runtime.files import parse_json, unwritten, write_json
+from diffusion_jax.runtime.text import shown
 
 MOST_COLUMNS = 4
 # What a study may write. Each result.json says which of them are its own.
@@ -69,7 +70,7 @@ class Study:
         )
         with console.capture() as text:
             for warning in self.warnings:
-                console.print(Text(f"warning: {warning}"))
+                console.print(Text(f"warning: {shown(warning)}"))
             console.print(self.table())
             console.print(self.norm, highlight=False)
         lines = [line.rstrip() for line in text.get().splitlines()]
@@ -91,7 +92,9 @@ class Study:
         table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
         header, rows = rows_of(self.analysis, class_intervals=False)
         for name in header:
-            table.add_column(Text(name), no_wrap=not name.startswith("from"), overflow="fold")
+            table.add_column(
+                Text(shown(name)), no_wrap=not name.startswith("from"), overflow="fold"
+            )
         for row in rows:
             table.add_row(*map(Text, row))
         return table

@@ -30,7 +30,6 @@ from diffusion_jax.judging.classifier import TrainedClassifier, warning
 from diffusion_jax.regimes import cloning, commitment, transitions
 from diffusion_jax.regimes.spectrum import largest_eigenvalue
 from diffusion_jax.runtime import lock
-from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.sampling import SAMPLERS, Backward, backward, check_sampler
 from diffusion_jax.sampling.respacing import Clock
 from diffusion_jax.training import run
@@ -215,8 +214,8 @@ def _measure(
     planned: Plan,
     folder: Path,
     console: Console,
-) -> Findings:
-    """Forks the trunks, and sums up what they and the exact score do."""
+) -> Findings | None:
+    """Forks the trunks, and sums up, in the first process, what they and the exact score do."""
     times, steps, watch, exact = planned.times, planned.steps, planned.watch, planned.exact
     settings = _settings(options, model, planned)
     forking.claim(folder, settings)
@@ -238,7 +237,10 @@ def _measure(
         start=process.start,
     )
     size = min(options.batch_size, count)
-    outcomes, shown = forking.run_batches(folder, count, size, calls, measure, console)
+    forked = forking.run_batches(folder, count, size, calls, measure, console)
+    if forked is None:
+        return None
+    outcomes, shown = forked
     level = exact.levels["t_S_phi"][1] if "t_S_phi" in exact.levels else np.nan
     num_classes = 1 if judge is None else len(images.class_names)
     found = commitment.summarize(
@@ -300,7 +302,7 @@ def main() -> None:
     folder = out / "batches"
     try:
         findings = _measure(options, model, images, planned, folder, console)
-        if is_first_process():
+        if findings is not None:
             write(out, findings, console)
     finally:
         lock.release(folder)

@@ -24,6 +24,7 @@ from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.measures import level_of
 from diffusion_jax.regimes.transitions import Regimes
 from diffusion_jax.runtime.files import write_json
+from diffusion_jax.runtime.text import shown
 from experiments.paper.published import speciation_curve
 
 # Columns of the picture of forks, and samples shown beside their nearest training images.
@@ -290,9 +291,9 @@ def printed(header: list[str], rows: list[list[str]]) -> Table:
     """The table as rich prints it; no text in it is markup."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in header:
-        table.add_column(Text(name))
+        table.add_column(Text(shown(name)))
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(shown(cell)) for cell in row))
     return table
 
 
@@ -304,7 +305,7 @@ def write(out: Path, findings: Findings, console: Console) -> None:
     header = ["", findings.name, "exact score"]
     console.print(printed(header, rows))
     for text in findings.warnings:
-        console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+        console.print(f"warning: {shown(text)}", style="yellow", highlight=False, markup=False)
     result = to_json(findings, quality)
     write_json(out / "result.json", result)
     pictures = list(_figures(findings))

@@ -18,6 +18,8 @@ import jax
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend, distributed, gpu, preemption
+from diffusion_jax.runtime.output import outliving_its_reader
+from diffusion_jax.runtime.text import shown
 from experiments.options import parse as parse
 
 # Where faults are the program's, or the environment's: not a user's files.
@@ -40,10 +42,11 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
     DIFFUSION_JAX_TRACEBACK=1 every error does.
 
     A run that a signal stopped, and that is saved, ends with status 75; Ctrl-C elsewhere with 130.
-    Of several processes, the others hear why this one ends.
+    Of several processes, the others hear why this one ends. What nobody reads any more is not said.
     """
 
     @functools.wraps(main)
+    @outliving_its_reader()
     def wrapped() -> None:
         # TFDS and Orbax log with a traceback what they raise as well, and where an array cannot be
         # read or written Orbax leaves those of the others behind, which complain as they are
@@ -52,6 +55,9 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         sys.unraisablehook = _complain
+        if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
+            # A name that the terminal's encoding lacks is no reason to end.
+            reconfigure(errors="backslashreplace")
         try:
             main()
             distributed.finish()
@@ -71,7 +77,7 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
             if sentence is None or os.environ.get(TRACEBACK):
                 traceback.print_exc()
             if sentence is not None:
-                print(f"error: {sentence}", file=sys.stderr)
+                print(f"error: {_legible(sentence)}", file=sys.stderr)
             distributed.leave(error, 1)
             sys.exit(1)
 
@@ -95,6 +101,11 @@ def _sentence(error: Exception) -> str | None:
             f"EXTRAS=torch ./launch.sh ... in a checkout"
         )
     return None
+
+
+def _legible(text: str) -> str:
+    """A text as a terminal may have it, with its own lines."""
+    return "\n".join(map(shown, text.split("\n")))
 
 
 def _is_users(error: OSError) -> bool:

@@ -31,6 +31,7 @@ import tyro
 
 from diffusion_jax import data
 from diffusion_jax.config import Config, DataConfig, ModelConfig
+from diffusion_jax.data.notes import say_notes
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
 from diffusion_jax.training import run
@@ -118,7 +119,9 @@ def _training_set(
     """
     count, size, classes = config.images_per_class, config.image_size, config.classes
     if mean is None or count is None or size is None or not classes:
-        known = run.data_of(data.load(config))
+        images = data.load(config)
+        say_notes(images)
+        known = run.data_of(images)
     else:
         known = {
             "shape": [size, size, channels],

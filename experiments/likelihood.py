@@ -16,9 +16,10 @@ import tyro
 
 from diffusion_jax import data, forking
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.notes import say_notes
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.devices import is_first_process
-from diffusion_jax.runtime.files import write_json
+from diffusion_jax.runtime.files import expanded, write_json
 from diffusion_jax.sampling.likelihood import image_bits
 from diffusion_jax.sampling.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.training import run
@@ -32,7 +33,10 @@ class Options:
     run_dir: Annotated[Path, tyro.conf.Positional]
     """The run's folder, as experiments.train_lsun writes it."""
     data: Path | None = None
-    """A folder of images, an .npy or .npz file; by default the images that the run trained on."""
+    """Images that are cropped and resized to the size of the run's, in a folder, a table or Parquet
+    files, or an .npy or .npz file; by default the images that the run trained on."""
+    flat: bool = False
+    """Take the images of --data at every depth of its folder."""
     data_dir: Path | None = None
     """Where the files of the run's data set are now, if they moved."""
     num_images: int = 64
@@ -63,8 +67,12 @@ def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
     if options.data is None:
         images = forking.training_images(model)
     else:
-        size = model.shape[0] if options.data.expanduser().is_dir() else None
-        images = data.load_images(options.data, size)
+        height, width, _ = model.shape
+        size = height if height == width else (height, width)
+        path = expanded(options.data)
+        as_it_is = path.is_file() and path.suffix.lower() in (".npy", ".npz")
+        images = data.load_images(path, None if as_it_is else size, flat=options.flat)
+        say_notes(images)
     if images.images.shape[1:] != model.shape:
         raise UserError(
             f"the run's images are {model.shape}, those of {options.data or 'its data set'} "

@@ -21,12 +21,14 @@ from rich.text import Text
 
 from diffusion_jax import data, study
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.notes import say_notes
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import data_defaults
 from diffusion_jax.regimes.transitions import check_accuracy
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import expanded, parse_json
+from diffusion_jax.runtime.text import shown
 from experiments.command import parse, reports_errors
 
 
@@ -115,7 +117,7 @@ def default_folder(options: Options) -> Path:
     """
     place = _place(options.data, options.data_dir)
     plain = Path("runs/regimes") / data.name_of(options.data)
-    own = plain.with_name(f"{plain.name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}")
+    own = plain.with_name(f"{plain.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}")
     if own.exists():
         return own
     try:
@@ -127,9 +129,20 @@ def default_folder(options: Options) -> Path:
         return own
 
 
+def _folder(options: Options) -> str:
+    """The folder for the results, made."""
+    out = default_folder(options) if options.out is None else expanded(options.out)
+    try:
+        study.require_own(out)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made a folder: {error.strerror}") from error
+    return str(out)
+
+
 def _warn(console: Console, warnings: Iterable[str]) -> None:
     for text in warnings:
-        console.print(Text(f"warning: {text}", "yellow"))
+        console.print(Text(f"warning: {shown(text)}", "yellow"))
 
 
 @reports_errors
@@ -143,15 +156,11 @@ def main() -> None:
     images = load(options)
     distributed.require_same("data set", json.dumps([images.mean.tolist(), len(images.images)]))
     warnings = study.warnings_of(images, options.memory_gib)
-    out = default_folder(options) if options.out is None else expanded(options.out)
-    try:
-        study.require_own(out)
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be made a folder: {error.strerror}") from error
+    said = say_notes(images)
+    out = Path(distributed.from_first(lambda: _folder(options)))
     console = Console(emoji=False)
     console.print(study.describe(images))
-    _warn(console, warnings)
+    _warn(console, [text for text in warnings if text not in said])
     with console.status("Measuring") as status:
         found = study.measure(
             images,
@@ -171,7 +180,7 @@ def main() -> None:
     console.print(found.norm, highlight=False)
     named = {
         name: getattr(options, name)
-        for name in ("data", "images_per_class", "image_size", "data_dir")
+        for name in ("data", "images_per_class", "image_size", "flat", "data_dir")
     }
     pictures = replace(found, settings=named | found.settings).save(out)
     seconds = time.monotonic() - started

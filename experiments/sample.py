@@ -1,8 +1,13 @@
-"""Draws samples from a trained run: python -m experiments.sample RUN_DIR [--num-samples N]."""
+"""Draws samples from a trained run: python -m experiments.sample RUN_DIR [--num-samples N].
+
+Writes all of them into an .npy file, and a grid of the first 64.
+"""
 
 import hashlib
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,17 +15,31 @@ from typing import Annotated, Literal
 import jax
 import numpy as np
 import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.plots.training import save_image_grid
-from diffusion_jax.runtime.devices import is_first_process
-from diffusion_jax.runtime.files import write_npy
+from diffusion_jax.forking import digest
+from diffusion_jax.plots.training import save_image_grid, save_images
+from diffusion_jax.runtime.devices import few_sizes, is_first_process, whole
+from diffusion_jax.runtime.distributed import from_first
+from diffusion_jax.runtime.rows import Rows
 from diffusion_jax.sampling import SAMPLERS, Backward, check_sampler
 from diffusion_jax.sampling.respacing import Clock, first_step
 from diffusion_jax.schedule import from_time
 from diffusion_jax.schedules import read_times
 from diffusion_jax.training import run
 from experiments.command import parse, reports_errors, start
+
+# Samples in the grid.
+SHOWN = 64
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,8 @@ class Options:
     """Folder for the samples; by default RUN_DIR/samples. They are named after the run's step, the
     seed, and what else, but for their number, is not the default."""
     num_samples: int = 64
-    """How many images."""
+    """How many images. They are written as they are drawn: after a kill the same command goes on,
+    and a larger number adds to what is there."""
     batch_size: int = 64
     """Images at a time."""
     seed: int = 0
@@ -54,6 +74,9 @@ class Options:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the network, whatever the run was trained in; docs/sampling.md shows what
     bfloat16 changes."""
+    folder: bool = False
+    """Write each image as a PNG too, into a folder of the samples' name, as programs that judge
+    samples read them: 255 x, rounded, of x clipped to [0, 1]."""
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
@@ -107,6 +130,65 @@ def choose(model: run.TrainedModel, options: Options) -> Backward:
     return model.backward(options.sampler, calls, spread, clip)
 
 
+def draw(process: Backward, model: run.TrainedModel, options: Options, path: Path) -> np.ndarray:
+    """Writes the samples into a file as they are drawn, and goes on with what it holds.
+
+    Args:
+      process: the backward process.
+      model: whose samples they are.
+      options: how many, and how many at a time.
+      path: the .npy file.
+
+    Returns:
+      All samples of the file, mapped into memory, in [0, 1]; of process 0 alone, others have none.
+    """
+    count, key = options.num_samples, jax.random.key(options.seed)
+    size = whole(few_sizes(count, options.batch_size))
+    of = digest((process, model.mean, np.array(model.shape), jax.random.key_data(key)))
+    rows, first = Rows(path, model.shape, of), is_first_process()
+    try:
+        done = int(from_first(lambda: str(rows.begin(count, size))))
+        if done >= count:
+            print(f"{path} holds {done} samples of this model already: it stays as it is")
+        elif done:
+            print(f"{done} samples were drawn before")
+        numbers = range(min(done, count), count)
+        with _progress(count, done) as show:
+            for images in process.batches(key, numbers, model.shape, size):
+                if first:
+                    rows.append(images + model.mean)
+                done += len(images)
+                show(done)
+        if first:
+            rows.finish()
+    finally:
+        rows.close()
+    return (
+        np.load(path, mmap_mode="r", allow_pickle=False)
+        if first
+        else np.empty((0, *model.shape), np.float32)
+    )
+
+
+@contextmanager
+def _progress(count: int, done: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many samples are drawn, on stderr: a bar on a terminal, elsewhere lines."""
+    console = Console(stderr=True)
+    columns = (MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    hidden = not (console.is_terminal and is_first_process())
+    with Progress(
+        TextColumn("Sampling"), BarColumn(), *columns, console=console, disable=hidden
+    ) as bar:
+        task = bar.add_task("", total=count, completed=done)
+
+        def show(done: int) -> None:
+            bar.update(task, completed=done)
+            if not console.is_terminal and is_first_process():
+                print(f"{done} of {count} samples", file=sys.stderr)
+
+        yield show
+
+
 @reports_errors
 def main() -> None:
     """Parses the command line, samples, and writes a grid and the images themselves."""
@@ -121,14 +203,15 @@ def main() -> None:
         f"Sampling {options.num_samples} images with the parameters of step {model.step}: "
         f"{options.sampler}, {process.calls} calls, {process.described()}"
     )
-    key = jax.random.key(options.seed)
-    images = process.sample(key, options.num_samples, model.shape, options.batch_size)
+    path = folder / f"{options.name(model.step, process.calls)}.npy"
+    images = draw(process, model, options, path)
     if not is_first_process():
         return
-    name = options.name(model.step, process.calls)
-    write_npy(folder / f"{name}.npy", images + model.mean)
-    save_image_grid(folder / f"{name}.png", images, model.mean)
-    print(f"Wrote {folder / name}.png and .npy (in [0, 1] units)")
+    save_image_grid(path.with_suffix(".png"), images[:SHOWN], np.zeros(1, np.float32))
+    print(f"Wrote {path.with_suffix('')}.png and .npy ({len(images)} images in [0, 1] units)")
+    if options.folder:
+        save_images(path.with_suffix(""), images)
+        print(f"Wrote {len(images)} PNGs into {path.with_suffix('')}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.judging import classifier
 from diffusion_jax.judging.classifier import TrainedClassifier
 from diffusion_jax.regimes import cloning, commitment
-from diffusion_jax.runtime import lock
+from diffusion_jax.runtime import lock, patience
 from diffusion_jax.schedule import constant_schedule, linear_schedule
 
 CONSOLE = Console(quiet=True)
@@ -124,6 +124,20 @@ def test_a_folder_of_an_earlier_version_goes_on(tmp_path):
             forking.claim(tmp_path, settings | {"seed": 2})
     finally:
         lock.release(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["shown.npy", "trunks_000000_000010.npz", "settings.json"])
+def test_what_the_disk_refuses_is_not_called_damaged(tmp_path, monkeypatch, name):
+    """It would be removed. Whoever reads the memory of address 0 is told EIO by the system."""
+    pauses = []
+    monkeypatch.setattr(patience.time, "sleep", pauses.append)
+    batches(tmp_path, 20, 10)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=f"cannot read .*{name}: Input/output error; nothing is"):
+        forking._claim(tmp_path, {}) if name == "settings.json" else batches(tmp_path, 20, 10)
+    assert pauses == [1, 2, 4]
+    lock.release(tmp_path)
 
 
 def test_what_is_damaged_is_named(tmp_path):

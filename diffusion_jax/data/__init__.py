@@ -19,6 +19,7 @@ from diffusion_jax.data import (
 )
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.names import FILES, name_of
+from diffusion_jax.data.pictures import ImageSize
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.source import Defaults as Defaults
 from diffusion_jax.data.source import Source as Source
@@ -138,7 +139,7 @@ def _load_own(config: DataConfig, selection: Selection, store: Store) -> ImageSe
 
 def _read_own(
     path: Path,
-    image_size: int | None,
+    image_size: ImageSize | None,
     selection: Selection,
     memory_gib: float | None,
     store: Store | None,
@@ -170,7 +171,7 @@ def _grey_levels(what: Path | str, images: ImageSet) -> ImageSet:
 
 def load_images(
     path: Path | str,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     images_per_class: int | None = None,
     memory_gib: float | None = None,
     classes: tuple[str, ...] = (),
@@ -181,7 +182,8 @@ def load_images(
     Args:
       path: a folder (see `folder.load`), a table of images or Parquet files that hold them (see
         `contents.find`), or an .npy or .npz file (see `arrays.load`).
-      image_size: pixels a side to which the files of a folder are cropped and resized.
+      image_size: pixels a side, or (height, width), to which the files of a folder are cropped and
+        resized.
       images_per_class: at most the first so many of each class; of all, without labels.
       memory_gib: memory that loading may take, in GiB; by default what is free.
       classes: names of the classes wanted, all by default.
@@ -212,7 +214,7 @@ def _existing(data: str) -> Path:
     return path
 
 
-def _refuse_for_file(path: Path, image_size: int | None, flat: bool) -> None:
+def _refuse_for_file(path: Path, image_size: ImageSize | None, flat: bool) -> None:
     for name, given in (("image_size", image_size is not None), ("flat", flat)):
         if given:
             raise UserError(f"{name} is for folders of images: {path} is taken as it is")

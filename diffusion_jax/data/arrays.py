@@ -224,7 +224,10 @@ def _labels(stored: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         if codes.max() > sys.maxunicode:
             raise ValueError("labels hold characters that are none")
     names, labels = np.unique(stored, return_inverse=True)
-    texts = (value.decode() if isinstance(value, bytes) else str(value) for value in names)
+    texts = (
+        value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+        for value in names
+    )
     return labels.reshape(-1).astype(np.int64), tuple(texts)
 
 

@@ -4,10 +4,10 @@ import hashlib
 from collections import defaultdict
 
 import numpy as np
-import psutil
 
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import memory
 
 _CHUNK_BYTES = 2**26
 
@@ -18,18 +18,23 @@ def require_memory(what: str, num_bytes: int, memory_gib: float | None = None) -
     Args:
       what: the subject of the message, such as "loading images.npy".
       num_bytes: bytes needed.
-      memory_gib: the limit in GiB; by default the memory that is free now.
+      memory_gib: the limit in GiB; by default the memory that is free now, see
+        `memory.available`.
 
     Raises:
       UserError: more bytes are needed than the limit.
     """
-    limit = psutil.virtual_memory().available / 2**30 if memory_gib is None else memory_gib
+    if memory_gib is None:
+        free, limited_by = memory.available()
+        limit, words = free / 2**30, "free" + f" of {limited_by}" * bool(limited_by)
+    else:
+        limit, words = memory_gib, "allowed"
     # Compared as it is written, so that what is said to be needed is enough.
     needed = f"{num_bytes / 2**30:.3g}"
     if float(needed) > limit:
         raise UserError(
-            f"{what} takes {needed} GiB of memory, more than the {limit:.3g} GiB that are "
-            f"{'free' if memory_gib is None else 'allowed'}; take fewer or smaller images"
+            f"{what} takes {needed} GiB of memory, more than the {limit:.3g} GiB that are {words}; "
+            f"take fewer or smaller images"
         )
 
 

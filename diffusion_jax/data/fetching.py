@@ -3,7 +3,6 @@
 Nothing here runs unless a user asks for it: no reader imports this module.
 """
 
-import fcntl
 import hashlib
 import os
 import time
@@ -21,6 +20,7 @@ from rich.console import Console
 from diffusion_jax.data.source import Fetched, Unpack
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.files import require_room, unwritten
+from diffusion_jax.runtime.lock import flock
 
 # Seconds before another try; a try that brings more than ever before starts them anew.
 _WAITS = (1, 5, 20)
@@ -181,11 +181,9 @@ def _bring(target: Path, file: Published, unpack: Unpack | None = None) -> Path:
 def _lock(content: IO[bytes], target: Path) -> None:
     """Refuses a file that another process is bringing; it is given up as the file is closed."""
     try:
-        fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(content.fileno(), wait=False)
     except BlockingIOError:
         raise UserError(f"{target} is being fetched by another process: wait for it") from None
-    except OSError:
-        pass  # no flock here
 
 
 def _download(content: IO[bytes], file: Published, target: Path) -> None:

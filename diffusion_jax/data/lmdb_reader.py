@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -51,8 +52,28 @@ def _decode(value: memoryview, image_size: int, is_object: bool) -> np.ndarray:
         return crop_and_resize(image.convert("RGB"), side, image_size)
 
 
+def _entries(
+    cursor: Any, start: int, keys: dict[int, bytes]
+) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Rank, key and value from a rank on, by way of the last one before it whose key is known.
+
+    An LMDB finds keys at once, but ranks by walking, and lmdb reads every value on the way.
+    """
+    known = max((rank for rank in keys if rank <= start), default=0)
+    if not (known in keys and cursor.set_key(keys[known])):
+        known, _ = 0, cursor.first()
+    for rank, (key, value) in enumerate(cursor, known):
+        if rank >= start:
+            yield rank, key, value
+
+
 def read_lmdb(
-    folder: Path, start: int, stop: int, image_size: int, is_object: bool = False
+    folder: Path,
+    start: int,
+    stop: int,
+    image_size: int,
+    is_object: bool = False,
+    keys: dict[int, bytes] | None = None,
 ) -> Iterator[np.ndarray]:
     """Reads the images of ranks start..stop-1 in the byte order of their keys.
 
@@ -63,6 +84,8 @@ def read_lmdb(
       image_size: pixels a side.
       is_object: take the largest central square, since images of objects differ in size; by
         default the central 256 x 256 pixels, as the paper does for scenes.
+      keys: keys of some ranks, so that the walk to `start` begins near it; that of `stop` is added
+        at the end, if there is one.
 
     Yields:
       uint8 (image_size, image_size, 3), see `images.centre_crop_and_resize`.
@@ -70,13 +93,13 @@ def read_lmdb(
     Raises:
       DamagedLmdb: it cannot be read, or an image in it cannot be decoded or is too small.
     """
+    keys = {} if keys is None else keys
     with open_lmdb(folder) as env, env.begin(buffers=True) as transaction:
         try:
-            for rank, (key, value) in enumerate(transaction.cursor()):
+            for rank, key, value in _entries(transaction.cursor(), start, keys):
                 if rank >= stop:
+                    keys[rank] = bytes(key)
                     return
-                if rank < start:
-                    continue
                 try:
                     yield _decode(value, image_size, is_object)
                 except UNREADABLE as error:

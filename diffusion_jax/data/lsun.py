@@ -5,11 +5,11 @@ when it is complete: an interrupted preparation goes on after the last complete 
 """
 
 import contextlib
-import fcntl
 import io
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,17 @@ from diffusion_jax.data.lsun_files import OBJECTS, SCENES, URL, check_categories
 from diffusion_jax.data.lsun_files import lmdb_folder as lmdb_folder
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.source import Defaults, Fetched, Source
-from diffusion_jax.data.storage import Store, stored
+from diffusion_jax.data.storage import Store, stored, unwritten
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.lock import alone
 
 CHUNK = 2048
+_NEXT_KEY = "next_key"
 
 
 @dataclass
 class ChunkConfig(tfds.core.BuilderConfig):
-    """Images start..stop-1 of one category, at one size."""
+    """Images start..stop-1 of one category, at one size; `keys` are of ranks, see `read_lmdb`."""
 
     folder: Path = Path()
     start: int = 0
@@ -42,6 +44,7 @@ class ChunkConfig(tfds.core.BuilderConfig):
     image_size: int = 64
     is_object: bool = False
     source: dict[str, int] | None = None
+    keys: dict[int, bytes] = field(default_factory=dict)
     advance: Callable[[], None] | None = None
 
 
@@ -74,23 +77,63 @@ class Lsun(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         config = self.builder_config
         images = read_lmdb(
-            config.folder, config.start, config.stop, config.image_size, config.is_object
+            config.folder,
+            config.start,
+            config.stop,
+            config.image_size,
+            config.is_object,
+            config.keys,
         )
         for rank, image in enumerate(images, config.start):
             yield rank, {"image": image}
             if config.advance is not None:
                 config.advance()
+        if config.stop in config.keys:  # where the next chunk begins
+            self.info.metadata[_NEXT_KEY] = config.keys[config.stop].hex()
+
+
+def _name(category: str, image_size: int, start: int, stop: int) -> str:
+    return f"{category}-{image_size}px-{start:07d}-{stop:07d}"
 
 
 def _builder(prepared_dir: Path, category: str, **fields: Any) -> Lsun:
-    name = f"{category}-{fields['image_size']}px-{fields['start']:07d}-{fields['stop']:07d}"
+    name = _name(category, fields["image_size"], fields["start"], fields["stop"])
     config = ChunkConfig(name=name, **fields)
     return Lsun(data_dir=str(prepared_dir), config=config, file_format="array_record")
 
 
+def _source(builder: Lsun) -> dict[str, int]:
+    """Which LMDB a chunk was prepared from, see `_check_source`."""
+    return {name: each for name, each in builder.info.metadata.items() if name != _NEXT_KEY}
+
+
+def _are_there(prepared_dir: Path, category: str, bounds: list[int], image_size: int) -> bool:
+    names = (_name(category, image_size, *span) for span in pairwise(bounds))
+    folders = (prepared_dir / Lsun.name / name / str(Lsun.VERSION) for name in names)
+    return all(os.path.isdir(folder) for folder in folders)
+
+
+def are_prepared(
+    prepared_dir: Path,
+    categories: tuple[str, ...],
+    images_per_class: int,
+    image_size: int,
+    chunk: int = CHUNK,
+    first: int = 0,
+) -> bool:
+    """Whether all chunks that `prepare` would make are there."""
+    bounds = _bounds(first, images_per_class, chunk)
+    return all(_are_there(prepared_dir, each, bounds, image_size) for each in categories)
+
+
+def _bounds(first: int, count: int, chunk: int) -> list[int]:
+    """The ranks at which chunks begin, and the rank after the last."""
+    return [*range(first, first + count, chunk), first + count]
+
+
 def _check_source(folder: Path, category: str, first: int, count: int) -> dict[str, int]:
     """Number of entries and size of an LMDB, after checking that it holds enough."""
-    if not (folder / "data.mdb").is_file():
+    if not os.path.isfile(folder / "data.mdb"):  # which one may not look into is none
         raise lsun_files.not_found(folder.parent, category)
     with open_lmdb(folder) as env:
         entries = env.stat()["entries"]
@@ -114,7 +157,7 @@ def prepare(
     Chunks are counted from the first image wanted: held-out images, which come after those trained
     on, have chunks of their own and leave the others as they are. A category whose chunks are all
     there needs its LMDB no more; where the LMDB is there too, it must be the one that they came
-    from.
+    from. Where the chunks of all categories are there nothing is written, a lock included.
 
     Args:
       data_dir: holds CATEGORY_train_lmdb for each category.
@@ -132,36 +175,40 @@ def prepare(
       UserError: an LMDB that is missing, damaged, too small, or not the one that the prepared
         chunks came from; a folder that cannot be written to.
     """
-    stop = first + images_per_class
-    bounds = [*range(first, stop, chunk), stop]
+    bounds = _bounds(first, images_per_class, chunk)
+    complete = are_prepared(prepared_dir, categories, images_per_class, image_size, chunk, first)
     try:
-        prepared_dir.mkdir(parents=True, exist_ok=True)
-        with (prepared_dir / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process prepares, the others wait for it
+        # One process prepares, the others wait for it.
+        with contextlib.nullcontext(False) if complete else alone(prepared_dir) as locked:
             return {
                 category: _prepare_category(
-                    lsun_files.find(data_dir, category), prepared_dir, category, bounds, image_size
+                    lsun_files.find(data_dir, category),
+                    prepared_dir,
+                    category,
+                    bounds,
+                    image_size,
+                    locked,
                 )
                 for category in categories
             }
     except (OSError, RuntimeError) as error:  # ArrayRecord reports a full disk as the latter
-        raise UserError(
-            f"cannot write the prepared images to {prepared_dir}: {str(error).splitlines()[0]}; "
-            f"free some space or name another folder with --prepared-dir (what is already prepared "
-            f"is kept)"
-        ) from error
+        what = f"cannot write the prepared images to {prepared_dir}"
+        room = "free some space (what is already prepared is kept)"
+        raise unwritten(what, error, room) from error
 
 
 def _prepare_category(
-    folder: Path, prepared_dir: Path, category: str, bounds: list[int], image_size: int
+    folder: Path,
+    prepared_dir: Path,
+    category: str,
+    bounds: list[int],
+    image_size: int,
+    locked: bool,
 ) -> list[Lsun]:
-    spans = [
-        {"start": start, "stop": stop, "image_size": image_size} for start, stop in pairwise(bounds)
-    ]
     source = None
-    if (folder / "data.mdb").is_file() or not all(
-        Path(_builder(prepared_dir, category, **span).data_dir).exists() for span in spans
-    ):
+    # An LMDB that only its owner may read is as good as none to those who need it no more.
+    is_readable = os.access(folder / "data.mdb", os.R_OK)
+    if is_readable or not _are_there(prepared_dir, category, bounds, image_size):
         source = _check_source(folder, category, bounds[0], bounds[-1] - bounds[0])
     progress = Progress(
         TextColumn("Preparing {task.description}", markup=False),
@@ -172,38 +219,54 @@ def _prepare_category(
         redirect_stdout=False,
     )
     task = progress.add_task(category, total=bounds[-1] - bounds[0], visible=False)
-    builders = []
+    builders: list[Lsun] = []
+    keys: dict[int, bytes] = {}
     tfds.disable_progress_bar()
     with progress:
-        for span in spans:
+        for start, stop in pairwise(bounds):
             builder = _builder(
                 prepared_dir,
                 category,
-                **span,
+                start=start,
+                stop=stop,
+                image_size=image_size,
                 folder=folder,
                 is_object=category in OBJECTS,
                 source=source,
+                keys=keys,
                 advance=lambda: progress.update(task, advance=1, visible=True),
             )
-            target = Path(builder.data_dir)
-            if not target.exists():
-                # What a killed preparation left behind.
-                for partial in target.parent.glob("incomplete.*"):
-                    shutil.rmtree(partial, ignore_errors=True)
-                with contextlib.redirect_stdout(io.StringIO()):  # its own announcements
-                    builder.download_and_prepare(
-                        download_config=tfds.download.DownloadConfig(manual_dir=str(folder.parent))
-                    )
-            elif source is not None and (was := dict(builder.info.metadata)) != source:
+            if not Path(builder.data_dir).exists():
+                _prepare_chunk(builder, locked)
+            else:
+                progress.update(task, advance=stop - start)
+            if source is not None and (was := _source(builder)) != source:
                 raise UserError(
                     f"the images in {prepared_dir} were prepared from another {folder.name} "
-                    f"({was}, now {source}); remove {target.parent} or name another folder with "
-                    f"--prepared-dir"
+                    f"({was}, now {source}); remove {Path(builder.data_dir).parent} or name "
+                    f"another folder with --prepared-dir"
                 )
-            else:
-                progress.update(task, advance=span["stop"] - span["start"])
+            if _NEXT_KEY in builder.info.metadata:
+                keys[stop] = bytes.fromhex(builder.info.metadata[_NEXT_KEY])
             builders.append(builder)
     return builders
+
+
+def _prepare_chunk(builder: Lsun, locked: bool) -> None:
+    target = Path(builder.data_dir)
+    if locked:  # What a killed preparation left behind; else another process may be at work.
+        for partial in target.parent.glob("incomplete.*"):
+            shutil.rmtree(partial, ignore_errors=True)
+    manual_dir = str(builder.builder_config.folder.parent)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # its own announcements
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+            )
+    except OSError:
+        if not target.exists():  # else another process made the same meanwhile
+            raise
+        builder.info.read_from_directory(target)
 
 
 def load(data_dir: Path, image_size: int, selection: Selection, store: Store) -> ImageSet:
@@ -257,7 +320,7 @@ def load_lmdb(
                 f"{prepared_dir} holds {position} of {total} images; remove it and run again"
             )
 
-    key = [[builder.builder_config.name, dict(builder.info.metadata)] for builder in builders]
+    key = [[builder.builder_config.name, _source(builder)] for builder in builders]
     images, file = stored(store, (total, image_size, image_size, 3), fill, key)
     labels = np.repeat(np.arange(len(categories)), count)
     return ImageSet(images, labels, categories, file=file)

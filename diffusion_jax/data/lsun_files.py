@@ -1,5 +1,6 @@
 """LSUN's categories and the files that hold them: which there are, and where they lie."""
 
+import os
 import re
 import zipfile
 import zlib
@@ -73,7 +74,7 @@ def find(data_dir: Path, category: str) -> Path:
     It may lie in a folder of any name, once more in one of its own name, and be `data_dir` itself.
     """
     expected = lmdb_folder(data_dir, category)
-    if (expected / "data.mdb").is_file():
+    if os.path.isfile(expected / "data.mdb"):  # which one may not look into is none
         return expected
     for path in layouts.found(data_dir, "data.mdb"):
         parts = (data_dir.name, *path.relative_to(data_dir).parts)

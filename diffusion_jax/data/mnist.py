@@ -7,6 +7,7 @@ import numpy as np
 
 from diffusion_jax.data import idx
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.pictures import ImageSize
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.source import Defaults, Fetched, Source
 from diffusion_jax.data.storage import Store
@@ -53,7 +54,7 @@ def load(
     return _padded(name, pixels, labels, Selection(digits, first, images_per_class), image_size)
 
 
-def own(path: Path, image_size: int | None, selection: Selection) -> ImageSet | None:
+def own(path: Path, image_size: ImageSize | None, selection: Selection) -> ImageSet | None:
     """Images in MNIST's format in a user's own folder, such as torchvision's FashionMNIST/raw.
 
     Args:
@@ -69,6 +70,8 @@ def own(path: Path, image_size: int | None, selection: Selection) -> ImageSet | 
     """
     for folder in (path, path / "raw", *sorted(path.glob("*/raw"))):
         if any((folder / f"{idx.IMAGES}{ending}").is_file() for ending in ("", ".gz")):
+            if isinstance(image_size, tuple):
+                raise UserError(f"{folder} holds square images, of which none is {image_size}")
             pixels, labels = idx.load(folder)
             return _padded(str(folder), pixels, labels, selection, image_size or idx.SIDE)
     return None

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from diffusion_jax.runtime.files import expanded
+from diffusion_jax.runtime.text import shown
 
 FILES = (".npy", ".npz", ".csv", ".jsonl", ".parquet")
 
@@ -12,11 +13,11 @@ def name_of(data: str) -> str:
     """The name of a data set, or of the folder or file of a user's own.
 
     Only the ending of a file that holds data is cut: `set_v1.0` keeps its dots. The name of `.` is
-    that of the current folder.
+    that of the current folder. What is not printable is escaped.
 
     Raises:
       UserError: a ~NAME that is nobody's.
     """
     path = Path(os.path.abspath(expanded(data)))
     is_file = path.suffix.lower() in FILES and not path.is_dir()
-    return (path.stem if is_file else path.name) or "data"
+    return shown(path.stem if is_file else path.name) or "data"

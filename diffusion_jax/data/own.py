@@ -11,7 +11,7 @@ from diffusion_jax.data import columns, pictures, shards, tables
 from diffusion_jax.data.contents import Contents
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.named_files import locate
-from diffusion_jax.data.pictures import Picture
+from diffusion_jax.data.pictures import ImageSize, Picture
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.storage import Store, source_files
 from diffusion_jax.errors import UserError
@@ -19,7 +19,7 @@ from diffusion_jax.errors import UserError
 
 def load(
     contents: Contents,
-    image_size: int | None,
+    image_size: ImageSize | None,
     selection: Selection,
     memory_gib: float | None = None,
     store: Store | None = None,
@@ -31,7 +31,8 @@ def load(
 
     Args:
       contents: see `contents.find`.
-      image_size: pixels a side, see `pictures.load`; by default as the images are.
+      image_size: pixels a side, or (height, width), see `pictures.load`; by default as the images
+        are.
       selection: which images of each class, or of all where there are no labels.
       memory_gib: memory that the images may take, in GiB; by default what is free. Not with store.
       store: where the images go if they are larger than its limit; without it they are refused.
@@ -42,7 +43,7 @@ def load(
     Raises:
       UserError: see `tables.read`, `named_files.locate`, `shards.columns_of`, `pictures.load`.
     """
-    if image_size is not None and image_size < 1:
+    if image_size is not None and np.min(image_size) < 1:
         raise UserError(f"image_size = {image_size} must be at least 1")
     read = _of_table if contents.is_table else _of_shards
     return read(contents, image_size, selection, memory_gib, store)
@@ -50,7 +51,7 @@ def load(
 
 def _of_table(
     contents: Contents,
-    image_size: int | None,
+    image_size: ImageSize | None,
     selection: Selection,
     memory_gib: float | None,
     store: Store | None,
@@ -75,7 +76,7 @@ def _of_table(
 
 def _of_shards(
     contents: Contents,
-    image_size: int | None,
+    image_size: ImageSize | None,
     selection: Selection,
     memory_gib: float | None,
     store: Store | None,

@@ -5,8 +5,9 @@ They stand in for LSUN where nothing can be downloaded: the very same reader and
 
 import hashlib
 import io
+import os
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 
 import lmdb
@@ -19,7 +20,7 @@ from diffusion_jax.data.images import CROP, ImageSet
 from diffusion_jax.data.lsun import lmdb_folder
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.source import Defaults, Source
-from diffusion_jax.data.storage import Store
+from diffusion_jax.data.storage import Store, unwritten
 from diffusion_jax.errors import UserError
 
 # The photographs of each class. Crops overlap: this is a set to try things on, not to publish on.
@@ -62,21 +63,22 @@ def write_lmdb(
         )
     for name in classes:
         folder = lmdb_folder(data_dir, name)
-        if folder.exists():
+        if os.path.isdir(folder):
             continue
         try:
-            data_dir.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=data_dir))
+            partial = data_dir / f".{folder.name}.{uuid.uuid4().hex}"
+            partial.mkdir(parents=True)  # as others may read it, unlike a temporary folder
             try:
                 _write_class(partial, name, crops_per_class)
                 partial.rename(folder)
             except OSError:
-                if not folder.exists():  # else another process made the same meanwhile
+                if not os.path.isdir(folder):  # else another process made the same meanwhile
                     raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         except (OSError, lmdb.Error) as error:
-            raise UserError(f"cannot write the photographs to {data_dir}: {error}") from error
+            what = f"cannot write the photographs to {data_dir}"
+            raise unwritten(what, error, "free some space", "--data-dir") from error
 
 
 def _write_class(folder: Path, name: str, crops: int) -> None:
@@ -98,12 +100,15 @@ def _write_class(folder: Path, name: str, crops: int) -> None:
 
 
 def load(data_dir: Path, image_size: int, selection: Selection, store: Store) -> ImageSet:
-    """Loads crops as `lsun.load_lmdb` does, making them first.
+    """Loads crops as `lsun.load_lmdb` does, making them first where they are not yet prepared.
 
     Raises:
       UserError: see `write_lmdb` and `lsun.prepare`.
     """
-    write_lmdb(data_dir, selection.classes)
+    classes, count, first = selection.classes, selection.count, selection.first
+    assert count is not None  # data.load requires it
+    if not lsun.are_prepared(store.folder, classes, count, image_size, first=first):
+        write_lmdb(data_dir, classes)
     advice = "remove that folder, and it is made again"
     return lsun.load_lmdb(data_dir, image_size, selection, store, advice)
 

@@ -1,19 +1,26 @@
 """Where the images of a set lie: in memory, or above a limit in a file that is mapped into it."""
 
-import fcntl
+import errno
 import hashlib
 import json
 import math
 import os
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 
 from diffusion_jax.data.images import FileState
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import memory
+from diffusion_jax.runtime.lock import alone
+
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_BLOCK = 2**20  # bytes written at a time
 
 
 class Store(NamedTuple):
@@ -21,7 +28,7 @@ class Store(NamedTuple):
 
     Attributes:
       folder: a file for each such set, images-DIGEST.npy, goes here.
-      memory_gib: the limit in GiB; by default half of the memory that is free now.
+      memory_gib: the limit in GiB; by default half of what `memory.available` says now.
     """
 
     folder: Path
@@ -34,7 +41,7 @@ class Store(NamedTuple):
           UserError: a limit that is no size.
         """
         if self.memory_gib is None:
-            return num_bytes <= psutil.virtual_memory().available / 2
+            return num_bytes <= memory.available().num_bytes / 2
         if not 0 <= self.memory_gib < math.inf:
             raise UserError(f"memory_gib = {self.memory_gib} must be a number of GiB, 0 or more")
         return num_bytes <= self.memory_gib * 2**30
@@ -46,6 +53,26 @@ def source_files(*paths: Path) -> list[tuple[str, int, int]]:
     return [(state.path.name, state.size, state.modified) for state in states]
 
 
+def unwritten(what: str, error: Exception, room: str, option: str = "--prepared-dir") -> UserError:
+    """The error for prepared images that could not be written, with the advice that helps.
+
+    Args:
+      what: such as "cannot keep images in FILE".
+      error: an OSError, or what ArrayRecord makes of one.
+      room: what to do about a full disk.
+      option: what names the folder.
+    """
+    number, reason = getattr(error, "errno", None), str(error).splitlines()[0]
+    if number in _READ_ONLY:
+        return UserError(
+            f"{what}: {reason}; they are not complete there, and this process may not write there: "
+            f"name a folder that it may write to with {option}"
+        )
+    if number in _FULL or any(os.strerror(full) in reason for full in _FULL):
+        return UserError(f"{what}: {reason}; {room}, or name another folder with {option}")
+    return UserError(f"{what}: {reason}; name another folder with {option}")
+
+
 def stored(
     store: Store,
     shape: tuple[int, int, int, int],
@@ -55,7 +82,8 @@ def stored(
     """An array of images that `fill` writes: in memory, or in a file where that is too small.
 
     The file appears once it is complete, and a file with the same key is mapped as it is, without
-    `fill`. Pages of a mapped file are the system's cache: it drops them where memory is short.
+    `fill` and without writing anything, a lock included. Pages of a mapped file are the system's
+    cache: it drops them where memory is short.
 
     Args:
       store: the folder and the limit.
@@ -77,20 +105,24 @@ def stored(
     digest = hashlib.sha256(json.dumps([shape, key]).encode()).hexdigest()[:16]
     path = store.folder / f"images-{digest}.npy"
     try:
-        store.folder.mkdir(parents=True, exist_ok=True)
-        with (store.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process writes, the others wait for it
-            if not path.exists():
-                _write(path, shape, fill)
+        if not path.exists():
+            _write(path, shape, fill)
+    except OSError as error:
+        room = f"free {num_bytes / 2**30:.3g} GiB, allow more memory with --memory-gib"
+        raise unwritten(f"cannot keep images in {path}", error, room) from error
+    return _mapped(path, shape)
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, FileState]:
+    try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
         state = FileState.of(path)
     except UserError:  # what is wrong with a source's files, from `fill`
         raise
     except OSError as error:
         raise UserError(
-            f"cannot keep {num_bytes / 2**30:.3g} GiB of images in {path}: {error}; free some "
-            f"space, name another folder with --prepared-dir, or allow more memory with "
-            f"--memory-gib"
+            f"cannot read {path}: {error.strerror or error}; name another folder with "
+            f"--prepared-dir, and it is made there"
         ) from error
     except (ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and it is made again") from error
@@ -100,14 +132,52 @@ def stored(
 
 
 def _write(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
-    partial = path.with_suffix(".partial")
+    """Writes a file that appears when it is complete; where another process was first, its stays.
+
+    One process writes, the others wait for it. Where nothing can be locked each writes its own.
+    """
+    with alone(path.parent) as locked:
+        if path.exists():
+            return
+        partial = path.with_suffix(".partial" if locked else f".{uuid.uuid4().hex}.partial")
+        try:
+            images = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+            _take_room(partial, images.offset)
+            fill(images)
+            images.flush()
+            _publish(partial, path)
+        finally:
+            with suppress(OSError):
+                partial.unlink()
+
+
+def _take_room(path: Path, header: int) -> None:
+    """Takes a file's room on the disk, beyond its header.
+
+    A full disk is an error here, and would be the end of the process at a page's writing.
+    """
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        except AttributeError:  # macOS has none
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        file.seek(header)
+        for start in range(header, size, _BLOCK):
+            file.write(bytes(min(_BLOCK, size - start)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(partial: Path, path: Path) -> None:
+    """Gives a complete file its name, unless there is one, which others may have mapped."""
     try:
-        images = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        with partial.open("r+b") as file:
-            # A full disk is an error here, and would be the end of the process at a page's writing.
-            os.posix_fallocate(file.fileno(), 0, os.stat(partial).st_size)
-        fill(images)
-        images.flush()
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except (OSError, AttributeError, NotImplementedError):  # no hard links there
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -44,7 +44,11 @@ def entries(folder: Path | str) -> list[Entry]:
         with os.scandir(folder) as found:
             return sorted(filter(_is_wanted, found), key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"the folder {folder} cannot be read: {error}") from error
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path | str, error: OSError) -> UserError:
+    return UserError(f"the folder {folder} cannot be read: {error}")
 
 
 def _is_wanted(entry: Entry) -> bool:
@@ -81,7 +85,7 @@ def walk(root: Path, folder: Path | str) -> Iterator[Entry]:
     Raises:
       UserError: a folder cannot be read, or is a link that leads out of the root.
     """
-    seen = {_identity(os.stat(folder))}
+    seen = {_identity(folder)}
     waiting = entries(folder)[::-1]
     while waiting:
         entry = waiting.pop()
@@ -89,13 +93,17 @@ def walk(root: Path, folder: Path | str) -> Iterator[Entry]:
             yield entry
             continue
         require_inside(root, entry)
-        if (identity := _identity(entry.stat())) not in seen:
+        if (identity := _identity(entry.path)) not in seen:
             seen.add(identity)
             waiting += entries(entry.path)[::-1]
 
 
-def _identity(status: os.stat_result) -> int:
-    """A number of its own for each file, in less memory than a pair."""
+def _identity(folder: Path | str) -> int:
+    """A number of its own for each folder, in less memory than a pair."""
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     return status.st_dev << 64 | status.st_ino
 
 

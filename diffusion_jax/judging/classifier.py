@@ -23,6 +23,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.nn import kernels
 from diffusion_jax.nn.layers import Conv, Dense, GroupNorm
 from diffusion_jax.runtime.files import parse_json, write_bytes, write_json
+from diffusion_jax.runtime.patience import patiently, refusal
 
 FORMAT = 1
 LEAST_ACCURACY = 0.98
@@ -200,11 +201,12 @@ def load(folder: Path) -> TrainedClassifier:
 
     Raises:
       UserError: a file is missing, damaged, of another format, or the parameters are not those of
-        a classifier of the shape and the classes that classifier.json names.
+        a classifier of the shape and the classes that classifier.json names; or the system does
+        not let one be read.
     """
     path = folder / "classifier.json"
     try:
-        metadata = parse_json(path.read_bytes())
+        metadata = parse_json(patiently(path, path.read_bytes))
         if metadata["format"] != FORMAT:
             raise ValueError(f"its format is {metadata['format']}, not {FORMAT}")
         height, width, channels = map(int, metadata["shape"])
@@ -222,7 +224,7 @@ def load(folder: Path) -> TrainedClassifier:
             "settings": dict(metadata.get("settings", {})),
         }
         path = folder / "classifier.msgpack"
-        content = path.read_bytes()
+        content = patiently(path, path.read_bytes)
         if hashlib.sha256(content).hexdigest() != checksum:
             raise ValueError("it is not the file that classifier.json was written with")
         model, shape = Classifier(len(classes)), (height, width, channels)
@@ -231,6 +233,8 @@ def load(folder: Path) -> TrainedClassifier:
         if jax.tree.map(_kind, params) != jax.tree.map(_kind, like):
             raise ValueError(f"its parameters are not for {len(classes)} classes of shape {shape}")
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        if refusal(error) is not None:
+            raise
         raise UserError(
             f"{path} cannot be read as a classifier's: {error!r:.300}; remove {folder} and train "
             f"the classifier again"

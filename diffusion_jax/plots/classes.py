@@ -85,9 +85,9 @@ def draw_pairs(times: np.ndarray, names: tuple[str, ...], collapse: float) -> Fi
             text = "-" if np.isnan(time) else f"({time:.2f})" if time < collapse else f"{time:.2f}"
             color = "black" if time > middle else "white"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
-    ticks = range(len(names))
-    axes.set_xticks(ticks, names)
-    axes.set_yticks(ticks, names)
+    ticks, labels = range(len(names)), list(map(style.label, names))
+    axes.set_xticks(ticks, labels)
+    axes.set_yticks(ticks, labels)
     axes.set(xlabel="against class", ylabel="class")
     figure.colorbar(picture, label="speciation time $t_{rs}$")
     return style.trimmed(figure)
@@ -131,9 +131,9 @@ def draw_tree(
       collapse: the data's t_C.
     """
     figure, (left, right) = style.new(1, 2, width=9, height=4.2)
-    order = [int(leaf) for leaf in leaves_list(tree)]
+    order, labels = [int(leaf) for leaf in leaves_list(tree)], list(map(style.label, names))
     _draw_links(left, tree, order)
-    left.set_xticks(range(len(order)), [names[leaf] for leaf in order])
+    left.set_xticks(range(len(order)), [labels[leaf] for leaf in order])
     left.set(xlabel="class", ylabel="mean $t_{rs}$ of the pairs", ylim=(0, None))
     rows = np.arange(len(tree), 0, -1)
     for side, (offset, marker) in enumerate(((-0.13, "o"), (0.13, "s"))):
@@ -146,7 +146,7 @@ def draw_tree(
         )
     right.axvline(collapse, color="0.6", linewidth=0.8, linestyle=":")
     right.text(collapse, 0.45, " $t_C$", color="0.4", va="top")
-    parted = [" | ".join(" ".join(names[c] for c in side) for side in pair) for pair in sets]
+    parted = [" | ".join(" ".join(labels[c] for c in side) for side in pair) for pair in sets]
     right.set_yticks(rows, [f"{text}   ({row})" for text, row in zip(parted, rows, strict=True)])
     right.set(xlabel="$t_{rs}$ of each set, 95 % intervals", ylim=(len(tree) + 0.6, 0.2))
     right.tick_params(axis="y", labelsize=8)

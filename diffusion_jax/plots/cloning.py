@@ -61,7 +61,7 @@ def draw_phi(
     if published is not None:
         times, phi, label = published
         axes.plot(times, phi, "x", color="C1", markersize=5, label=label)
-    _points(axes, commitment.phi, commitment.phi.phi, "C0", name)
+    _points(axes, commitment.phi, commitment.phi.phi, "C0", style.label(name))
     _line(axes, limit, t_S, "C3", "t$_S$ = ½ log Λ", "-.")
     label = f"t$_S$ (φ = {commitment.level:.3f})"
     _line(axes, limit, commitment.times["t_S_phi"], "C0", label, "--")
@@ -94,7 +94,7 @@ def draw_collapse(
     figure, (top, bottom) = style.new(2, 1, height=6.4)
     bottom.sharex(top)
     _exact(top, exact, limit, "0.35")
-    _points(top, commitment.phi_C, commitment.phi_C.phi, "C1", name)
+    _points(top, commitment.phi_C, commitment.phi_C.phi, "C1", style.label(name))
     for i, (label, estimate) in enumerate(t_C.items()):
         _line(top, limit, estimate, "C2", label, ("--", ":")[i % 2])
         _line(bottom, limit, estimate, "C2", "", ("--", ":")[i % 2])

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from diffusion_jax.plots import style
 from diffusion_jax.runtime.files import write_bytes
+from diffusion_jax.runtime.text import shown
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem;
@@ -23,6 +24,11 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; 
 """
 
 
+def _text(text: str) -> str:
+    """A text as HTML shows it: nothing in it is markup, and all of it is legible."""
+    return escape(shown(text))
+
+
 @dataclass(frozen=True)
 class Table:
     """A table: its header and its rows of cells, as text."""
@@ -32,9 +38,9 @@ class Table:
 
     def html(self) -> str:
         """The table as HTML."""
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
+        head = "".join(f"<th>{_text(cell)}</th>" for cell in self.header)
         body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+            "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
             for row in self.rows
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -60,7 +66,7 @@ class Picture:
     def html(self) -> str:
         """The figure as HTML."""
         data = base64.b64encode(self.png).decode()
-        caption = escape(self.caption)
+        caption = _text(self.caption)
         return (
             f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
             f"<figcaption>{caption}</figcaption></figure>"
@@ -77,7 +83,7 @@ class Paragraph:
     def html(self) -> str:
         """The paragraph as HTML."""
         mark = ' class="warning"' if self.warning else ""
-        return f"<p{mark}>{escape(self.text)}</p>"
+        return f"<p{mark}>{_text(self.text)}</p>"
 
 
 Part = Table | Picture | Paragraph
@@ -97,7 +103,7 @@ def save(path: Path, title: str, parts: Iterable[Part]) -> None:
     body = "\n".join(part.html() for part in parts)
     text = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><h1>{_text(title)}</h1>\n{body}\n</body></html>\n"
     )
     write_bytes(path, text.encode())

@@ -194,7 +194,7 @@ def draw_speciation(
                 curve.mean,
                 f"C{i + 4}",
                 linewidth=0.9,
-                label="from " + name.replace("$", r"\$"),
+                label=style.label(f"from {name}"),
             )
     _named_line(axes, limits, times, "t_S_phi", "--")
     _line(axes, limits, times["t_S_spectrum"], "C3", "t$_S$ (½ log Λ)", "-.")

@@ -5,8 +5,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from diffusion_jax.runtime.files import writing
+from diffusion_jax.runtime.text import shown
+
+# Characters at either end of a long name, which would leave its axes no room.
+_SHOWN = 16
 
 
 class _Figure(Figure):
@@ -32,6 +37,20 @@ def trimmed(figure: Figure) -> Figure:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def label(name: str) -> str:
+    """A name that others gave, as figures show it: to the letter, never as mathematics.
+
+    What the figures' font lacks is escaped like what is not printable, so that two names stay two.
+    Of a long name the beginning and the end are shown.
+    """
+    letters = get_font(findfont(FontProperties())).get_charmap()
+    text = shown(name, lambda each: each.isprintable() and ord(each) in letters)
+    if len(text) > 2 * _SHOWN + 1:
+        text = f"{text[:_SHOWN]}…{text[-_SHOWN:]}"
+    hidden = text.startswith("_")  # from legends, where it has no space before it
+    return " " * hidden + text.replace("$", r"\$")
 
 
 def _write(figure: Figure, file: Path | IO[bytes]) -> None:

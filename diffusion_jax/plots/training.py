@@ -1,5 +1,6 @@
 """Figures of a training: image grids, losses, the comparison of two frameworks."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,60 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
+from diffusion_jax.errors import UserError
 from diffusion_jax.plots import style
-from diffusion_jax.runtime.files import writing
+from diffusion_jax.runtime.files import unwritten, writing
+
+# Pixels of a grid, at most: Pillow opens no more than 89 million without a warning.
+_MOST_PIXELS = 2**26
+_GAP = 4
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    """Grey levels round(255 x), of x clipped to [0, 1]."""
+    return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8)
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def save_images(folder: Path, images: np.ndarray) -> None:
+    """Writes images as PNGs, 00000.png and so on, as programs that judge samples read them.
+
+    A value x becomes the grey level round(255 x), once it is clipped to [0, 1]; one channel becomes
+    a grey PNG.
+
+    Args:
+      folder: holds no other PNGs; it is made if it is missing.
+      images: (n, height, width, channels), 1 or 3 channels, in [0, 1]; may be mapped from a file.
+
+    Raises:
+      UserError: the folder holds other PNGs, or cannot be written to.
+    """
+    names = [f"{i:05d}.png" for i in range(len(images))]
+    path = folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if others := {path.name for path in folder.glob("*.png")} - set(names):
+            raise UserError(
+                f"{folder} holds {len(others)} PNGs that are none of these {len(images)} images, "
+                f"such as {min(others)}: move them away, and run the same command again"
+            )
+        for name, image in zip(names, images, strict=True):
+            path = folder / name
+            partial = folder / f"{name}.partial"
+            _picture(_pixels(image)).save(partial, "PNG")
+            partial.replace(path)
+    except OSError as error:
+        raise unwritten(path, error) from error
 
 
 def save_image_grid(path: Path, images: np.ndarray, mean: np.ndarray) -> None:
     """Writes images as one PNG, about as many rows as columns, on a white ground.
+
+    Small ones are enlarged, to 128 pixels at most and the grid to about 1024. Of more images than
+    67 million pixels have room for, the first are shown.
 
     Args:
       path: the PNG.
@@ -20,20 +69,22 @@ def save_image_grid(path: Path, images: np.ndarray, mean: np.ndarray) -> None:
         once the mean is added is clipped.
       mean: per-channel mean (channels,).
     """
-    n, height, width, channels = images.shape
-    columns = int(np.ceil(np.sqrt(n)))
-    rows = -(-n // columns)
-    scale = max(1, 128 // max(height, width))
-    pixels = np.round(255 * np.clip(images + mean, 0, 1)).astype(np.uint8)
-    pixels = pixels.repeat(scale, 1).repeat(scale, 2)
-    gap = 4
+    _, height, width, channels = images.shape
+    most = max(1, math.isqrt(_MOST_PIXELS // ((height + _GAP) * (width + _GAP))))
+    images = images[: most**2]
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = -(-len(images) // columns)
+    side = max(height, width)
+    scale = max(1, min(128 // side, 1024 // (columns * side)))
+    pixels = _pixels(images + mean).repeat(scale, 1).repeat(scale, 2)
+    gap = _GAP
     cell = np.array([height * scale + gap, width * scale + gap])
     canvas = np.full((*(cell * (rows, columns) + gap), channels), 255, np.uint8)
     for i, image in enumerate(pixels):
         top, left = cell * divmod(i, columns) + gap
         canvas[top : top + height * scale, left : left + width * scale] = image
     with writing(path) as partial:
-        Image.fromarray(canvas[..., 0] if channels == 1 else canvas).save(partial, "PNG")
+        _picture(canvas).save(partial, "PNG")
 
 
 def draw_loss_curve(step: np.ndarray, loss: np.ndarray) -> Figure:

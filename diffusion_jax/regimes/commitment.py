@@ -21,6 +21,7 @@ from diffusion_jax.regimes.curves import Curve, Estimate, average
 from diffusion_jax.regimes.measures import COLLAPSE_LEVEL
 from diffusion_jax.regimes.neighbours import Neighbours, last_change, nearest
 from diffusion_jax.runtime.files import writing
+from diffusion_jax.runtime.patience import patiently, refusal
 from diffusion_jax.sampling import Sampler, Start
 
 # A fraction of so few trials has an interval too wide to mean anything.
@@ -75,12 +76,18 @@ def load(path: Path) -> Outcomes:
     """Reads what `Outcomes.save` wrote.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or the system does not let it be read.
     """
-    try:
+
+    def read() -> Outcomes:
         with np.load(path, allow_pickle=False) as file:
             return Outcomes(**{field.name: file[field.name] for field in fields(Outcomes)})
+
+    try:
+        return patiently(path, read)
     except Exception as error:  # a damaged zip file raises almost anything
+        if refusal(error) is not None:
+            raise
         raise UserError(
             f"{path} is damaged ({error!s:.300}); remove it, and its trunks are run again"
         ) from error

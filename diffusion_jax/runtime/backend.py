@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import importlib.util
+import math
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ import jaxlib
 from jax._src.config import threefry_gpu_kernel_lowering  # has no public name
 
 from diffusion_jax.runtime import gpu
+from diffusion_jax.runtime.lock import flock
 
 # Of the programs kept in the default folder; the least recently used go first.
 _CACHE_LIMIT = 2 * 2**30
@@ -126,43 +128,67 @@ def _keep_compiled_programs() -> None:
 
     It lies in $XDG_CACHE_HOME/diffusion-jax/xla, by default ~/.cache/diffusion-jax/xla;
     JAX_COMPILATION_CACHE_DIR names another folder, which JAX's own settings then rule, or, empty,
-    turns it off. A folder that cannot be used is said on stderr, and every start compiles.
+    turns it off. From a folder that cannot be written to, such as another user's, programs are read
+    without writing anything; that, and a folder that cannot be used, is said on stderr.
     """
     chosen = jax.config.values["jax_compilation_cache_dir"]
     enabled = jax.config.values["jax_enable_compilation_cache"]
     if not enabled or chosen == "" or "://" in (chosen or ""):
         return
+    folder = None
     try:
         folder = Path(chosen) if chosen else _default_cache()
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        free = shutil.disk_usage(folder).free
-        if free < _CACHE_ROOM:
-            raise OSError(f"only {free / 2**20:.0f} MiB are free for {folder}")
+        _settle_cache(folder, limited=not chosen)
+        _require_writable(folder)
         if not chosen:
-            _limit_cache(folder)
+            _remove_torn_entries(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home
-        jax.config.update("jax_compilation_cache_dir", None)
+        if folder and any(os.access(program, os.R_OK) for program in folder.glob("*-cache")):
+            # Without a limit of size JAX locks nothing, and notes no times of use.
+            jax.config.update("jax_compilation_cache_max_size", -1)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+            reason = getattr(error, "strerror", None) or error
+            note = f"are read from {folder} but none are added to it ({reason})"
+        else:
+            jax.config.update("jax_compilation_cache_dir", None)
+            note = f"are not kept ({error}), so every start compiles again"
         print(
-            f"note: compiled programs are not kept ({error}), so every start compiles again; "
-            f"JAX_COMPILATION_CACHE_DIR names another folder",
+            f"note: compiled programs {note}; JAX_COMPILATION_CACHE_DIR names another folder",
             file=sys.stderr,
         )
-        return
 
 
-def _limit_cache(folder: Path) -> None:
-    """Makes a folder JAX's cache, of limited size, but for what the environment says."""
-    settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_compilation_cache_max_size": _CACHE_LIMIT,
-        # Below it, reading a file gains little, and there are hundreds of such programs.
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
+def _settle_cache(folder: Path, limited: bool) -> None:
+    """Makes a folder JAX's cache, perhaps of limited size, but for what the environment says."""
+    # What a GPU tunes is kept within the programs. JAX's folder for it would make the cache's own
+    # path a part of every program's name, so that a folder mounted elsewhere would hold none.
+    settings: dict[str, Any] = {"jax_persistent_cache_enable_xla_caches": "none"}
+    if limited:
+        settings |= {
+            "jax_compilation_cache_dir": str(folder),
+            "jax_compilation_cache_max_size": _CACHE_LIMIT,
+            # Below it, reading a file gains little, and there are hundreds of such programs.
+            "jax_persistent_cache_min_compile_time_secs": 0.1,
+        }
     for name, value in settings.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
-    _remove_torn_entries(folder)
+
+
+def _require_writable(folder: Path) -> None:
+    """Raises an OSError where JAX could not add programs to a folder, as its limit needs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        limited = jax.config.values["jax_compilation_cache_max_size"] != -1
+        if limited and sys.platform != "win32" and not flock(file.fileno()):
+            raise OSError(f"{folder} knows no flock")
+    if limited:
+        for path in (folder / ".lockfile", *folder.glob("*-atime")):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise OSError(f"{path} is another user's")
+    free = shutil.disk_usage(folder).free
+    if free < _CACHE_ROOM:
+        raise OSError(f"only {free / 2**20:.0f} MiB are free for {folder}")
 
 
 def _default_cache() -> Path:
@@ -186,6 +212,14 @@ def _remove_torn_entries(folder: Path) -> None:
         last_used = entry.with_name(entry.name.removesuffix("cache") + "atime")
         if not last_used.exists() and time.time() - entry.stat().st_mtime > 60:
             entry.unlink(missing_ok=True)
+
+
+def cores() -> int:
+    """CPU cores that this process may use: as many threads XLA takes."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS lets a process use all of them
+        return os.cpu_count() or 1
 
 
 def platform() -> str:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ import jax
 from jax._src.distributed import global_state  # the key-value store has no public name
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.text import shown
 
 # Seconds without a sign of life after which a process is taken for dead.
 SILENCE = 20.0
@@ -27,6 +29,8 @@ _BEAT = 1.0
 _START = 300
 # Seconds for which processes wait for what one of them does, such as preparing the data.
 _PATIENCE = 24 * 3600
+# Seconds within which a shared file system shows a file to the other hosts.
+VISIBLE = 60.0
 # What collectives raise when a process at the other end is gone.
 _LOST = ("gloo", "nccl", "closed by peer", "connection", "collective")
 
@@ -70,7 +74,7 @@ def join() -> None:
     if jax.process_count() > 1:
         _Watch.current = _Watch(jax.process_index(), jax.process_count())
         if jax.process_index() > 0:
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+            sys.stdout = Path(os.devnull).open("w", errors="replace")  # noqa: SIM115
 
 
 def _arguments(given: dict[str, str]) -> dict[str, Any]:
@@ -107,6 +111,29 @@ def from_first(make: Callable[[], str]) -> str:
     return gather(make() if jax.process_index() == 0 else "")[0]
 
 
+def wait_until_seen(path: Path, seen: Callable[[], bool]) -> None:
+    """Waits until this process sees what process 0 wrote: other hosts may have it a little later.
+
+    Args:
+      path: what was written, for the message.
+      seen: whether it is there as it should be.
+
+    Raises:
+      UserError: it does not come within a minute.
+    """
+    deadline = time.monotonic() + VISIBLE
+    while True:
+        with suppress(OSError):
+            if seen():
+                return
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"this process does not see what process 0 wrote to {path}: all processes need one "
+                f"folder that they share; give a --run-dir on a file system of all hosts"
+            )
+        time.sleep(0.1)
+
+
 def require_same(what: str, value: str) -> None:
     """Refuses processes that are not about to do the same.
 
@@ -135,7 +162,7 @@ def leave(error: BaseException, status: int) -> None:
     """
     if _Watch.current is not None:
         text = str(error) or type(error).__name__
-        _Watch.current.leave(text.splitlines()[0], status)
+        _Watch.current.leave(shown(text.splitlines()[0]), status)
 
 
 def blame(error: Exception) -> None:

@@ -10,6 +10,7 @@ from diffusion_jax.sampling.loop import (
     normal,
     pure_noise,
     sample,
+    sample_batches,
     sampling_loop,
 )
 from diffusion_jax.sampling.ode import DDIMSampler, DPMSolver2M
@@ -32,5 +33,6 @@ __all__ = [
     "normal",
     "pure_noise",
     "sample",
+    "sample_batches",
     "sampling_loop",
 ]

@@ -1,7 +1,7 @@
 """A backward process by name: the sampler, the denoiser that goes with its steps, and the start."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax import Array
 from diffusion_jax.denoisers import ClippedDenoiser, Denoiser, require_steps
 from diffusion_jax.errors import UserError
 from diffusion_jax.sampling.ancestral import AncestralSampler
-from diffusion_jax.sampling.loop import Sampler, Start, sample
+from diffusion_jax.sampling.loop import Sampler, Start, sample, sample_batches
 from diffusion_jax.sampling.ode import DDIMSampler, DPMSolver2M
 from diffusion_jax.sampling.respacing import (
     Clock,
@@ -63,6 +63,14 @@ class Backward(NamedTuple):
         """See `sampling.sample`."""
         return sample(
             self.sampler, self.denoiser, key, num_samples, shape, batch_size, start=self.start
+        )
+
+    def batches(
+        self, key: Array, numbers: range, shape: tuple[int, ...], batch_size: int = 64
+    ) -> Iterator[np.ndarray]:
+        """See `sampling.sample_batches`."""
+        return sample_batches(
+            self.sampler, self.denoiser, key, numbers, shape, batch_size, self.start
         )
 
 

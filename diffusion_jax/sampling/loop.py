@@ -1,5 +1,6 @@
 """Samplers: one backward step each, and the one compiled loop that runs any of them."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar, Protocol, cast
 
@@ -11,7 +12,7 @@ from jax.typing import ArrayLike
 
 from diffusion_jax.denoisers import Denoiser, require_steps
 from diffusion_jax.errors import UserError
-from diffusion_jax.runtime.devices import few_sizes, fold_in_each, in_batches, replicate, shard
+from diffusion_jax.runtime.devices import batches, few_sizes, fold_in_each, replicate, shard
 from diffusion_jax.schedule import NoiseSchedule
 
 # What the start's noise is folded with: no step of any schedule, so that samplers with different
@@ -157,9 +158,38 @@ def sample(
         raise UserError(
             f"num_samples = {num_samples} and batch_size = {batch_size} must be at least 1"
         )
+    size = few_sizes(num_samples, batch_size)
+    numbers = range(num_samples)
+    parts = sample_batches(sampler, denoiser, key, numbers, shape, size, start)
+    return np.concatenate(list(parts))
+
+
+def sample_batches(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    key: Array,
+    numbers: range,
+    shape: tuple[int, ...],
+    batch_size: int = 64,
+    start: Start | None = None,
+) -> Iterator[np.ndarray]:
+    """Draws the samples of these numbers, a batch at a time, so that no more are in memory.
+
+    Args:
+      sampler: see `sample`.
+      denoiser: see `sample`.
+      key: see `sample`.
+      numbers: a stretch of them; sample i is the i-th of `sample`.
+      shape: see `sample`.
+      batch_size: samples at a time, rounded up to a multiple of the number of devices.
+      start: see `sample`.
+
+    Yields:
+      The next samples (batch, *shape), float32; fewer in the last batch.
+    """
     sampler, denoiser, start = replicate((sampler, denoiser, start))
 
     def batch(numbers: np.ndarray) -> Array:
         return _sample_batch(sampler, denoiser, start, shard(fold_in_each(key, numbers)), shape)
 
-    return in_batches(batch, num_samples, few_sizes(num_samples, batch_size))
+    yield from batches(batch, numbers, batch_size)

@@ -23,6 +23,7 @@ from diffusion_jax.nn.network import Network, described, require_network
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first, require_same
+from diffusion_jax.runtime.output import outliving_its_reader
 from diffusion_jax.runtime.preemption import Stopped, StopRequest
 from diffusion_jax.training import saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
@@ -57,10 +58,12 @@ from diffusion_jax.training.telemetry import Profile, Telemetry
 _AT_MOST = 10
 
 
+@outliving_its_reader()
 def train(config: Config, network: Network | None = None) -> None:
     """Trains, or goes on training, the model that the configuration describes.
 
-    SIGTERM and Ctrl-C are obeyed once training has begun: see `preemption.StopRequest`.
+    SIGTERM, Ctrl-C, SIGHUP and other signals are obeyed once training has begun: see
+    `preemption.StopRequest`. It goes on where nobody reads what it prints any more.
 
     Args:
       config: the run's configuration.
@@ -137,8 +140,8 @@ def decide(config: Config) -> Config:
     config = dataclasses.replace(config, schedule=config.schedule.settled())
     if config.model.dtype != "auto":
         return config
-    binding = has_checkpoint(config.output.run_dir)
-    dtype: Any = from_first(lambda: saved_config.dtype_of(config, binding))
+    folder = config.output.run_dir
+    dtype: Any = from_first(lambda: saved_config.dtype_of(config, has_checkpoint(folder)))
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 
 
@@ -224,7 +227,8 @@ class _Run:
         """Writes config.json and summary.json, now that the data are known to be the run's."""
         saved_config.write(self.config)
         digest = self.metadata["fingerprint"]
-        summarize(self.config, self.images, self.like.flat_params.size, digest)
+        parameters, held_out = self.like.flat_params.size, self.outputs.held_out
+        summarize(self.config, self.images, parameters, digest, held_out)
 
     def structure_of(self, saved: dict[str, Any]) -> SavedState:
         """What a checkpoint of this run is read into; see `Checkpoints.restore_newest`."""

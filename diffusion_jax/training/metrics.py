@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.runtime.files import parse_json
+from diffusion_jax.runtime.patience import patiently
 
 # Of an evaluation; the losses are followed by a slash and the band of time.
 FRACTION, RATIO = "memorised_fraction", "neighbour_ratio"
@@ -17,7 +18,8 @@ TRAINING, HELD_OUT = "training_loss", "held_out_loss"
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, but for those that a kill tore or a disk damaged."""
     records = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+    text = patiently(path, lambda: path.read_text(errors="replace") if path.exists() else "")
+    for line in text.splitlines():
         with suppress(ValueError):
             record = parse_json(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):

@@ -17,6 +17,7 @@ from diffusion_jax.regimes.spectrum import Rows, eigenmodes
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first
 from diffusion_jax.runtime.files import writing
+from diffusion_jax.runtime.patience import patiently, refusal
 from diffusion_jax.sampling import GaussianStart, matched_start
 from diffusion_jax.schedule import NoiseSchedule
 
@@ -79,24 +80,33 @@ class Moments:
 
 
 def load(run_dir: Path) -> Moments | None:
-    """Those kept in a run's folder; None where there are none, or they are damaged."""
-    path = run_dir / NAME
+    """Those kept in a run's folder; None where there are none, or they are damaged.
+
+    Raises:
+      UserError: the system does not let them be read.
+    """
     try:
-        with arrays.reading(path), np.load(path, allow_pickle=False) as kept:
-            found = Moments(
-                mean_image=kept["mean_image"],
-                mode=kept["mode"],
-                eigenvalue=float(kept["eigenvalue"]),
-                trace=float(kept["trace"]),
-                fingerprint=str(kept["fingerprint"]),
-            )
-            values = (found.mean_image, found.mode, found.eigenvalue, found.trace)
-            whole = all(np.isfinite(value).all() for value in values)
-            whole = whole and found.mean_image.ndim == 3
-            whole = whole and found.mean_image.shape == found.mode.shape
-    except (UserError, KeyError, TypeError, AttributeError, MemoryError):
+        found = patiently(run_dir / NAME, lambda: _read(run_dir / NAME))
+        values = (found.mean_image, found.mode, found.eigenvalue, found.trace)
+        whole = all(np.isfinite(value).all() for value in values)
+        whole = whole and found.mean_image.ndim == 3
+        whole = whole and found.mean_image.shape == found.mode.shape
+    except (UserError, KeyError, TypeError, AttributeError, MemoryError) as error:
+        if refusal(error) is not None:  # without them samples would start elsewhere
+            raise
         return None
     return found if whole else None
+
+
+def _read(path: Path) -> Moments:
+    with arrays.reading(path), np.load(path, allow_pickle=False) as kept:
+        return Moments(
+            mean_image=kept["mean_image"],
+            mode=kept["mode"],
+            eigenvalue=float(kept["eigenvalue"]),
+            trace=float(kept["trace"]),
+            fingerprint=str(kept["fingerprint"]),
+        )
 
 
 def start_of(

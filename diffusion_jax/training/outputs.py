@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_jax.config import Config
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.notes import say_notes
 from diffusion_jax.denoisers import Denoiser, TrainedDenoiser
 from diffusion_jax.nn.network import Network
 from diffusion_jax.plots.style import save
@@ -20,6 +21,7 @@ from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first
 from diffusion_jax.runtime.files import parse_json, write_json
+from diffusion_jax.runtime.text import shown
 from diffusion_jax.sampling import Backward, backward
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.training import evaluation, moments
@@ -59,7 +61,13 @@ def _eigenvalues(run_dir: Path, images: ImageSet, fingerprint: str) -> dict[str,
     return {"first_channel": largest_eigenvalue(images.images), "all_channels": found.eigenvalue}
 
 
-def summarize(config: Config, images: ImageSet, parameters: int, fingerprint: str) -> None:
+def summarize(
+    config: Config,
+    images: ImageSet,
+    parameters: int,
+    fingerprint: str,
+    held_out: ImageSet | None = None,
+) -> None:
     """Says, and saves in summary.json, what is about to be trained on what."""
     spectrum = {
         name: {"Lambda": eigenvalue, "t_S": speciation_time(eigenvalue)}
@@ -75,6 +83,7 @@ def summarize(config: Config, images: ImageSet, parameters: int, fingerprint: st
         "mean": images.mean.tolist(),
         "fingerprint": fingerprint,
         "spectrum": spectrum,
+        "notes": say_notes(images, held_out),
     }
     with suppress(OSError, ValueError):  # none, or damaged
         converted = json.loads((config.output.run_dir / CONVERTED).read_text())
@@ -86,8 +95,8 @@ def summarize(config: Config, images: ImageSet, parameters: int, fingerprint: st
     if config.model.dtype == "bfloat16" and not backend.has_bfloat16():
         print("Note: this device has no bfloat16 of its own: --dtype float32 would not be slower")
     print(
-        f"Data: {len(images.images):,} images {shape}, {config.data.data} "
-        f"({', '.join(images.class_names)})"
+        f"Data: {len(images.images):,} images {shape}, {shown(config.data.data)} "
+        f"({', '.join(map(shown, images.class_names))})"
     )
     for name, values in spectrum.items():
         label = name.replace("_", " ")
@@ -133,12 +142,13 @@ class Outputs:
 
     def make_up(self, step: int, state: TrainState, recorder: Recorder) -> None:
         """Makes what was due after a step, but is not there."""
-        records = read_metrics(self.config.output.run_dir / "metrics.jsonl")
-        evaluated = any(r["step"] == step and FRACTION in r for r in records)
-        # The files are those of process 0.
-        missing = json.loads(
-            from_first(lambda: json.dumps([not evaluated, not self._grid_path(step).exists()]))
-        )
+
+        def look() -> str:  # by process 0, whose files they are
+            records = read_metrics(self.config.output.run_dir / "metrics.jsonl")
+            evaluated = any(r["step"] == step and FRACTION in r for r in records)
+            return json.dumps([not evaluated, not self._grid_path(step).exists()])
+
+        missing = json.loads(from_first(look))
         if missing[0] and self._due(step, self.config.output.evaluate_every):
             self._evaluate(step, state, recorder)
         if missing[1] and self._due(step, self.config.output.sample_every):

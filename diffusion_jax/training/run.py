@@ -6,7 +6,7 @@ are another program's.
 """
 
 import dataclasses
-import time
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -22,8 +22,10 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.nn.network import Network, described, require_network
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import is_first_process
-from diffusion_jax.runtime.distributed import from_first, require_same
+from diffusion_jax.runtime.distributed import from_first, require_same, wait_until_seen
 from diffusion_jax.runtime.files import write_json, write_npy
+from diffusion_jax.runtime.patience import names_in
+from diffusion_jax.runtime.text import shown
 from diffusion_jax.sampling import AncestralSampler, Backward, Start, backward
 from diffusion_jax.sampling.respacing import Clock
 from diffusion_jax.schedule import NoiseSchedule
@@ -40,8 +42,6 @@ from diffusion_jax.training.saved_state import (
 from diffusion_jax.training.step import init_state, make_optimizer, state_of
 
 Dtype = Literal["float32", "bfloat16"]
-# Seconds within which a shared file system shows a file to the other hosts.
-_VISIBLE = 60
 # By which a channel's mean in [0, 1] may differ from a kept one: a sum over millions of pixels in
 # float32, or seven typed digits, are off by as much; every grey level of an image counts for more
 # in sets of up to 4 000 pixels, and in larger ones the fingerprint tells.
@@ -143,7 +143,7 @@ class TrainedModel:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether something of a run is saved, complete or not, so that it binds those who go on."""
-    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    return any(name.isdigit() for name in names_in(folder / "checkpoints"))
 
 
 def claim(config: Config) -> None:
@@ -156,17 +156,18 @@ def claim(config: Config) -> None:
         is not the same folder for all processes; or these have different configurations.
     """
     require_same("configuration", saved_config.text_of(config))
+    try:
+        str(place := config.output.run_dir.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the path of the run's folder, {shown(str(place))}, is no UTF-8, and checkpoints "
+            f"cannot be kept there; give another --run-dir"
+        ) from error
     if is_first_process():
         _claim(config)
-    path, deadline = config.output.run_dir / saved_config.NAME, time.monotonic() + _VISIBLE
+    path = config.output.run_dir / saved_config.NAME
     text = from_first(path.read_text)  # it is there now
-    while not (path.is_file() and path.read_text() == text):
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"this process does not see what process 0 wrote to {path}: all processes need one "
-                f"folder that they share; give a --run-dir on a file system of all hosts"
-            )
-        time.sleep(0.1)
+    wait_until_seen(path, lambda: path.read_text() == text)
 
 
 def _claim(config: Config) -> None:
@@ -322,9 +323,14 @@ def load_model(
     if network is not None:
         require_network(network)
     run_dir = Path(run_dir).expanduser()
-    config = saved_config.read(run_dir)
-    if not (run_dir / "checkpoints").is_dir():
-        raise UserError(f"the run in {run_dir} has no checkpoint yet")
+
+    def described_run() -> str:
+        config = saved_config.read(run_dir)
+        if not (run_dir / "checkpoints").is_dir():
+            raise UserError(f"the run in {run_dir} has no checkpoint yet")
+        return json.dumps(saved_config.to_dict(config))
+
+    config = saved_config.from_dict(json.loads(from_first(described_run)))
 
     def like(saved: dict[str, Any]) -> SavedState:
         saved = upgrade(saved)

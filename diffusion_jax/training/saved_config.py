@@ -8,9 +8,10 @@ from typing import Any
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from diffusion_jax.config import Config
-from diffusion_jax.errors import UserError, shown
+from diffusion_jax.errors import UserError, brief
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.files import parse_json, write_bytes
+from diffusion_jax.runtime.patience import patiently
 from diffusion_jax.schedules import SCHEDULES
 
 NAME = "config.json"
@@ -68,10 +69,10 @@ def read(folder: Path) -> Config:
     """The configuration of a run.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is none, it is damaged, or the system does not let it be read.
     """
     path = folder / NAME
-    if not path.is_file():
+    if not patiently(path, path.is_file):
         raise UserError(f"{folder} is not the folder of a run: it has no {NAME}")
     return parsed(_values(path), str(path))
 
@@ -111,8 +112,9 @@ def require_same_model(folder: Path, config: Config, saved: dict[str, Any]) -> N
 
 
 def _values(path: Path) -> dict[str, Any]:
+    content = patiently(path, path.read_bytes)
     try:
-        values = parse_json(path.read_bytes())
+        values = parse_json(content)
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         return values
@@ -140,7 +142,7 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
       UserError: an unknown field, or a value that is not of its field's type.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{cls.__name__} is {shown(values)}, no JSON object")
+        raise UserError(f"{cls.__name__} is {brief(values)}, no JSON object")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = set(values) - set(fields)
     if unknown:
@@ -158,7 +160,7 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
         try:
             check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError as error:
-            raise UserError(f"{name} = {shown(given)} is of another type: {error}") from error
+            raise UserError(f"{name} = {brief(given)} is of another type: {error}") from error
         return value
 
     return cls(**{name: parse(name, value) for name, value in values.items()})

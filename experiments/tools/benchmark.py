@@ -184,7 +184,7 @@ def main() -> None:
         raise UserError(f"batch_size = {options.batch_size} must be at least 1")
     device = _choose_device(options.device)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    started, threads = time.perf_counter(), len(os.sched_getaffinity(0))
+    started, threads = time.perf_counter(), backend.cores()
     batch = options.batch_size or (64 if on_gpu() else 8)
     load = timing.warn_if_busy(threads)
     effort, sides = QUICK if options.quick else FULL, make_sides(batch, threads)

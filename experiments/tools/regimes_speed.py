@@ -8,7 +8,6 @@ with status 1 where a factor is under its bound. About 45 seconds on two CPU cor
 """
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,7 @@ def main() -> None:
     if options.repeats < 1:
         raise UserError(f"repeats = {options.repeats} must be at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
-    threads = len(os.sched_getaffinity(0))  # as many as XLA takes
+    threads = backend.cores()  # as many as XLA takes
     torch.set_num_threads(threads)
     torch.manual_seed(0)
 

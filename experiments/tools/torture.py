@@ -3,7 +3,7 @@
     python -m experiments.tools.torture [--kills 50] [--seed 0] [--out runs/torture]
 
 One run is left alone. Others are killed at random moments, while images are prepared, while a
-checkpoint is written or while samples are drawn, stopped by SIGTERM, refused the disk, and their
+checkpoint is written or while samples are drawn, stopped by signals, refused the disk, and their
 newest checkpoint is damaged between two starts. Each start must go on from the newest checkpoint
 that is whole, and each run must end with the checkpoint, the losses and the samples of the one left
 alone, bit for bit. OUT/summary.json counts what was done; the exit status is 1 where anything was
@@ -91,7 +91,7 @@ class Torture:
         """Strikes, at one run after another, and compares each with the one left alone.
 
         Args:
-          strikes: what is to be done to one start after another: `kill`, `stop` (SIGTERM) or
+          strikes: what is to be done to one start after another: `kill`, `stop` (a signal) or
             `starve` (files may not grow any more), and a moment, such as `kill checkpoint`.
 
         Raises:
@@ -162,7 +162,7 @@ class Torture:
             elif moment == "drawing":
                 phase = "in drawing samples"
             self.counts["kills"][phase] += 1
-        elif status in (EXIT_STATUS, -signal.SIGTERM):
+        elif word == "stop" and status != 0:
             self.counts["stops"]["saved" if status == EXIT_STATUS else "before training"] += 1
         elif word == "starve" and status == 1:
             self.counts["full disks"][phase] += 1

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -262,22 +263,24 @@ def small_run(folder, labels):
     return folder / "run"
 
 
+BYTE = os.fsdecode(b"\xe9")  # not UTF-8
 EXACT = ("--score", "exact", "--calls", "20", *FORKS)
 
 
 def test_a_dozen_images_and_awkward_names(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(forking, "train_classifier", partial(train_classifier, updates=2))
-    folder = small_run(tmp_path / "few", ["[red]x", "[/] :dog:"] * 6)
+    folder = small_run(tmp_path / "few", [f"[red]x{BYTE}", "[/] :dog:"] * 6)
     assert command(folder, "--out", tmp_path / "out", *EXACT) == 0
     result, text = result_of(tmp_path / "out"), capsys.readouterr().out
-    assert set(result["class_fractions"]) == {"[red]x", "[/] :dog:"}
+    assert set(result["class_fractions"]) == {f"[red]x{BYTE}", "[/] :dog:"}
     assert result["quality"]["kernel_distance_standard_error"] > 0
     assert result["quality"]["precision"] is not None
     assert result["t_S_spectrum"] is None
-    assert "samples of class [red]x" in text
+    assert r"samples of class [red]x\xe9" in text
     assert "samples of class [/] :dog:" in text
     assert "none: Lambda <= 1" in text
-    assert "samples of class [red]x" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert r"samples of class [red]x\xe9" in page
     refused = (folder, "--out", tmp_path / "other", *EXACT, "--published", "MNIST")
     assert command(*refused) == 1
     assert "--published rescales time by t_S" in capsys.readouterr().err

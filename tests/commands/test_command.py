@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import gc
 import importlib
+import io
 import os
 import shutil
 import subprocess
@@ -249,3 +250,20 @@ def test_a_checkpoint_that_orbax_cannot_read_is_one_line(tmp_path, damage):
     assert done.returncode == 1
     assert done.stderr.startswith("error: no checkpoint is whole: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_the_terminals_encoding_lacks_is_no_reason_to_end(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    command.reports_errors(lambda: print("½", os.fsdecode(b"\xe9")))()
+    out.flush()
+    assert out.buffer.getvalue() == b"\\xbd \\udce9\n"
+
+
+def test_an_error_shows_names_legibly(capsys):
+    def fail():
+        raise UserError("no class caf\udce9\x1b[1m\nwas found")
+
+    with pytest.raises(SystemExit):
+        command.reports_errors(fail)()
+    assert capsys.readouterr().err == "error: no class caf\\xe9\\x1b[1m\nwas found\n"

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 import diffusion_jax as dj
+from diffusion_jax.runtime.text import shown
 from experiments import regimes
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
@@ -130,27 +132,37 @@ def test_out_must_be_a_folder(blobs, tmp_path, monkeypatch, capsys):
 
 
 def test_awkward_names_and_few_draws(blobs, tmp_path, monkeypatch, capsys):
-    """They are printed as they are: neither markup, nor emoji, nor mathematics."""
+    """They are printed as they are: neither markup, nor emoji, nor mathematics, but legible."""
     images, labels = blobs
-    classes = ["[/]", "[red]x[/red]", "a[/b] :cat:\\", "price $5^^$"]
+    byte, bold = os.fsdecode(b"\xe9"), "\x1b[1m"
+    classes = ["[/]", f"[red]x[/red]{byte}", "a[/b] :cat:\\", f"_ $5^^$ {bold}"]
+    legible = ["[/]", r"[red]x[/red]\xe9", "a[/b] :cat:\\", r"_ $5^^$ \x1b[1m"]
     names = np.array(classes)[2 * labels + np.arange(80) % 2]
-    folder = tmp_path / "[red]mine"
+    folder = tmp_path / f"[red]mine{byte}"
     folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    file = folder / f"$x$ {byte}{bold}.npz"
     held = {"images": images.astype(np.float32), "y": names, ":cat:[/]": np.zeros(3)}
-    np.savez(folder / "a.npz", **held)
-    out = tmp_path / "o"
-    arguments = ("--data", folder / "a.npz", "--out", out, "--max-draws", 100)
+    np.savez(file, **held)
     monkeypatch.setenv("COLUMNS", "300")
-    assert run(monkeypatch, *arguments) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert f"{folder / 'a.npz'} also holds :cat:[/], not used" in text
+    assert run(monkeypatch, "--data", file, "--max-draws", 100) == 0
+    printed, said = capsys.readouterr()
+    text = " ".join(printed.split())
+    note = f"{file} also holds :cat:[/], not used: labels are called labels or y"
+    assert said == f"note: {shown(note)}\n"
+    assert "also holds" not in text
     assert "the accuracy asked for, 0.002, was not reached" in text
-    assert all(f"from {name}" in text for name in classes)
-    study = dj.analyse(dj.load_images(folder / "a.npz"), max_draws=100)
+    assert all(f"from {name}" in text for name in legible)
+    study = dj.analyse(dj.load_images(file), max_draws=100)
     assert "also holds :cat:[/], not used" in " ".join(repr(study).split())
+    assert "\x1b" not in repr(study)
+    out = tmp_path / "runs" / "regimes" / r"$x$ \xe9\x1b[1m"
     result = json.loads((out / "result.json").read_text())
     assert set(result["per_class"]) == set(classes)
-    assert "<th>from a[/b] :cat:\\</th>" in (out / "report.html").read_text()
+    assert result["settings"]["warnings"][0] == note
+    page = (out / "report.html").read_text("utf-8")
+    assert page.count(r"Regimes of $x$ \xe9\x1b[1m<") == 2
+    assert all(f"<th>from {name}</th>" in page for name in legible)
     assert (out / "samples.png").read_bytes()[1:4] == b"PNG"
 
 

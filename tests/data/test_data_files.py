@@ -213,8 +213,9 @@ def test_folders_without_images(tmp_path):
     save(tmp_path / "dogs" / "small" / "a.png", COLOUR[0])
     with pytest.raises(UserError, match=r"2 folders deep, such as dogs/small/a.png, .*--flat"):
         folder.load(tmp_path)
-    with pytest.raises(UserError, match="cannot be read"):
-        folder.load(tmp_path / "missing")
+    for flat in (False, True):
+        with pytest.raises(UserError, match="missing cannot be read"):
+            folder.load(tmp_path / "missing", flat=flat)
 
 
 def test_a_folder_too_large_for_the_memory(tmp_path):

@@ -21,6 +21,7 @@ from diffusion_jax.data.batches import batch_indices, device_batches
 from diffusion_jax.data.fingerprint import changed, fingerprint
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import PRESETS, data_defaults
+from diffusion_jax.runtime import memory
 from diffusion_jax.training.saved_config import differences, from_dict, to_dict
 from experiments.train_lsun import parse
 
@@ -220,10 +221,7 @@ def test_a_full_disk_and_a_failure_in_the_middle_leave_nothing(tmp_path, monkeyp
 
 
 def test_half_of_the_free_memory_is_the_limit(tmp_path, monkeypatch):
-    class Memory:
-        available = 2000
-
-    monkeypatch.setattr(storage.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(memory, "available", lambda: memory.Available(2000))
     store = storage.Store(tmp_path)
     assert store.fits(1000)
     assert not store.fits(1001)

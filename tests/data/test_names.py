@@ -1,5 +1,6 @@
 """What data sets are called, and homes in their paths."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,13 @@ from PIL import Image
 
 from diffusion_jax import data
 from diffusion_jax.config import DataConfig
-from diffusion_jax.data import lsun
+from diffusion_jax.data import arrays, lsun
+from diffusion_jax.data.fingerprint import fingerprint
+from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.names import name_of
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import data_defaults
+from diffusion_jax.training import run
 from experiments.train_lsun import parse
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (12, 6, 6), dtype=np.uint8)
@@ -33,6 +37,7 @@ PIXELS = np.random.default_rng(1).integers(0, 256, (12, 6, 6), dtype=np.uint8)
         ("folder.npz", "folder.npz"),
         ("/", "data"),
         ("~/x.y", "x.y"),
+        (os.fsdecode(b"a/$x$ caf\xe9\x1b.npy"), r"$x$ caf\xe9\x1b"),
     ],
 )
 def test_only_the_ending_of_a_file_is_cut(path, name, tmp_path, monkeypatch):
@@ -97,3 +102,28 @@ def test_a_home_that_is_nobodys():
     ):
         with pytest.raises(UserError, match="~nobody_of_that_name/x is no path"):
             make("~nobody_of_that_name/x")
+
+
+# Names that are no text
+
+
+def test_names_of_classes_are_those_of_the_files_whatever_their_bytes(tmp_path):
+    names = [b"$5 to $10", b"_a", b"a\nb", b"caf\xe9"]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).mkdir()
+        Image.fromarray(PIXELS[0]).save(tmp_path / os.fsdecode(name) / "0.png")
+    images = data.load_images(tmp_path)
+    assert [os.fsencode(name) for name in images.class_names] == names
+    labelled = arrays.image_set(PIXELS[:4], np.array(names))
+    assert labelled.class_names == images.class_names
+    # Of names that are text, as it was before others were thought of.
+    text = ImageSet(PIXELS[:2, ..., None], np.arange(2), ("a", "é"))
+    assert fingerprint(text) == ("11ff00bd40758ca6545c39be9dd0ca0615cdb49d5fa8ddf865a510eb0db919c9")
+    assert fingerprint(images) != fingerprint(replace(images, class_names=("a", "b", "c", "d")))
+
+
+def test_a_run_is_not_begun_where_no_checkpoint_can_be_kept(tmp_path):
+    folder = tmp_path / os.fsdecode(b"run\xe9")
+    with pytest.raises(UserError, match="checkpoints cannot be kept there; give another --run-dir"):
+        run.claim(parse(["--run-dir", str(folder)]))
+    assert not folder.exists()

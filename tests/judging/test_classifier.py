@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.judging import classifier, classifier_training
+from diffusion_jax.runtime import patience
 
 
 def bars(n=100, seed=0):
@@ -149,7 +150,7 @@ def test_files_give_the_same_classifier_bit_for_bit(trained, tmp_path):
     assert names == {"classifier.json", "classifier.msgpack"}
 
 
-def test_damaged_files_are_named(trained, tmp_path):
+def test_damaged_files_are_named(trained, tmp_path, monkeypatch):
     classifier.save(tmp_path, trained)
     parameters, description = tmp_path / "classifier.msgpack", tmp_path / "classifier.json"
     whole, text = parameters.read_bytes(), description.read_text()
@@ -182,6 +183,10 @@ def test_damaged_files_are_named(trained, tmp_path):
     description.write_text(text)
     parameters.unlink()
     refused("classifier.msgpack")
+    monkeypatch.setattr(patience, "PAUSES", ())
+    parameters.symlink_to("/proc/self/mem")  # whoever reads address 0 of it is told EIO
+    with pytest.raises(UserError, match=r"cannot read .*classifier\.msgpack: Input/output error"):
+        classifier.load(tmp_path)
     description.unlink()
     refused("classifier.json")
     (tmp_path / "file").touch()

@@ -1,8 +1,12 @@
 """The settings made before JAX's first use, in processes of their own."""
 
 import ctypes
+import errno
+import fcntl
 import importlib.util
+import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +14,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from file_states import states
 
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.nn import kernels
@@ -28,16 +33,36 @@ print(jax.config.jax_compilation_cache_dir)
 """
 
 
-def start(home, **env):
-    """Runs PROGRAM; returns the number, the hits of the cache, its folder, and stderr's lines."""
+NO_FLOCK = """
+import errno, fcntl
+def flock(descriptor, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock = flock
+"""
+
+
+def start(home, before="", **env):
+    """Runs PROGRAM, after something before it.
+
+    Returns the number, the hits of the cache, its folder, and stderr's lines.
+    """
     clean = {name: value for name, value in os.environ.items() if "CACHE" not in name}
     env = clean | {"HOME": str(home), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | env
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", before + PROGRAM],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     number, hits, folder = done.stdout.split()
     return float(number), int(hits), folder, done.stderr.splitlines()
+
+
+def files(folder):
+    """The files' states: whether a folder can be written to is tried, and changes its own times."""
+    return {path: state for path, state in states(folder).items() if (folder / path).is_file()}
 
 
 def entries(home):
@@ -56,6 +81,19 @@ def test_a_second_start_compiles_nothing(tmp_path):
     os.utime(torn, (0, 0))
     assert start(tmp_path) == (number, len(kept), folder, [])
     assert entries(tmp_path) == kept
+
+    # From a folder without locks they are read, wherever it lies, and nothing is written there.
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / ".cache", elsewhere / ".cache")
+    kept_there = elsewhere / ".cache" / "diffusion-jax" / "xla"
+    before = files(elsewhere)
+    read = start(elsewhere, NO_FLOCK, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+    note = (
+        f"note: compiled programs are read from {kept_there} but none are added to it "
+        f"({kept_there} knows no flock); JAX_COMPILATION_CACHE_DIR names another folder"
+    )
+    assert read == (number, len(kept), str(kept_there), [note])
+    assert files(elsewhere) == before
 
     # Damaged programs are compiled again; a folder that cannot be used is one line.
     for entry in kept:
@@ -116,6 +154,71 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, cache_settings):
     text = capsys.readouterr().err
     assert f"(only 1 MiB are free for {tmp_path})" in text
     assert text.count("\n") == 1
+
+
+def refuse(number):
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return refused
+
+
+READ_ONLY = [
+    ("tempfile.TemporaryFile", refuse(errno.EROFS), "Read-only file system"),
+    ("tempfile.TemporaryFile", refuse(errno.EACCES), "Permission denied"),
+    (
+        "shutil.disk_usage",
+        lambda _: SimpleNamespace(free=2**20),
+        "only 1 MiB are free for {folder}",
+    ),
+    ("flock", lambda _: False, "{folder} knows no flock"),
+    ("os.access", lambda path, mode: mode == os.R_OK, "{folder}/jit_f-0-atime is another user's"),
+]
+
+
+@pytest.mark.parametrize(("name", "refusal", "reason"), READ_ONLY)
+@pytest.mark.parametrize("limit", [None, 10**9])
+def test_programs_are_read_from_a_folder_that_cannot_be_written_to(
+    tmp_path, monkeypatch, capsys, cache_settings, name, refusal, reason, limit
+):
+    """The default folder, or a chosen one with a limit of size, for which JAX locks it."""
+    folder = tmp_path / "diffusion-jax" / "xla" if limit is None else tmp_path / "chosen"
+    folder.mkdir(parents=True)
+    for ending in ("cache", "atime"):
+        (folder / f"jit_f-0-{ending}").write_bytes(b"written")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for variable in ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    jax.config.update("jax_compilation_cache_dir", None if limit is None else str(folder))
+    jax.config.update("jax_compilation_cache_max_size", limit or -1)
+    before = files(tmp_path)
+    monkeypatch.setattr(f"diffusion_jax.runtime.backend.{name}", refusal)
+    backend.configure()
+    assert cache_settings() == {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": -1,  # no lock, no times of use
+        "jax_persistent_cache_min_compile_time_secs": math.inf,  # no program
+        "jax_enable_compilation_cache": True,
+    }
+    assert files(tmp_path) == before
+    assert capsys.readouterr().err == (
+        f"note: compiled programs are read from {folder} but none are added to it "
+        f"({reason.format(folder=folder)}); JAX_COMPILATION_CACHE_DIR names another folder\n"
+    )
+
+
+def test_a_chosen_folder_without_a_limit_needs_no_lock(
+    tmp_path, monkeypatch, capsys, cache_settings
+):
+    """JAX takes none there, so its programs are read and written as ever."""
+    (tmp_path / "jit_f-0-cache").write_bytes(b"written")
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    jax.config.update("jax_compilation_cache_max_size", -1)
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
+    before = cache_settings()
+    backend.configure()
+    assert cache_settings() == before
+    assert capsys.readouterr().err == ""
 
 
 def test_the_users_own_choices_stand(tmp_path, monkeypatch, capsys, cache_settings):
@@ -216,6 +319,19 @@ def test_freed_memory_is_kept_on_the_cpu_alone(
     backend.keep_freed_memory()
     every = ["mallopt", "mallopt", "jax_cpu_enable_async_dispatch", "listens"]
     assert calls == (every if kept else [])
+
+
+def test_a_system_without_glibc_and_affinity(monkeypatch):
+    """As macOS: freed memory is the system's, and all cores are a process's."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    monkeypatch.setattr(backend, "computes_on_cpu", lambda: True)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: pytest.fail(name))
+    backend.keep_freed_memory()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+    assert backend.cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert backend.cores() == 7
 
 
 STEPS = """

@@ -181,7 +181,7 @@ def test_alone_everything_is_trivial():
 def test_a_folder_that_is_not_shared_is_named(tmp_path):
     line = (
         "from diffusion_jax.training import run; from diffusion_jax.config import *; "
-        "from pathlib import Path; run._VISIBLE = 1; import os; "
+        "from pathlib import Path; distributed.VISIBLE = 1; import os; "
         f"os.chdir(Path('{tmp_path}') / str(index)); "
         "run.claim(Config(output=OutputConfig(run_dir=Path('run'))))"
     )

@@ -64,9 +64,51 @@ def test_another_path_to_the_same_folder_is_the_same_folder(tmp_path, holder):
         lock.lock(link)
 
 
-def test_where_there_is_no_flock_the_run_goes_on(tmp_path, monkeypatch):
-    def unsupported(descriptor, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
+def unsupported(descriptor, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", unsupported)
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_where_there_is_no_flock_the_run_goes_on(tmp_path, monkeypatch, missing):
+    if missing:  # as on Windows
+        monkeypatch.setattr(lock, "fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl, "flock", unsupported)
     lock.lock(tmp_path)
+    with lock.alone(tmp_path / "prepared") as held:
+        assert not held
+
+
+def is_free(path):
+    """Whether nobody holds a file."""
+    with path.open() as file:
+        try:
+            return lock.flock(file.fileno(), wait=False)
+        except BlockingIOError:
+            return False
+
+
+def test_one_process_at_a_time_prepares(tmp_path):
+    for _ in range(2):  # what the first leaves behind is no lock
+        with lock.alone(tmp_path / "new" / "prepared") as held:
+            assert held
+            assert not is_free(tmp_path / "new" / "prepared" / ".lock")
+        assert is_free(tmp_path / "new" / "prepared" / ".lock")
+
+
+def test_another_users_lock_is_waited_for_if_it_may_be_read(tmp_path, monkeypatch):
+    (tmp_path / ".lock").touch()
+    opened, readable = os.open, [True]
+
+    def of_another(path, flags, *mode):
+        if path == tmp_path / ".lock" and (flags & os.O_RDWR or not readable[0]):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", of_another)
+    with lock.alone(tmp_path) as held:
+        assert held
+        assert not is_free(tmp_path / ".lock")
+    readable[0] = False
+    with lock.alone(tmp_path) as held:
+        assert not held

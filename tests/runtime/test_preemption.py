@@ -1,11 +1,15 @@
 """Signals: the first asks a run to save and stop, the second ends it."""
 
+import errno
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -13,7 +17,8 @@ import two_convolutions
 from two_convolutions import build
 
 from diffusion_jax.config import ModelConfig
-from diffusion_jax.runtime.preemption import EXIT_STATUS, StopRequest
+from diffusion_jax.runtime import preemption
+from diffusion_jax.runtime.preemption import EXIT_STATUS, SIGNALS, StopRequest
 from diffusion_jax.training import loop
 from experiments.tools.kills.child_run import Run
 from experiments.train_lsun import parse
@@ -21,22 +26,97 @@ from experiments.train_lsun import parse
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_a_request_and_the_next_is_none(number, capsys):
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+@pytest.fixture
+def as_found():
+    """All signals as a shell leaves them, whatever the tests were started by."""
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+def handlers():
+    return {each: signal.getsignal(each) for each in SIGNALS}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signals_within_a_second_are_one_request(number, as_found, capsys, monkeypatch):
+    """Of whatever number, and also while all is saved and the handlers are about to go back."""
+    monkeypatch.setattr(preemption, "_AS_ONE", 0.2)
+    before = handlers()
     with StopRequest() as stop:
         assert not stop.agreed()
+        asked = time.monotonic()
         os.kill(os.getpid(), number)
         assert stop.agreed()
+        for other in SIGNALS:
+            os.kill(os.getpid(), other)
         assert stop.agreed()
-        assert all(signal.getsignal(each) is signal.SIG_DFL for each in before)
-    assert {each: signal.getsignal(each) for each in before} == before
-    assert f"{number.name}: saving after this update; a second one" in capsys.readouterr().err
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.start()
+    assert time.monotonic() - asked >= 0.2
+    again.join()
+    assert handlers() == before
+    said = f"{number.name}: saving after this update; a second one ends at once\n"
+    assert capsys.readouterr().err == said
+
+
+def test_who_is_not_asked_does_not_wait(as_found):
+    began = time.monotonic()
+    with StopRequest() as stop:
+        assert not stop.agreed()
+    assert time.monotonic() - began < 0.5
+
+
+def test_schedulers_signals_are_among_them():
+    names = {each.name for each in SIGNALS}
+    assert names == {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"}
+
+
+@pytest.mark.parametrize("number", [each for each in SIGNALS if each != signal.SIGINT])
+def test_what_is_ignored_stays_ignored(number, as_found):
+    signal.signal(number, signal.SIG_IGN)  # as nohup does with SIGHUP
+    with StopRequest() as stop:
+        os.kill(os.getpid(), number)
+        assert not stop.agreed()
+        assert signal.getsignal(number) is signal.SIG_IGN
+
+
+def test_a_shells_ampersand_does_not_switch_ctrl_c_off(as_found, monkeypatch):
+    monkeypatch.setattr(preemption, "_AS_ONE", 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_programs_own_handler_of_a_users_signal_is_left(as_found):
+    heard = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not stop.agreed()
+    assert heard == [signal.SIGUSR1]
+
+
+def test_a_lost_terminal_does_not_keep_the_request_from_being_heard(as_found, monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(preemption, "_AS_ONE", 0)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.agreed()
 
 
 @pytest.mark.parametrize("foreign", [(signal.SIGTERM,), (signal.SIGTERM, signal.SIGINT)])
-def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch, foreign):
+def test_a_handler_that_is_not_pythons_is_left_alone(as_found, monkeypatch, foreign):
     """As in a program that embeds Python: such a handler could not be put back."""
+    monkeypatch.setattr(preemption, "_AS_ONE", 0)
     known, set_handler = signal.getsignal, signal.signal
 
     def getsignal(number):
@@ -78,7 +158,9 @@ def test_training_in_another_thread_is_asked_by_no_signal(tmp_path, monkeypatch)
 
 PROGRAM = """
 import time
+from diffusion_jax.runtime import preemption
 from diffusion_jax.runtime.preemption import StopRequest
+preemption._AS_ONE = 0.4
 with StopRequest():
     print("ready", flush=True)
     while True:
@@ -87,12 +169,16 @@ with StopRequest():
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_the_second_ends_the_process_at_once(second):
+def test_a_later_one_ends_the_process_at_once(second):
+    """But for the one that the system sends for every second over a limit of processor time."""
     process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        process.send_signal(second)
+        time.sleep(0.8)
+        process.send_signal(signal.SIGXCPU)
+        time.sleep(0.2)
         assert process.poll() is None
         process.send_signal(second)
         assert process.wait(timeout=5) == -second
@@ -101,8 +187,17 @@ def test_the_second_ends_the_process_at_once(second):
         process.communicate()
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
-    """Stopped by Ctrl-C where a grid of samples was due, too."""
+# A terminal becomes that of a process which leads a session and asks for it.
+ON_A_TERMINAL = """
+import fcntl, runpy, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_run_whose_terminal_was_lost_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
+    """By SIGHUP, and nothing can be printed any more; where a grid of samples was due, too."""
     monkeypatch.setattr(ModelConfig, "build", build)
     images = tmp_path / "images.npy"
     np.save(images, np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8))
@@ -116,18 +211,24 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
         return [*settings, "--steps", str(steps), "--run-dir", str(run.folder)]
 
     stopped, whole = (Run(tmp_path / name, images, 0, ()) for name in ("stopped", "whole"))
-    command = [sys.executable, two_convolutions.__file__, *words(stopped, 1_000_000)]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe)
-    first = stopped.folder / "samples" / "step_00000001.png"
+    command = [sys.executable, "-c", ON_A_TERMINAL, two_convolutions.__file__]
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [*command, *words(stopped, 1_000_000)],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+        start_new_session=True,
+    )
+    os.close(terminal)
+    os.set_blocking(master, False)
+    first, said = stopped.folder / "samples" / "step_00000001.png", b""
     while not first.exists():
-        assert process.poll() is None, process.communicate()
+        with suppress(BlockingIOError):
+            said += os.read(master, 10_000)
+        assert process.poll() is None, said
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
-    assert process.returncode == EXIT_STATUS, err
+    os.close(master)
+    assert process.wait(timeout=60) == EXIT_STATUS
     (step,) = stopped.saved()
-    assert f"stopped after step {step} of 1000000, which is saved" in out
     assert f"step_{step:08d}.png" not in stopped.images()  # it did not stay to draw it
     loop.train(parse(words(stopped, step + 3)))
     assert f"Resuming after step {step}" in capsys.readouterr().out

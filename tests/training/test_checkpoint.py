@@ -1,8 +1,10 @@
+import errno
 import gc
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import processes
 import pytest
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import patience
 from diffusion_jax.runtime.devices import replicate
 from diffusion_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 
@@ -230,6 +233,122 @@ def test_no_checkpoint_is_none(tmp_path):
         assert checkpoints.restore_newest(lambda metadata: LIKE) is None
 
 
+READ_TEXT, RESTORE = Path.read_text, ocp.StandardCheckpointHandler.restore
+INPUT_OUTPUT = OSError(errno.EIO, "Input/output error")
+# As TensorStore says it.
+STALE = ValueError(
+    'ABORTED: Error opening "zarr" driver: Failed to read 114 bytes from file at offset 0: Stale '
+    "file handle [os_error_code='116']"
+)
+SHORT = ValueError(
+    'OUT_OF_RANGE: Error opening "zarr" driver: Requested byte range [0, 306) is not'
+)
+
+
+def fail(monkeypatch, where, *failures):
+    """Makes the readings of checkpoint 2, of its dictionary or arrays, fail so one by one."""
+    left = list(failures)
+
+    def restore(self, directory, **kwargs):
+        if where == "arrays" and directory.parent.name == "2" and left:
+            raise left.pop(0)
+        return RESTORE(self, directory, **kwargs)
+
+    def read_text(self, *args, **kwargs):
+        if where == "dictionary" and self.parents[1].name == "2" and left:
+            raise left.pop(0)
+        return READ_TEXT(self, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", restore)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    return left
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    seconds = []
+    monkeypatch.setattr(patience.time, "sleep", seconds.append)
+    return seconds
+
+
+@pytest.mark.parametrize("where", ["dictionary", "arrays"])
+@pytest.mark.parametrize(
+    "failures",
+    [
+        (INPUT_OUTPUT,),
+        (STALE, INPUT_OUTPUT, OSError(errno.ETIMEDOUT, "Connection timed out")),
+        (ValueError("UNAVAILABLE: the server is away"),),
+        (SHORT,),  # a cache of before it was complete
+        (STALE, SHORT),
+    ],
+)
+def test_a_fault_that_passes_costs_no_checkpoint(
+    tmp_path, monkeypatch, capfd, pauses, where, failures
+):
+    saved_steps(tmp_path, 1, 2)
+    left = fail(monkeypatch, where, *failures)
+    assert newest(tmp_path) == 2
+    assert left == []
+    assert pauses == [1, 2, 4][: len([each for each in failures if each is not SHORT])]
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("where", ["dictionary", "arrays"])
+@pytest.mark.parametrize(
+    ("failure", "said", "waited"),
+    [
+        (INPUT_OUTPUT, "Input/output error", [1, 2, 4]),
+        (STALE, "Stale file handle", [1, 2, 4]),
+        (PermissionError(errno.EACCES, "x"), "Permission denied", []),
+    ],
+)
+def test_what_the_system_refuses_is_no_damage(
+    tmp_path, monkeypatch, pauses, where, failure, said, waited
+):
+    """Nothing is renamed, and the one before is not used; all goes on once it is read again."""
+    saved_steps(tmp_path, 1, 2)
+    with monkeypatch.context() as patch:
+        fail(patch, where, *[failure] * 20)
+        with pytest.raises(UserError, match=f"{tmp_path / '2'} may be whole, .*: {said}") as caught:
+            newest(tmp_path)
+    assert not isinstance(caught.value, DamagedCheckpoint)
+    assert "\n" not in str(caught.value)
+    assert pauses == waited
+    assert newest(tmp_path) == 2
+
+
+def test_a_disks_own_error_is_no_damage(tmp_path, pauses):
+    """Of the system itself: whoever reads the memory of address 0 is told EIO."""
+    saved_steps(tmp_path, 1, 2)
+    content = tmp_path / "2" / "metadata" / "metadata"
+    content.unlink()
+    content.symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"may be whole, .* Input/output error"):
+        newest(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    "failure", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")]
+)
+def test_no_memory_to_read_it_into_is_no_damage(tmp_path, monkeypatch, failure):
+    saved_steps(tmp_path, 1, 2)
+    fail(monkeypatch, "arrays", failure)
+    with pytest.raises(type(failure)):
+        newest(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+
+
+def test_what_is_wrong_twice_is_damage(tmp_path, monkeypatch, pauses):
+    saved_steps(tmp_path, 1, 2)
+    left = fail(monkeypatch, "arrays", SHORT, SHORT, SHORT)
+    assert newest(tmp_path) == 1
+    assert left == [SHORT]
+    assert pauses == []
+    assert (tmp_path / "2.damaged").is_dir()
+
+
 def test_what_refuses_a_dictionary_is_not_taken_for_damage(tmp_path):
     saved_steps(tmp_path, 1, 2)
 
@@ -265,6 +384,7 @@ from diffusion_jax.runtime import distributed
 distributed.join()
 import jax, jax.numpy as jnp
 from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.runtime import patience
 from diffusion_jax.runtime.devices import replicate
 def state(value):
     return {"w": jnp.arange(1000.0) + value, "key": jax.random.key(value), "step": jnp.int32(value)}

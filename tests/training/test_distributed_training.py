@@ -28,14 +28,14 @@ def settings(run, steps):
 
 
 def stop(run, count, devices, target):
-    """Starts a run without end and sends SIGTERM to one process once it trains; their ends."""
+    """Starts a run without end and sends SIGUSR1 to one process once it trains; their ends."""
     processes = start([two_convolutions.__file__, *settings(run, 1_000_000)], count, devices)
     deadline = time.monotonic() + 300
     while not any(r["step"] >= 4 for r in read_metrics(run.folder / "metrics.jsonl")):
         if time.monotonic() > deadline or any(p.poll() is not None for p in processes):
             return finish(processes, timeout=0)
         time.sleep(0.02)
-    processes[target].send_signal(signal.SIGTERM)
+    processes[target].send_signal(signal.SIGUSR1)
     return finish(processes)
 
 
@@ -58,7 +58,7 @@ def test_processes_and_devices_may_change_between_two_starts(tmp_path, monkeypat
     assert f"stopped after step {step} of 1000000, which is saved" in ends[0][1]
     assert "Devices: 3 x cpu" in ends[0][1]
     assert all("step" not in out for _, out, _ in ends[1:])  # one log
-    assert "SIGTERM: saving after this update" in ends[2][2]
+    assert "SIGUSR1: saving after this update" in ends[2][2]
     ends = finish(start([two_convolutions.__file__, *settings(run, step + 6)], 2, devices=2))
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert [out.count(f"Resuming after step {step}") for _, out, _ in ends] == [1, 0]

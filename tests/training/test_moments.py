@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import spectrum
+from diffusion_jax.runtime import patience
 from diffusion_jax.training import moments
 
 
@@ -64,3 +66,11 @@ def test_they_come_back_and_damage_is_as_if_there_were_none(images, tmp_path):
     assert moments.load(tmp_path) is None
     np.savez(path, **vars(found) | {"eigenvalue": np.array(["a", "b"], object)})
     assert moments.load(tmp_path) is None
+
+
+def test_moments_that_the_disk_refuses_are_not_taken_for_missing(tmp_path, monkeypatch):
+    """Samples would start elsewhere. Whoever reads address 0 of its memory is told EIO."""
+    monkeypatch.setattr(patience, "PAUSES", (0.0,))
+    (tmp_path / moments.NAME).symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"cannot read .*moments\.npz: Input/output error"):
+        moments.start_of(tmp_path)

@@ -22,7 +22,7 @@ from PIL import Image
 from diffusion_jax.config import Config, ModelConfig
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import PRESETS
-from diffusion_jax.runtime import backend
+from diffusion_jax.runtime import backend, patience
 from diffusion_jax.training import loop, run
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.metrics import read_metrics
@@ -459,7 +459,7 @@ def test_a_failed_first_start_binds_nobody(tmp_path):
         loop.train(parse([*TINY, "--run-dir", str(tmp_path), "--multiples", "1", "1", "1", "1"]))
 
 
-def test_a_damaged_configuration_is_named(tmp_path):
+def test_a_damaged_configuration_is_named(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"steps": 5')
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
@@ -470,6 +470,15 @@ def test_a_damaged_configuration_is_named(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config\.json is damaged: it holds no JSON object"):
         run.load_model(tmp_path)
+    monkeypatch.setattr(patience, "PAUSES", ())
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").symlink_to("/proc/self/mem")  # whoever reads it is told EIO
+    for use in (
+        run.load_model,
+        lambda folder: loop.train(parse([*TINY, "--run-dir", str(folder)])),
+    ):
+        with pytest.raises(UserError, match=r"cannot read .*config\.json: Input/output error"):
+            use(tmp_path)
 
 
 def test_a_folder_that_is_no_run(tmp_path):

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from diffusion_jax.runtime.preemption import EXIT_STATUS
+from diffusion_jax.runtime.preemption import EXIT_STATUS, SIGNALS
 from experiments.tools.kills.child_run import Process, Run
 from experiments.tools.kills.verdict import Lost
 
@@ -90,7 +90,7 @@ def carry_out(
       run: the run that was started.
       process: its process.
       moments: when.
-      rng: chooses how large files may become.
+      rng: chooses the signal that asks to stop, and how large files may become.
 
     Returns:
       The exit statuses that are right then.
@@ -108,9 +108,10 @@ def carry_out(
         process.wait()
         return {0, -signal.SIGKILL}
     if word == "stop":
-        process.terminate()
+        number = rng.choice([each for each in SIGNALS if each != signal.SIGINT])
+        process.send_signal(number)
         _wait_until(process, lambda: False)
-        return {0, EXIT_STATUS, -signal.SIGTERM}  # the last before the training has begun
+        return {0, EXIT_STATUS, -number}  # the last before the training has begun
     if process.poll() is None:
         limit = rng.choice((100, 1000, 10_000))  # bytes that a file may have
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))

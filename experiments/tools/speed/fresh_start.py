@@ -79,7 +79,7 @@ def report_torch(batch: int, size: int) -> None:
     from experiments.tools.speed import torch_speed
     from torch_ref.unet import UNet as TorchUNet
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(backend.cores())
     setting = torch_speed.Setting("cuda" if torch.cuda.is_available() else "cpu")
     if setting.device == "cuda":
         torch_speed.prepare_gpu()
