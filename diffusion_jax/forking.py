@@ -208,7 +208,7 @@ def get_classifier(
         try:
             checked_labels(chosen)
         except UserError as error:
-            return brief(str(error))
+            return shown(str(error))
         print(f"Training the classifier on {len(chosen.images)} images")
         trained = train_classifier(chosen, seed)
         classifier.save(folder, dataclasses.replace(trained, settings=settings))
