@@ -51,7 +51,7 @@ def note(path: Path, columns: Sequence[str], files: str, label: str | None) -> t
       files: the column of images, or of their files.
       label: the column of labels, if any.
     """
-    others = ", ".join(name for name in columns if name not in (files, label))
+    others = f"{', '.join(name for name in columns if name not in (files, label)):.500}"
     if label is None:
         held = f"{path} has no column of labels, so that its images have none"
         return (f"{held}: of {others}, call the one that is meant label" if others else held,)

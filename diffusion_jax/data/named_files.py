@@ -32,7 +32,8 @@ def locate(table: Path, names: Iterable[tuple[str, str]]) -> list[Path]:
             try:
                 found.append(files.find(name))
             except (UserError, OSError, ValueError) as error:
-                raise UserError(f"{place} of {table} names {name!r:.200}: {error}") from error
+                reason = getattr(error, "strerror", None) or error
+                raise UserError(f"{place} of {table} names {name!r:.200}: {reason}") from error
     faults.refuse(f"files that {table} names", len(named))
     return found
 
@@ -47,7 +48,9 @@ def _base(table: Path, name: str) -> Path:
     there = [each for each in inner if _has(each, name)]
     if len(there) > 1:
         several = ", ".join(map(str, there))
-        raise UserError(f"{table} names {name}, which lies in each of {several}: keep one of them")
+        raise UserError(
+            f"{table} names {name:.200}, which lies in each of {several}: keep one of them"
+        )
     return there[0] if there else folder
 
 

@@ -48,7 +48,8 @@ def columns_of(path: Path) -> Columns:
     with reading(path, KIND):
         schema = pq.read_schema(path)
     features = _features(path, schema)
-    held = ", ".join(f"{field.name} {field.type}"[:60] for field in schema) or "nothing"
+    held = ", ".join(f"{field.name} {field.type}"[:60] for field in schema)
+    held = f"{held or 'nothing':.500}"
     images = [field.name for field in schema if _is_image(field.type)]
     images = [name for name in images if features.get(name) == "Image"] or images
     image = images[0] if len(images) == 1 else columns.named(images, IMAGES)

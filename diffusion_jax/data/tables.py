@@ -87,7 +87,7 @@ def read(path: Path, memory_gib: float | None = None) -> Table:
         (name for name in names if name.lower().endswith("_file_name")), None
     )
     if files is None:
-        held = ", ".join(names) or "none"
+        held = f"{', '.join(names) or 'none':.500}"
         advice = "call the one that names the images' files file_name"
         if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
             advice = "separate them by commas"
@@ -107,7 +107,9 @@ def read(path: Path, memory_gib: float | None = None) -> Table:
                     raise UserError(f"{place} of {path} has more fields than the first line")
                 name = _text(row.get(files), f"{files} in {place} of {path}")
                 if name in known:
-                    raise UserError(f"{place} of {path} names {name} again, after {known[name]}")
+                    raise UserError(
+                        f"{place} of {path} names {name:.200} again, after {known[name]}"
+                    )
                 known[name] = place
                 if label is not None and row.get(label) in (None, ""):
                     raise UserError(f"{place} of {path} has no {label}")

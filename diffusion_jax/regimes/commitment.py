@@ -89,7 +89,7 @@ def load(path: Path) -> Outcomes:
         if refusal(error) is not None:
             raise
         raise UserError(
-            f"{path} is damaged ({error}); remove it, and its trunks are run again"
+            f"{path} is damaged ({error!s:.300}); remove it, and its trunks are run again"
         ) from error
 
 

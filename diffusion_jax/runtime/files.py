@@ -78,12 +78,22 @@ def parse_json(text: str | bytes) -> Any:
     """The value that a text of JSON stands for.
 
     Raises:
-      ValueError: it is no JSON, or nested deeper than Python reads.
+      ValueError: it is no JSON, is nested deeper than Python reads, or holds an integer that is
+        too large for a float.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+
+
+def _integer(text: str) -> int:
+    value = int(text)
+    try:
+        float(value)
+    except OverflowError as error:
+        raise ValueError(f"{text[:20]}... is too large") from error
+    return value
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:

@@ -1,6 +1,5 @@
 """A run's metrics.jsonl: what its records are called, and reading them back."""
 
-import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def column(records: list[dict[str, Any]], name: str) -> np.ndarray:
     """One entry of all records, NaN where a record has none or no number (n,)."""
-    return np.array([_number(record.get(name)) for record in records], np.float64)
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:
-        return math.nan
+    values = (record.get(name) for record in records)
+    return np.array([v if isinstance(v, int | float) else np.nan for v in values], np.float64)
 
 
 def bands(records: list[dict[str, Any]], name: str) -> dict[str, np.ndarray]:
