@@ -227,7 +227,7 @@ def test_a_run_whose_terminal_was_lost_goes_on_bit_for_bit(tmp_path, monkeypatch
         assert process.poll() is None, said
         time.sleep(0.01)
     os.close(master)
-    assert process.wait(timeout=60) == EXIT_STATUS
+    assert process.wait(timeout=300) == EXIT_STATUS
     (step,) = stopped.saved()
     assert f"step_{step:08d}.png" not in stopped.images()  # it did not stay to draw it
     loop.train(parse(words(stopped, step + 3)))
