@@ -253,7 +253,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "CelebA list": celeba_list,
     "CelebA zip": celeba_zip,
     "PNG": image("PNG", with_checksums),
-    "PNG palette": image("PNG", with_checksums, pixels=PIXELS[0, :, :, 0]),
+    "PNG grey": image("PNG", with_checksums, pixels=PIXELS[0, :, :, 0]),
     "JPEG": image("JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"),
     "WebP": image("WEBP"),
     "WebP lossless": image("WEBP", lossless=True),
