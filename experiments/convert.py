@@ -90,7 +90,7 @@ def from_torch(
         if field.name not in ("dropout", "dtype")
     }
     config = replace(config, model=replace(config.model, **shape))
-    known = _training_set(config.data, mean, model.channels)
+    known, notes = _training_set(config.data, mean, model.channels)
     if len(known["mean"]) != model.channels:
         raise UserError(
             f"the model takes images of {model.channels} channel(s), but the mean has "
@@ -100,7 +100,7 @@ def from_torch(
     beside = {
         TIME_TABLE: bridge.time_table(found.state_dict),
         CONVERTED: converted,
-        SUMMARY: _summary(config, params, known) | {"converted": converted},
+        SUMMARY: _summary(config, params, known) | notes | {"converted": converted},
     }
     run.import_parameters(config, params, known, beside)
     print(f"Took {found}")
@@ -112,15 +112,16 @@ def from_torch(
 
 def _training_set(
     config: DataConfig, mean: tuple[float, ...] | None, channels: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the run knows of its data, which need not be at hand where the configuration says all.
 
-    See `run.data_of`.
+    See `run.data_of`; beside it the notes for the summary, where the data were loaded.
     """
+    notes: dict[str, Any] = {}
     count, size, classes = config.images_per_class, config.image_size, config.classes
     if mean is None or count is None or size is None or not classes:
         images = data.load(config)
-        say_notes(images)
+        notes = {"notes": say_notes(images)}
         known = run.data_of(images)
     else:
         known = {
@@ -129,7 +130,9 @@ def _training_set(
             "num_images": count * len(classes),
             "fingerprint": None,
         }
-    return known if mean is None else known | {"mean": np.array(mean, np.float32).tolist()}
+    if mean is not None:
+        known |= {"mean": np.array(mean, np.float32).tolist()}
+    return known, notes
 
 
 def _summary(config: Config, params: Any, known: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The weights within what a file holds, found by the UNet's own names however they are wrapped."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,10 +8,10 @@ import torch
 from torch import Tensor
 
 from diffusion_jax.errors import UserError
+from torch_ref.names import Parts, is_no_weight, telling
 
 StateDict = dict[str, Tensor]
 Which = Literal["average", "raw"]
-Parts = tuple[str, ...]  # of a name, between its dots
 
 TIME_TABLE = "time_embeddings.time_mlp.0.weight"
 # What the names of the UNet's entries begin with.
@@ -22,16 +21,14 @@ _ROOTS = {
 }
 # What DataParallel, torch.compile and the like put into names, in front or within.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# What in a part of a name in front of weights, in lower case, tells an average, and what none.
-_AVERAGE = re.compile(r"(?<![a-z])(ema|swa|avg|shadow|polyak)|averag|(ema|swa)(?![a-z])")
-_RAW = re.compile(
-    r"online|(?<![a-z])(raw|current|collected)(?![a-z])|(?<![a-z])(no|non|not|without)_?(ema|swa|av)"
-)
-_OPTIMIZER = re.compile(r"opt|optim|\w*optimi[sz]er\w*|optim_\w+|exp_avg\w*|momentum_buffer|grads?")
-# Lightning saves an average as the model, and the model here.
-_CURRENT = "current_model_state"
+# Where the raw weights are if what is saved as the model is their average: Lightning's, MMEngine's.
+_CURRENT, _SWAPPED = "current_model_state", "ema_state_dict"
+# What counts an average's updates beside it.
+_COUNTS = ("n_averaged", "num_updates", "optimization_step", "initted")
 # Names shown of a longer list, and characters of one.
 _SHOWN, _LONGEST = 5, 120
+# An average whose entries have no names is one of weights if it has such a part of their numbers.
+_PART = 10
 # Tensors and containers in a file, and parts of a name: few bytes can make endless ones.
 _MOST, _DEEPEST = 100_000, 50
 
@@ -45,12 +42,14 @@ class Weights:
       place: what stood in front of the names, keys of dictionaries included, joined by dots.
       kind: which set it is.
       others: the places of the sets that were not taken.
+      idle: the places of the averages that were never begun.
     """
 
     state_dict: StateDict
     place: str
     kind: Literal["average", "raw", "the only ones"]
     others: tuple[str, ...]
+    idle: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """What was taken, and where the others are."""
@@ -59,7 +58,10 @@ class Weights:
             other = f"--weights raw takes those {there}" if self.others else "there are no others"
             return f"the average of the weights, {here}; {other}"
         if self.kind == "raw":
-            return f"the raw weights, {here}; the average is {there}"
+            begun = f"the average, {_under(self.idle)}, was never begun"
+            return f"the raw weights, {here}; {begun if self.idle else f'the average is {there}'}"
+        if self.idle:
+            return f"the only weights there are, {here}, of an average that was never begun"
         return f"the only weights there are, {here}; nothing tells whether they are an average"
 
 
@@ -77,7 +79,7 @@ class _Entry:
         return self.path[: self.container]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Set:
     """The entries behind one front; none where these cannot be told."""
 
@@ -100,9 +102,11 @@ def choose(content: Any, weights: Which = "average", what: str = "the state dict
     A set of weights is what stands behind one prefix: keys of dictionaries and what wrappers put in
     front of names alike, as in {"ema": {"module.init_conv.weight": ...}}. An average is told by the
     last part of the prefix that says anything ("ema", "averaged", "swa", "shadow" and the like, but
-    "online" or "raw" for what is none), by AveragedModel's count beside it, or by the place that
-    Lightning gives it. An average without the fixed table of times has that of the raw weights; one
-    whose names are gone, or have lost their dots, has theirs.
+    "online", "raw" or "pre_ema" for what is none), by AveragedModel's count beside it, or by the
+    place of the model, whose own weights Lightning and MMEngine then save elsewhere. One that was
+    never begun, as its count of updates is 0, is not taken where there are others. An average
+    without the fixed table of times has that of the raw weights; one whose names are gone, or have
+    lost their dots, has theirs. An optimizer's state is looked through for averages alone.
 
     Args:
       content: dictionaries, lists and tensors.
@@ -113,11 +117,16 @@ def choose(content: Any, weights: Which = "average", what: str = "the state dict
     Raises:
       UserError: no weights, none of those asked for, or several sets of them.
     """
-    sets, rest = _sets(list(_entries(content, what)))
+    entries = list(_entries(content, what))
+    sets, rest = _sets(entries, _swapped(content))
     raws = _distinct(each for each in sets if not each.average)
     averages = _distinct(each for each in sets if each.average) or _without_names(rest, raws)
-    candidates = raws if weights == "raw" else averages or raws
+    idle = [each for each in averages if _never_begun(each, entries)]
+    averages = [each for each in averages if each not in idle]
     if not raws and not averages:
+        raws = idle
+    candidates = raws if weights == "raw" else averages or raws
+    if not candidates and not averages:
         raise UserError(
             f"{what} holds {_described(content)}, and nowhere weights that have names; "
             f"save model.state_dict()"
@@ -138,14 +147,16 @@ def choose(content: Any, weights: Which = "average", what: str = "the state dict
         raise UserError(
             f"{what} holds an average, {places}, that is not whole, or whose entries have no names "
             f"and do not fit raw weights that have: save the averaged model's state dict"
-            + (", or take the raw weights by --weights raw" if raws else "")
+            + (", or take the raw weights by --weights raw" if averages and raws else "")
         )
     state_dict = chosen.state_dict
-    if chosen.average and raws and TIME_TABLE not in state_dict:  # not trained, so not averaged
+    if raws and TIME_TABLE not in state_dict:  # not trained, so not averaged
         state_dict = {n: t for n, t in raws[0].state_dict.items() if n == TIME_TABLE} | state_dict
-    kind: Any = "the only ones" if not averages else "average" if chosen.average else "raw"
+    kind: Any = "average" if chosen in averages else "raw"
+    if not averages and (not idle or chosen in idle):
+        kind = "the only ones"
     others = tuple(each.place for each in (*raws, *averages) if each is not chosen)
-    return Weights(state_dict, chosen.place, kind, others)
+    return Weights(state_dict, chosen.place, kind, others, tuple(each.place for each in idle))
 
 
 def listed(names: Sequence[str]) -> str:
@@ -168,7 +179,7 @@ def _described(content: Any) -> str:
 
 
 def _entries(content: Any, what: str) -> Iterator[_Entry]:
-    """All tensors, in the order in which they are held.
+    """All tensors, and counts of an average's updates, in the order in which they are held.
 
     Raises:
       UserError: too many, or too deep.
@@ -180,6 +191,8 @@ def _entries(content: Any, what: str) -> Iterator[_Entry]:
         path, value, container, named = waiting.pop()
         if len(path) > _DEEPEST:
             break
+        if isinstance(value, int):  # a count; nothing but 0 is told from the rest
+            value = torch.tensor(bool(value))
         if isinstance(value, Tensor):
             yield _Entry(path, value, container, named)
         elif isinstance(value, Mapping | list | tuple):
@@ -189,6 +202,7 @@ def _entries(content: Any, what: str) -> Iterator[_Entry]:
                 ((*path, *str(key).split(".")), child, len(path), named)
                 for key, child in children
                 if isinstance(child, Tensor | Mapping | list | tuple)
+                or (isinstance(child, int) and str(key) in _COUNTS)
             ]
             waiting.extend(reversed(held))
     raise UserError(
@@ -197,12 +211,29 @@ def _entries(content: Any, what: str) -> Iterator[_Entry]:
     )
 
 
-def _sets(entries: list[_Entry]) -> tuple[list[_Set], list[_Entry]]:
+def _swapped(content: Any) -> str:
+    """Where the raw weights are, if anywhere, when the model's place holds their average.
+
+    MMEngine swaps the two as it saves them; its average counts its `steps`.
+    """
+    held = content.get(_SWAPPED) if isinstance(content, Mapping) else None
+    of_mmengine = isinstance(held, Mapping) and ("steps" in held or "message_hub" in content)
+    return _SWAPPED if of_mmengine else _CURRENT
+
+
+def _sets(entries: list[_Entry], swapped: str) -> tuple[list[_Set], list[_Entry]]:
     """The sets of weights, and the tensors that are in none of them.
 
     A set that is not half as large as another one is a part of something else.
     """
-    usable = [each for each in entries if each.named and not any(map(_is_optimizers, each.path))]
+    usable = [
+        each
+        for each in entries
+        if each.named
+        and each.path[-1] not in _COUNTS
+        and not is_no_weight(each.path)
+        and not is_no_weight(each.path[:-1])
+    ]
     split = [(entry, parts) for entry in usable if (parts := _split(entry.path))]
     groups = _of_the_unet(split) if split else _of_mappings(usable)
     largest = max((len(group.entries) for group in groups), default=0)
@@ -216,19 +247,13 @@ def _sets(entries: list[_Entry]) -> tuple[list[_Set], list[_Entry]]:
                 used.add(id(entry))
 
     counted = {entry.path[:-1] for entry in entries if entry.path[-1:] == ("n_averaged",)}
-    lightning = any(group.front[:1] == (_CURRENT,) for group in groups)
+    in_place = any(group.front[:1] == (swapped,) for group in groups)
     for group in groups:
         models = [i for i, part in enumerate(group.front) if part == "module"]
-        group.average = (
-            _telling(group.front) > 0
-            or any(group.front[:i] in counted for i in models)
-            or (lightning and group.front[:1] == ("state_dict",))
-        )
+        group.average = telling(group.front) > 0 or any(group.front[:i] in counted for i in models)
+        if in_place and group.front[:1] in [("state_dict",), (swapped,)]:
+            group.average = group.front[0] == "state_dict"
     return groups, [entry for entry in entries if id(entry) not in used]
-
-
-def _is_optimizers(part: str) -> bool:
-    return _OPTIMIZER.fullmatch(part.lower()) is not None
 
 
 def _split(path: Parts) -> tuple[Parts, str] | None:
@@ -279,20 +304,23 @@ def _owner(entry: _Entry, groups: list[_Set]) -> _Set | None:
         for group in groups
         if next(iter(group.entries.values())).mapping == entry.mapping
         and entry.path[: len(group.front)] == group.front
-        and not _telling(entry.path[len(group.front) : -1])
+        and not telling(entry.path[len(group.front) : -1])
     ]
     return None if counter else max(owners, key=lambda group: len(group.front), default=None)
 
 
-def _telling(path: Parts) -> int:
-    """How many parts of a name lead to the one that tells an average; 0 if none does."""
-    for end in range(len(path), 0, -1):
-        part = path[end - 1].lower()
-        if _RAW.search(part):
-            return 0
-        if _AVERAGE.search(part):
-            return end
-    return 0
+def _never_begun(average: _Set, entries: list[_Entry]) -> bool:
+    """Whether a count of updates beside it, or in front of it, is 0."""
+    return any(
+        entry.path[-1] in _COUNTS
+        and average.front[: len(entry.path) - 1] == entry.path[:-1]
+        and entry.tensor.numel() == 1
+        and entry.tensor.dtype in (torch.bool, torch.int32, torch.int64)
+        and not entry.tensor.is_meta
+        and not entry.tensor
+        for entry in entries
+        if entry.path
+    )
 
 
 def _distinct(sets: Iterable[_Set]) -> list[_Set]:
@@ -316,33 +344,49 @@ def _same(one: StateDict, other: StateDict) -> bool:
 
 
 def _without_names(entries: list[_Entry], raws: list[_Set]) -> list[_Set]:
-    """The averages among tensors that have no names of the UNet's, each with its raw weights'."""
-    found: dict[Parts, list[_Entry]] = {}
+    """The averages among tensors that have no names of the UNet's, each with its raw weights'.
+
+    What is small beside these is an average of something else, unless it looks like weights.
+    """
+    found: dict[Parts, dict[Parts, _Entry]] = {}
     for entry in entries:
-        end = _telling(entry.path[:-1])
-        unused = any(map(_is_optimizers, entry.path))
-        if end and not unused and entry.tensor.is_floating_point() and entry.tensor.ndim:
-            found.setdefault(entry.path[:end], []).append(entry)
+        if entry.tensor.is_floating_point() and entry.tensor.ndim and not is_no_weight(entry.path):
+            front, rest = _nameless(entry.path)
+            if front:
+                found.setdefault(front, {})[rest] = entry
     raw = raws[0].state_dict if len(raws) == 1 else {}
+    sizes = [sum(t.numel() for n, t in each.state_dict.items() if n != TIME_TABLE) for each in raws]
     return [
-        _Set(front, True, _named(front, averaged, raw))
+        _Set(front, True, _named(averaged, raw))
         for front, averaged in found.items()
-        if any(entry.tensor.ndim > 1 for entry in averaged)
+        if any(e.tensor.ndim > 1 and telling(e.path[:-1]) for e in averaged.values())
+        or any(_PART * sum(e.tensor.numel() for e in averaged.values()) >= size for size in sizes)
     ]
 
 
-def _named(front: Parts, entries: list[_Entry], raw: StateDict) -> dict[str, _Entry]:
-    """The entries by the raw weights' names, told by their order in a list or names without dots.
+def _nameless(path: Parts) -> tuple[Parts, Parts]:
+    """What tells an average, and what tells its entries apart: optimizer.state.ema of 0, 1, ..."""
+    end = telling(path)
+    if end < len(path):
+        return path[:end], path[end:]
+    start = next((i for i, p in enumerate(path[:-1]) if p.isdecimal() or p in _ROOTS), end - 1)
+    return path[:start] + path[-1:], path[start:-1]
+
+
+def _named(averaged: dict[Parts, _Entry], raw: StateDict) -> dict[str, _Entry]:
+    """The entries by the raw weights' names, told by their numbers or by names without dots.
 
     Empty where neither tells them.
     """
     trained = [name for name in raw if name != TIME_TABLE]
+    numbered = all(rest and rest[-1].isdecimal() for rest in averaged)
+    in_order = sorted(averaged, key=lambda rest: [(len(part), part) for part in rest])
+    entries = [averaged[rest] for rest in in_order]
     shapes = [entry.tensor.shape for entry in entries]
     for names in (trained, list(raw)):
-        in_order = not any(entry.named for entry in entries)
-        if in_order and shapes == [raw[name].shape for name in names]:
+        if numbered and shapes == [raw[name].shape for name in names]:
             return dict(zip(names, entries, strict=True))
-        spelt = {"".join(entry.path[len(front) :]): entry for entry in entries}
+        spelt = {"".join(rest): entry for rest, entry in averaged.items()}
         first = "init_convweight"
         for start in [name.removesuffix(first) for name in spelt if name.endswith(first)]:
             keys = [start + name.replace(".", "") for name in names]

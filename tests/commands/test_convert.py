@@ -168,6 +168,21 @@ def test_which_weights_were_taken_is_said_and_kept(original, tmp_path, capsys, w
     np.testing.assert_array_equal(got, want["init_conv.bias"].numpy())
 
 
+def test_what_was_noticed_of_the_data_is_kept_as_training_keeps_it(original, tmp_path, capsys):
+    folder, _ = original
+    clear = np.zeros((16, 16, 2), np.uint8)
+    clear[:8] = 200
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        Image.fromarray(clear).save(tmp_path / "pictures" / f"{i}.png")
+    run_dir = tmp_path / "run"
+    words = ("--data", tmp_path / "pictures", "--diffusion-steps", 25, "--batch-size", 4)
+    from_torch(folder / "original.pt", *words, "--run-dir", run_dir)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert [f"note: {note}" for note in summary_of(run_dir)["notes"]] == said
+    assert "transparen" in said[0]
+
+
 GREY = np.random.default_rng(0).integers(0, 256, (24, 28, 28, 1), np.uint8)
 NAMES = np.array(["cats", "dogs"])[np.arange(24) % 2]
 

@@ -36,9 +36,10 @@ def assert_same(got, want):
     assert all(torch.equal(got[name], want[name]) for name in want)
 
 
-def averaged_model():
+def averaged_model(updates=5):
     model = AveragedModel(trained(3))
     model.module.load_state_dict(AVERAGE)
+    model.n_averaged += updates
     return model.state_dict()
 
 
@@ -75,6 +76,11 @@ def lightning(name="model", **more):
         [3, RAW, {"lr": 1e-4}],
         {"model": {"state_dict": under("module.", RAW)}, "ema": None},
         {"online_model": RAW},
+        *({word: RAW} for word in ("cinema", "schema", "plasma", "avgpool", "pre_ema", "w/o_ema")),
+        *(under(prefix, RAW) for prefix in ("my.ema_free.net.", "noEMA.", "model_before_ema.")),
+        {"net": RAW, "optimizer": {"state": {0: {"ema_grad": torch.ones(8, 1, 3, 3)}}}},
+        {"net": RAW, "codes": {"embed_avg": torch.ones(7, 2)}, "loss": {"ema": torch.ones(3)}},
+        {"net": RAW, "optimizer": {"state": {"init_conv.weight": {"exp_avg_sq": torch.ones(9)}}}},
     ],
 )
 @pytest.mark.parametrize("weights", ["average", "raw"])
@@ -91,10 +97,25 @@ EMA_PYTORCH = (
     | under("ema_model.", AVERAGE)
     | {"initted": torch.tensor([True]), "step": torch.tensor([5])}
 )
+# As MMEngine's EMAHook saves it: the average and the raw weights are swapped.
+MMENGINE = {
+    "meta": {"epoch": 3},
+    "state_dict": AVERAGE,
+    "ema_state_dict": {"steps": torch.tensor(9)} | under("module.", RAW),
+}
 # LitEma cannot have dots in the names of its buffers.
 WITHOUT_DOTS = {
     f"model_ema.model{name.replace('.', '')}": SHADOWS[name] for name in reversed(TRAINED)
 }
+
+
+def per_parameter(keys):
+    """What an optimizer that averages keeps, held in another order than its numbers'."""
+    states = [
+        (key, {"step": torch.tensor(3.0), "exp_avg": torch.zeros_like(value), "ema": value})
+        for key, value in zip(keys, SHADOWS.values(), strict=True)
+    ]
+    return dict(reversed(states))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +131,37 @@ WITHOUT_DOTS = {
         ({"params": RAW, "params_ema": AVERAGE}, "params_ema", "params"),
         ({"net": RAW, "netEMA": AVERAGE}, "netEMA", "net"),
         ({"non_ema": RAW, "ema": AVERAGE}, "ema", "non_ema"),
+        ({"pre_ema": RAW, "ema": AVERAGE}, "ema", "pre_ema"),
+        ({"model_before_ema": RAW, "averaged": AVERAGE}, "averaged", "model_before_ema"),
+        ({"model": RAW, "raw_model_ema": AVERAGE}, "raw_model_ema", "model"),
+        ({"current_ema": AVERAGE, "current": RAW}, "current_ema", "current"),
+        ({"cinema": RAW, "cinemaEMA": AVERAGE}, "cinemaEMA", "cinema"),
+        ({"unet": RAW, "emaunet": AVERAGE}, "emaunet", "unet"),
+        ({"ema": {"shadow": AVERAGE, "backup": RAW}}, "ema.shadow", "ema.backup"),
+        (MMENGINE, "state_dict", "ema_state_dict.module"),
+        (
+            {"state_dict": under("module.", RAW), "ema_state_dict": under("module.", AVERAGE)},
+            "ema_state_dict.module",
+            "state_dict.module",
+        ),
+        (
+            lightning(optimizer_states=[{"opt": {"state": {}}, "ema": (*SHADOWS.values(),)}])
+            | {"state_dict": under("model.", RAW)},
+            "optimizer_states.0.ema",
+            "state_dict.model",
+        ),
+        (
+            {"net": RAW, "optimizer": {"state": per_parameter(range(len(TRAINED)))}},
+            "optimizer.state.ema",
+            "net",
+        ),
+        (
+            {"net": RAW, "optimizer": {"state": per_parameter(TRAINED)}},
+            "optimizer.state.ema",
+            "net",
+        ),
+        ({"net": RAW, "optimizer": {"ema": SHADOWS}}, "optimizer.ema", "net"),
+        ({"net": RAW, "ema": {"num_updates": 2} | SHADOWS}, "ema", "net"),
         ({"model": RAW, "swa": averaged_model()}, "swa.module", "model"),
         ({"model": RAW, "other": averaged_model()}, "other.module", "model"),
         (RAW | averaged_model(), "module", ""),
@@ -151,6 +203,54 @@ def test_of_an_average_and_raw_weights_the_one_asked_for_is_taken(wrapped, avera
 
 
 @pytest.mark.parametrize(
+    ("wrapped", "place", "idle"),
+    [
+        ({"model": RAW, "swa": averaged_model(0)}, "model", "swa.module"),
+        (under("model.", RAW) | under("swa.", averaged_model(0)), "model", "swa.module"),
+        (
+            {"model": RAW, "ema": EMA_PYTORCH | {"initted": torch.tensor([False])}},
+            "model",
+            "ema.ema_model",
+        ),
+        (
+            {"model": RAW, "ema": {"optimization_step": 0, "shadow_params": [*SHADOWS.values()]}},
+            "model",
+            "ema.shadow_params",
+        ),
+        (
+            {"model": RAW, "callbacks": {"SWA": {"n_averaged": 0, "average_model_state": AVERAGE}}},
+            "model",
+            "callbacks.SWA.average_model_state",
+        ),
+        (
+            {"model": RAW}
+            | under("model_ema.", {"num_updates": torch.tensor(0, dtype=torch.int)} | AVERAGE),
+            "model",
+            "model_ema",
+        ),
+    ],
+)
+@pytest.mark.parametrize("weights", ["average", "raw"])
+def test_an_average_never_begun_is_not_taken_for_one(wrapped, place, idle, weights):
+    found = unwrapping.choose(wrapped, weights)
+    assert_same(found.state_dict, RAW)
+    assert str(found) == (
+        f"the raw weights, under '{place}'; the average, under '{idle}', was never begun"
+    )
+    assert (found.kind, found.place, found.idle) == ("raw", place, (idle,))
+
+
+@pytest.mark.parametrize("weights", ["average", "raw"])
+def test_an_average_never_begun_is_taken_where_there_is_nothing_else(weights):
+    found = unwrapping.choose(averaged_model(0), weights)
+    assert_same(found.state_dict, AVERAGE)
+    assert str(found) == (
+        "the only weights there are, under 'module', of an average that was never begun"
+    )
+    assert found.kind == "the only ones"
+
+
+@pytest.mark.parametrize(
     "wrapped", [averaged_model(), {"ema": AVERAGE}, {"G_ema": AVERAGE, "x": 3}]
 )
 def test_an_average_alone_is_taken_as_such_and_not_as_raw_weights(wrapped):
@@ -178,6 +278,23 @@ def test_an_average_alone_is_taken_as_such_and_not_as_raw_weights(wrapped):
             {"model": RAW, "ema": {"shadow_params": list(SHADOWS.values())[1:]}},
             "an average, under 'ema.shadow_params', that is not whole, or whose entries have no "
             "names and do not fit raw weights that have: .* by --weights raw$",
+        ),
+        *(
+            (
+                {"model": RAW, **more},
+                f"an average, under '{place}', that is not whole, or .* by --weights raw$",
+            )
+            for more, place in [
+                ({"optimizer": {"state": {0: {"ema": torch.ones(9000)}}}}, "optimizer.state.ema"),
+                ({"optimizer_states": [{"ema": (torch.ones(9, 9),)}]}, "optimizer_states.0.ema"),
+                ({"ema_flat": torch.ones(9000)}, "ema_flat"),
+                ({"ema": {"flat": torch.ones(9000)}}, "ema"),
+            ]
+        ),
+        ({"model": RAW, "pre_ema": AVERAGE}, "several sets of weights, under 'model', 'pre_ema'"),
+        (
+            {"ema": {"initted": False, "shadow_params": list(SHADOWS.values())}},
+            "an average, .* do not fit .* state dict$",
         ),
         (
             {"ema": {"shadow_params": list(SHADOWS.values())}},
