@@ -43,6 +43,11 @@ def named(columns: Sequence[str], wanted: Sequence[str]) -> str | None:
     return next((plain[name] for name in wanted if name in plain), None)
 
 
+def is_called_so(path: Path) -> bool:
+    """Whether a table is called after labels or training."""
+    return bool(words(path.stem) & {"train", "training", "label", "labels"})
+
+
 def of_table(path: Path, columns: Sequence[str]) -> tuple[str | None, str | None]:
     """The columns of the images' files and of their labels, where a table has them.
 
@@ -53,7 +58,7 @@ def of_table(path: Path, columns: Sequence[str]) -> tuple[str | None, str | None
         (name for name in columns if name.lower().endswith("_file_name")), None
     )
     label = named([name for name in columns if name != files], LABELS)
-    if len(columns) == 2 and words(path.stem) & {"train", "training", "label", "labels"}:
+    if len(columns) == 2 and is_called_so(path):
         files = files or next(name for name in columns if name != label)
         label = label or next((name for name in columns if name != files), None)
     return files, label

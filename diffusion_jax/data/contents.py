@@ -127,7 +127,7 @@ def _rules(path: Path, folder: _Folder) -> bool:
 
 
 def _lists(folder: _Folder) -> list[Path]:
-    """The other tables that name images in a folder and their labels, of training if any is."""
+    """The other tables of images in a folder and their labels, best those called after these."""
     others = [file for file in folder.files if file.name not in _METADATA]
     found = [
         file
@@ -137,7 +137,8 @@ def _lists(folder: _Folder) -> list[Path]:
         and not folder.has_classes
         and all(_named(file))
     ]
-    return [each for each in found if split_of(each.stem) not in ("validation", "test")] or found
+    found = [each for each in found if split_of(each.stem) not in ("validation", "test")] or found
+    return [each for each in found if columns.is_called_so(each)] or found
 
 
 def _named(path: Path) -> tuple[bool, bool]:

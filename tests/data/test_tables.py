@@ -86,6 +86,7 @@ def test_tables_as_kaggle_has_them(tmp_path, name, place):
     (tmp_path / "notes").mkdir()
     (tmp_path / name).write_text("id,breed\n0,pug\n1,corgi\n2,pug\n3,pug\n")
     (tmp_path / "sample_submission.csv").write_text("id,pug,corgi\n7,0.5,0.5\n")
+    (tmp_path / "classes.csv").write_text("id,class\n1,dog\n")
     images = load(tmp_path)
     assert images.class_names == ("corgi", "pug")
     np.testing.assert_array_equal(images.labels, [1, 0, 1, 1])
