@@ -1,5 +1,6 @@
 """Data sets, one file a source; `load` picks by the configuration, `load_images` by the path."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,11 +151,13 @@ def _read_own(
         return folder.load(path, image_size, selection, memory_gib, store, flat)
     if path.is_dir() and (digits := mnist.own(path, image_size, selection)):
         return digits
-    if found := contents.find(path):
+    found = contents.find(path)
+    if found.files:
         _refuse_for_file(path, None, flat)
         return own.load(found, image_size, selection, memory_gib, store)
     if path.is_dir():
-        return folder.load(path, image_size, selection, memory_gib, store)
+        images = folder.load(path, image_size, selection, memory_gib, store)
+        return replace(images, notes=(*found.notes, *images.notes))
     _refuse_for_file(path, image_size, flat)
     return arrays.load(path, selection, memory_gib, store)
 

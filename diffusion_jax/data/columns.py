@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.data.splits import words
 from diffusion_jax.errors import UserError
 
 # In the order in which they are looked for, in small letters and with _ for spaces and hyphens.
@@ -42,6 +43,27 @@ def named(columns: Sequence[str], wanted: Sequence[str]) -> str | None:
     return next((plain[name] for name in wanted if name in plain), None)
 
 
+def is_called_so(path: Path) -> bool:
+    """Whether a table is called after labels or training."""
+    return bool(words(path.stem) & {"train", "training", "label", "labels"})
+
+
+def of_table(path: Path, columns: Sequence[str]) -> tuple[str | None, str | None]:
+    """The columns of the images' files and of their labels, where a table has them.
+
+    They are known by their names. Of two columns in a table that is called after labels or
+    training, such as Kaggle's train.csv, one is the files and the other the labels.
+    """
+    files = named(columns, FILES) or next(
+        (name for name in columns if name.lower().endswith("_file_name")), None
+    )
+    label = named([name for name in columns if name != files], LABELS)
+    if len(columns) == 2 and is_called_so(path):
+        files = files or next(name for name in columns if name != label)
+        label = label or next((name for name in columns if name != files), None)
+    return files, label
+
+
 def note(path: Path, columns: Sequence[str], files: str, label: str | None) -> tuple[str, ...]:
     """What is said of a table's columns: nothing where all are used.
 
@@ -71,7 +93,8 @@ def classes_of(what: str, values: Sequence[Any]) -> tuple[np.ndarray, tuple[str,
       values: a boolean, an integer or a text an image.
 
     Raises:
-      UserError: other types, numbers with a fraction written as texts, or several types at once.
+      UserError: other types, numbers that are not whole written as texts, nan, or several types
+        at once.
     """
     kinds = {type(value) for value in values}
     if kinds - {bool, int, str} or len(kinds) > 1:
@@ -85,11 +108,16 @@ def classes_of(what: str, values: Sequence[Any]) -> tuple[np.ndarray, tuple[str,
         return _indices(values, sorted(different))
     if any("\ud800" <= character <= "\udfff" for name in different for character in name):
         raise UserError(f"{what} holds a text that is no Unicode")
-    numbers = {text: _number(text) for text in different}
+    numbers = {text: _number(text) for text in sorted(different)}
+    for text, number in numbers.items():
+        if isinstance(number, float) and math.isnan(number):
+            raise UserError(f"{what} holds {text}: take the rows out that have no label")
     if None not in numbers.values():
         for text, number in numbers.items():
-            if isinstance(number, float) and math.isfinite(number):
-                raise UserError(f"{what} holds {text}: labels are integers or texts, no fractions")
+            if isinstance(number, float):
+                raise UserError(
+                    f"{what} holds {text:.40}: labels are integers or texts, no fractions"
+                )
         if all(text == str(number) for text, number in numbers.items()):
             return _indices(values, sorted(different, key=int))
     return _indices(values, sorted(different))

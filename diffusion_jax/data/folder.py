@@ -2,15 +2,14 @@
 
 import os
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from diffusion_jax.data import pictures
 from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.named_files import endings
 from diffusion_jax.data.pictures import FORMATS, ImageSize, Picture
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.storage import Store
@@ -143,14 +142,9 @@ def _class(folder: Path, subfolder: Entry, ignored: list[str]) -> list[Entry]:
     return _images([entry for entry in found if not is_folder(entry)], ignored)
 
 
-@cache
-def _endings() -> set[str]:
-    return {ext for ext, kind in Image.registered_extensions().items() if kind in FORMATS}
-
-
 def _images(files: Iterable[Entry], ignored: list[str]) -> list[Entry]:
     """The images among files; what the others are is added to those ignored."""
-    known = _endings()
+    known = endings()
     images = []
     for entry in files:
         ending = os.path.splitext(entry.name)[1]

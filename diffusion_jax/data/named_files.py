@@ -1,12 +1,14 @@
 """Files by the names that a table has for them."""
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
 from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.pictures import FORMATS
+from diffusion_jax.data.splits import split_of
 from diffusion_jax.data.tree import entries, is_folder
 from diffusion_jax.errors import UserError
 
@@ -15,7 +17,8 @@ def locate(table: Path, names: Iterable[tuple[str, str]]) -> list[Path]:
     """The files that rows of a table name.
 
     They lie below the table's folder: the names are relative to it or, where the first is not
-    there, to the one of its subfolders that has it. A name may lack its ending (.jpg and so on).
+    there, to the one of its subfolders that has it, of several the training set's. A name may
+    lack its ending (.jpg and so on).
 
     Args:
       table: its path.
@@ -38,6 +41,36 @@ def locate(table: Path, names: Iterable[tuple[str, str]]) -> list[Path]:
     return found
 
 
+@cache
+def endings() -> set[str]:
+    """The endings of images, in small letters."""
+    return {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
+
+
+def count_images(folder: Path) -> int:
+    """How many images lie below a folder, but for links to folders.
+
+    Raises:
+      UserError: a folder cannot be read.
+    """
+    count, waiting = 0, [folder]
+    while waiting:
+        for entry in entries(waiting.pop()):
+            if is_folder(entry):
+                waiting += [] if entry.is_symlink() else [Path(entry.path)]
+            else:
+                count += Path(entry.name).suffix.lower() in endings()
+    return count
+
+
+def is_there(table: Path, name: str) -> bool:
+    """Whether a name that a table has is that of a file, of several too."""
+    try:
+        return _has(_base(table, name), name)
+    except UserError:
+        return True
+
+
 def _base(table: Path, name: str) -> Path:
     """The folder that the names are relative to."""
     folder = table.parent
@@ -46,6 +79,7 @@ def _base(table: Path, name: str) -> Path:
     inner = [Path(each.path) for each in entries(folder) if is_folder(each)]
     inner += [each / each.name for each in inner if (each / each.name).is_dir()]  # Kaggle's
     there = [each for each in inner if _has(each, name)]
+    there = [each for each in there if split_of(each.name) == "train"] or there
     if len(there) > 1:
         several = ", ".join(map(str, there))
         raise UserError(
@@ -98,10 +132,9 @@ class _Files:
         folder = path.parent
         if folder not in self._stems:
             self._stems[folder] = {}
-            known = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
             for entry in entries(folder) if folder.is_dir() else ():
                 each = Path(entry.path)
-                if each.suffix.lower() in known:
+                if each.suffix.lower() in endings():
                     self._stems[folder].setdefault(each.stem, []).append(each)
         found = self._stems[folder].get(path.name, [])
         if len(found) > 1:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from functools import partial
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -10,11 +11,17 @@ import numpy as np
 from diffusion_jax.data import columns, pictures, shards, tables
 from diffusion_jax.data.contents import Contents
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.data.named_files import locate
+from diffusion_jax.data.named_files import count_images, locate
 from diffusion_jax.data.pictures import ImageSize, Picture
 from diffusion_jax.data.selection import Selection
+from diffusion_jax.data.splits import split_of
 from diffusion_jax.data.storage import Store, source_files
 from diffusion_jax.errors import UserError
+
+_EMBED = (
+    "embed the images before to_parquet, dataset.with_format('arrow').map("
+    "datasets.table.embed_table_storage, batched=True)"
+)
 
 
 def load(
@@ -57,7 +64,7 @@ def _of_table(
     store: Store | None,
 ) -> ImageSet:
     path = contents.files[0]
-    table = tables.read(path, memory_gib)
+    table = _of_training(tables.read(path, memory_gib))
     labels, names = None, tuple[str, ...]()
     if table.labels is not None:
         labels, names = columns.classes_of(f"the column of labels of {path}", table.labels)
@@ -71,7 +78,31 @@ def _of_table(
         store,
         [str(file) for file in files],
     )
-    return ImageSet(images, labels, names, (*contents.notes, *table.notes, *seen), file)
+    notes, there = [*contents.notes, *table.notes, *seen], count_images(path.parent)
+    if there > len(table.files):
+        notes.append(
+            f"{path} gives {len(table.files)} of the {there} images in its folder; the others are "
+            f"not used"
+        )
+    return ImageSet(images, labels, names, tuple(notes), file)
+
+
+def _of_training(table: tables.Table) -> tables.Table:
+    """The rows of the training set, of a table that names files in folders of several sets."""
+    folders = [Path(name).parts[:-1] for name in table.files]
+    sets = [next(filter(None, map(split_of, parts)), None) for parts in folders]
+    if len(set(sets)) < 2 or None in sets:
+        return table
+    others = ", ".join(sorted({str(each) for each in sets} - {"train"}))
+    if "train" not in sets:
+        raise UserError(f"{table.path} names files of several sets, {others}: keep those of one")
+    rows = [row for row, each in enumerate(sets) if each == "train"]
+    return table._replace(
+        places=[table.places[row] for row in rows],
+        files=[table.files[row] for row in rows],
+        labels=table.labels and [table.labels[row] for row in rows],
+        notes=(*table.notes, f"the training set of {table.path} is taken; not used: {others}"),
+    )
 
 
 def _of_shards(
@@ -124,7 +155,12 @@ def _opened(rows: shards.Rows, row: int) -> IO[bytes]:
     path, place = rows.place(row)
     if isinstance(value, dict):
         if value["bytes"] is None and value.get("path"):
-            (file,) = locate(path, [(place, value["path"])])
+            name = str(value["path"])
+            if Path(name).is_absolute():
+                raise UserError(
+                    f"{place} of {path} names {name!r:.200} and does not hold it: {_EMBED}"
+                )
+            (file,) = locate(path, [(place, name)])
             return file.open("rb")
         value = value["bytes"]
     if not value:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ DAMAGED = (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException, Me
 BY_PAGES: dict[str, Any] = {"buffer_size": 2**20, "pre_buffer": False}
 # What a value takes as a Python object, at most, for each byte of the file.
 _GROWTH = 8
+# What stands in place of a file until Git LFS fetches it.
+_POINTER = b"version https://git-lfs"
 _Row = dict[str | None, Any]
 
 
@@ -47,6 +50,9 @@ class Table(NamedTuple):
 def reading(path: Path, kind: str) -> Iterator[None]:
     """Makes whatever the readers raise in the block a UserError that names the file."""
     try:
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise UserError(f"{path} is a pointer of Git LFS, not the file: run git lfs pull")
         yield
     except UserError:
         raise
@@ -66,8 +72,24 @@ def names_of(path: Path) -> list[str]:
             return list(pq.read_schema(path).names)
         if path.suffix.lower() == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as file:
-                return next(csv.reader(file), [])
-        return list(dict.fromkeys(str(name) for _, row in _objects(path) for name in row or ()))
+                return next(csv.reader(file, skipinitialspace=True), [])
+        names: dict[str, None] = {}
+        for place, row in _objects(path):
+            if row is None and not names:
+                raise UserError(f"{place} of {path} is no JSON object: write one a line")
+            names.update(dict.fromkeys(map(str, row or ())))
+        return list(names)
+
+
+def first_row(path: Path) -> dict[str, Any]:
+    """The first row of a table by column; empty where it has none.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    with reading(path, "a table"):
+        _, row = next(_rows(path, None), ("", None))
+    return {name: value for name, value in (row or {}).items() if name is not None}
 
 
 def read(path: Path, memory_gib: float | None = None) -> Table:
@@ -83,20 +105,20 @@ def read(path: Path, memory_gib: float | None = None) -> Table:
         where others do, or name a file a second time.
     """
     names = names_of(path)
-    files = columns.named(names, columns.FILES) or next(
-        (name for name in names if name.lower().endswith("_file_name")), None
-    )
+    files, label = columns.of_table(path, names)
     if files is None:
         held = f"{', '.join(names) or 'none':.500}"
         advice = "call the one that names the images' files file_name"
         if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
             advice = "separate them by commas"
         raise UserError(f"no column of {path} names the images' files (it has: {held}); {advice}")
-    label = columns.named([name for name in names if name != files], columns.LABELS)
+    if twice := [name for name, n in Counter(names).items() if n > 1 and name in (files, label)]:
+        raise UserError(f"{path} has several columns {twice[0]}: keep the one that is meant")
     with reading(path, "a table"):
         require_memory(f"reading {path}", _GROWTH * path.stat().st_size, memory_gib)
     taken = Table(path, [], [], None if label is None else [], ())
     faults, total, known = Faults(), 0, dict[str, str]()
+    is_csv = path.suffix.lower() == ".csv"
     with reading(path, "a table"):
         for place, row in _rows(path, [name for name in (files, label) if name is not None]):
             total += 1
@@ -111,12 +133,14 @@ def read(path: Path, memory_gib: float | None = None) -> Table:
                         f"{place} of {path} names {name:.200} again, after {known[name]}"
                     )
                 known[name] = place
-                if label is not None and row.get(label) in (None, ""):
+                value = row.get(label)
+                value = value.strip() if is_csv and isinstance(value, str) else value
+                if label is not None and value in (None, ""):
                     raise UserError(f"{place} of {path} has no {label}")
                 taken.places.append(place)
                 taken.files.append(name)
                 if taken.labels is not None:
-                    taken.labels.append(row[label])
+                    taken.labels.append(value)
     faults.refuse(f"rows of {path}", total)
     if not total:
         raise UserError(f"{path} has no rows")
@@ -132,8 +156,8 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _rows(path: Path, wanted: list[str]) -> Iterator[tuple[str, _Row | None]]:
-    """Each row's place, and its values by column."""
+def _rows(path: Path, wanted: list[str] | None) -> Iterator[tuple[str, _Row | None]]:
+    """Each row's place, and its values by column; of Parquet those wanted, or all."""
     if path.suffix.lower() == ".parquet":
         with pq.ParquetFile(path, **BY_PAGES) as file:
             batches = file.iter_batches(2**12, columns=wanted)
@@ -141,7 +165,7 @@ def _rows(path: Path, wanted: list[str]) -> Iterator[tuple[str, _Row | None]]:
             yield from ((f"row {i}", row) for i, row in enumerate(rows))
     elif path.suffix.lower() == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text)
+            reader = csv.DictReader(text, skipinitialspace=True)
             yield from ((f"line {reader.line_num}", row) for row in reader)
     else:
         yield from _objects(path)

@@ -59,8 +59,8 @@ def tables() -> dict[str, str]:
             "| `--data` | classes | files wanted in `data/NAME` | from |",
             [
                 *(_files(name, source) for name, source in sources),
-                "| a path | yours | a folder of images (a subfolder a class), an `.npy`, or an "
-                "`.npz` | |",
+                "| a path | yours | a folder of images (a subfolder a class), a table of them "
+                "(`.csv`, `.jsonl`), Parquet files, an `.npy`, or an `.npz` | |",
             ],
         ),
         "use": _table(

@@ -68,6 +68,38 @@ def test_a_parquet_file(hf, tmp_path, image, label):
     np.testing.assert_array_equal(small.images, expected)
 
 
+def test_the_hub_s_own_conversion(hf, tmp_path):
+    for split, part in (("train", dataset(hf)), ("test", dataset(hf).select([0]))):
+        (tmp_path / "default" / split).mkdir(parents=True)
+        part.to_parquet(tmp_path / "default" / split / "0000.parquet")
+    images = data.load_images(tmp_path)
+    check(images)
+    train = tmp_path / "default" / "train"
+    assert images.notes[0] == f"the training set {train} is taken; not used: test"
+
+
+def test_images_that_the_library_left_where_they_were(hf, tmp_path):
+    """What the message says makes a file that holds them."""
+    for i, name in enumerate(("a", "b")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(PIXELS[i]).save(tmp_path / "images" / name / "0.png")
+    found = hf.load_dataset(
+        "imagefolder",
+        data_dir=str(tmp_path / "images"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    path = tmp_path / "set.parquet"
+    found.to_parquet(path)
+    with pytest.raises(
+        UserError, match=r"2 of 2 .*a/0.png' and does not hold it; .*: embed the im"
+    ):
+        data.load_images(path)
+    embed = hf.table.embed_table_storage
+    found.with_format("arrow").map(embed, batched=True).to_parquet(path)
+    check(data.load_images(path), PIXELS[:2], [0, 1], ("a", "b"))
+
+
 @pytest.mark.parametrize("place", [".", "data", "plain_text"])
 def test_a_clone_of_a_hub_repository(hf, tmp_path, place):
     """The training set is taken, of all its files in order, and the others are named."""

@@ -44,6 +44,8 @@ NAMES = [f"{i}.png" for i in range(4)]
         ('\ufefffile_name,label\r\n"2.png",b\r\n0.png,"a"\r\n1.png,b\r\n3,a', "ab", [1, 0, 1, 0]),
         ("label,Image\n10,2\n9,0\n10,1\n-1,3\n", ("-1", "9", "10"), [2, 1, 2, 0]),
         ('breed,id\n"b, or ""c""",2\na,0\n\na,1\na,3\n', ("a", 'b, or "c"'), [1, 0, 0, 0]),
+        ("file_name , label\n2.png, b\n0.png, a \n1.png,b\n3.png,c", "abc", [1, 0, 1, 2]),
+        ("file,label\n2.png,inf\n0.png,cat\n1.png,inf\n3.png,inf", ("cat", "inf"), [1, 0, 1, 1]),
         ("File Name,Class\n2.png,007\n0,10\n1,10\n3.png,007\n", ("007", "10"), [0, 1, 1, 0]),
     ],
 )  # fmt: skip
@@ -84,6 +86,7 @@ def test_tables_as_kaggle_has_them(tmp_path, name, place):
     (tmp_path / "notes").mkdir()
     (tmp_path / name).write_text("id,breed\n0,pug\n1,corgi\n2,pug\n3,pug\n")
     (tmp_path / "sample_submission.csv").write_text("id,pug,corgi\n7,0.5,0.5\n")
+    (tmp_path / "classes.csv").write_text("id,class\n1,dog\n")
     images = load(tmp_path)
     assert images.class_names == ("corgi", "pug")
     np.testing.assert_array_equal(images.labels, [1, 0, 1, 1])
@@ -97,7 +100,113 @@ def test_a_list_beside_classes_in_folders_is_no_table(tmp_path):
     (tmp_path / "labels.csv").write_text("wnid,words\nn01,dog\n")
     images = load(tmp_path, (0, 1))
     assert images.class_names == ("a", "b")
-    assert "(.csv)" in images.notes[0]
+    assert images.notes == (
+        f"tables that are not used: {tmp_path / 'labels.csv'}; for the labels of one, give its "
+        f"path, with columns file_name and label",
+        f"1 files of {tmp_path} are no images by their names (.csv)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", "a,b\n1,2\n"),
+        ("metadata.csv", ""),
+        ("metadata.csv", "file_name,label\n"),
+        ("metadata.csv", "file_name,caption\na/0.png,a dog\n"),
+        ("train.csv", "file_name,label\na/0.png,q\n"),
+        ("train.csv", "file_name,label\n0.png,q\n"),
+        ("train.csv", "\udcff"),
+        ("notes.parquet", "version https://git-lfs"),
+        ("a.jsonl", "["),
+    ],
+)
+def test_a_table_that_is_not_of_its_folder_leaves_the_classes_alone(tmp_path, name, text):
+    save(tmp_path, ["a/0.png", "a/1.png", "b/0.png", "b/1.png"])
+    (tmp_path / name).write_text(text, errors="surrogateescape")
+    images = load(tmp_path)
+    assert images.class_names == ("a", "b")
+    np.testing.assert_array_equal(images.labels, [0, 0, 1, 1])
+    assert images.notes[0].startswith(f"tables that are not used: {tmp_path / name}; for the lab")
+
+
+def test_arrow_and_parquet_without_images_leave_the_classes_alone(tmp_path):
+    save(tmp_path, ["a/0.png", "b/1.png"])
+    (tmp_path / "cache.arrow").write_bytes(b"ARROW1")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+    images = load(tmp_path, (0, 1))
+    assert images.class_names == ("a", "b")
+    assert images.notes[0].startswith(f"tables that are not used: {tmp_path / 'x.parquet'}; ")
+    assert images.notes[1].endswith("(.arrow, .parquet)")
+    write(tmp_path / "x.parquet")
+    (note,) = load(tmp_path).notes
+    assert note == f"{tmp_path / 'x.parquet'} is taken; not used: a, b"
+
+
+@pytest.mark.parametrize(
+    ("table", "text", "folder", "note"),
+    [
+        ("trainLabels.csv", "id,label\n{0},cat\n{1},dog\n", "train", None),
+        ("Training_set.csv", "filename,label\n{0}.png,cat\n{1}.png,dog\n", "train", None),
+        ("train.csv", "id_code,diagnosis\n{0},cat\n{1},dog\n", "train_images", None),
+        ("train.csv", "Image,Id\n{0}.png,cat\n{1}.png,dog\n", "train", None),
+        ("train/labels.csv", "image,class\n{0}.png,cat\n{1}.png,dog\n", "train", "test"),
+    ],
+)
+def test_tables_beside_folders_of_sets(tmp_path, table, text, folder, note):
+    """The training set's files are meant where others have the same names."""
+    save(tmp_path / folder, NAMES[:2])
+    (tmp_path / "test").mkdir()
+    Image.fromarray(PIXELS[2]).save(tmp_path / "test" / "0.png")
+    path = tmp_path / table
+    path.write_text(text.format(*"01"))
+    (tmp_path / "sampleSubmission.csv").write_text("id,label\n0,dog\n")
+    (tmp_path / "test.csv").write_text("id,label\n0,dog\n")
+    (tmp_path / table.replace("train/labels", "train/test")).write_text(text.format(*"01"))
+    if note is None:
+        note = f"{path} gives 2 of the 3 images in its folder; the others are not used"
+    else:
+        (tmp_path / "test.csv").unlink()
+        note = f"the training set {path.parent} is taken; not used: test"
+    images = load(tmp_path, (0, 1))
+    assert images.class_names == ("cat", "dog")
+    np.testing.assert_array_equal(images.labels, [0, 1])
+    assert images.notes == (note,)
+
+
+def test_sets_are_classes_only_with_a_note(tmp_path):
+    save(tmp_path, ["test/0.png", "train/1.png"])
+    table = tmp_path / "train" / "_classes.csv"
+    table.write_text("filename, cat, dog\n1.png, 1, 0\n")
+    images = load(tmp_path, (0, 1))
+    assert images.class_names == ("test", "train")
+    assert images.notes[:2] == (
+        f"tables that are not used: {table}; for the labels of one, give its path, with columns "
+        f"file_name and label",
+        f"the classes of {tmp_path} are test, train, which are called as parts of a data set: for "
+        f"the images of one part alone give its folder",
+    )
+    (tmp_path / "car").mkdir()
+    Image.fromarray(PIXELS[2]).save(tmp_path / "car" / "2.png")
+    table.unlink()
+    assert load(tmp_path, (2, 0, 1)).notes == ()
+
+
+def test_a_table_that_names_files_of_several_sets(tmp_path):
+    save(tmp_path, ["train/0.png", "train/1.png", "test/2.png", "train/3.png"])
+    path = tmp_path / "metadata.csv"
+    text = "file_name,label\ntrain/1.png,a\ntest/2.png,b\n./train/0.png,c\n"
+    path.write_text(text)
+    images = load(tmp_path, (1, 0))
+    assert images.class_names == ("a", "c")
+    assert images.notes == (
+        f"the training set of {path} is taken; not used: test",
+        f"{path} gives 2 of the 4 images in its folder; the others are not used",
+    )
+    (tmp_path / "train").rename(tmp_path / "val")
+    path.write_text(text.replace("train", "val"))
+    with pytest.raises(UserError, match="names files of several sets, test, validation: keep th"):
+        data.load_images(tmp_path)
 
 
 def test_images_at_every_depth_whatever_a_table_says(tmp_path):
@@ -126,7 +235,14 @@ def test_splits_in_folders(tmp_path):
         save(tmp_path / split, NAMES)
         (tmp_path / split / "metadata.csv").write_text("file_name,label\n1.png,x\n0.png,y\n")
     images = load(tmp_path, (1, 0))
-    assert images.notes == (f"the training set {tmp_path / 'train'} is taken; not used: test",)
+    table = tmp_path / "train" / "metadata.csv"
+    assert images.notes == (
+        f"the training set {tmp_path / 'train'} is taken; not used: test",
+        f"{table} gives 2 of the 4 images in its folder; the others are not used",
+    )
+    (tmp_path / "test" / "metadata.csv").unlink()
+    assert load(tmp_path, (1, 0)).notes == images.notes
+    (tmp_path / "test" / "metadata.csv").write_bytes(table.read_bytes())
     (tmp_path / "train").rename(tmp_path / "dev")
     with pytest.raises(UserError, match=r"holds several sets, dev, test: give one of them, .*/dev"):
         data.load_images(tmp_path)
@@ -148,6 +264,11 @@ GOOD = "file_name,label\n"
         (GOOD + ",a\n", "file_name in line 2 of .* is .*, no name of a file"),
         (GOOD + "0.png,a\n1.png,a\n0.png,b\n", "line 4 of .* names 0.png again, after line 2"),
         (GOOD + "0.png,0.25\n1.png,1\n", "holds 0.25: labels are integers or texts, no fractions"),
+        (GOOD + "0.png,nan\n1.png,1\n", "holds nan: take the rows out that have no label"),
+        (GOOD + "0.png,cat\n1.png,NaN\n", "holds NaN: take the rows out"),
+        (GOOD + "0.png,inf\n1.png,1\n", "holds inf: labels are integers or texts"),
+        ("file_name,label,label\n0.png,a,b\n", "has several columns label: keep the one"),
+        ("version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS, not the f"),
         (
             GOOD + "7.png,a\n0.png,a\n8.png,a\n",
             "2 of 3 files .* '7.png'; line 4 .* '8.png': there is no such file",
@@ -183,14 +304,16 @@ def test_tables_that_cannot_be_used(tmp_path, text, message):
     ("text", "message"),
     [
         ('{"file_name": "0.png", "label": 1}\n{"file_name"\n', "line 2 of .* is no JSON object"),
-        ("[1]\n[2]\n", "names the images' files"),
+        ("[1]\n[2]\n", "line 1 of .* is no JSON object: write one a line"),
+        ('[\n{"file_name": "0.png"}\n]', "line 1 of .* is no JSON object"),
+        ('{"file_name": "0.png"', "line 1 of .* is no JSON object"),
         ('{"file_name": "0.png", "label": 1.5}', "holds values of type float: labels are all int"),
         ('{"file_name": "0.png", "label": 1}\n{"file_name": "1.png", "label": "1"}', "int, str"),
         ('{"file_name": "0.png", "label": [1]}', "of type list"),
         ('{"file_name": "0.png", "label": "\\ud800"}', "holds a text that is no Unicode"),
         ('{"file_name": {"a": 1}, "label": 1}', r'file_name in line 1 of .* is {"a": 1}, no name'),
         ('{"file_name": "0.png", "label": null}', "line 1 of .* has no label"),
-        ("[" * 100_000, "names the images' files"),
+        ("[" * 100_000, "line 1 of .* is no JSON object"),
     ],
 )
 def test_json_lines_that_cannot_be_used(tmp_path, text, message):
@@ -295,6 +418,9 @@ def test_labels_that_are_no_class_of_the_file(tmp_path, label):
 def test_truncated_parquet_and_files_that_do_not_belong_together(tmp_path):
     write(tmp_path / "a.parquet")
     whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    with pytest.raises(UserError, match=r"a.parquet is a pointer of Git LFS, not the file: run"):
+        data.load_images(tmp_path)
     for content in (whole[:-20], whole[: len(whole) // 2], b"", b"PAR1" + whole[200:]):
         (tmp_path / "a.parquet").write_bytes(content)
         with pytest.raises(UserError, match=r"a.parquet cannot be read as Parquet: "):
