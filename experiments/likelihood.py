@@ -36,14 +36,16 @@ class Options:
     """Images that are cropped and resized to the size of the run's, in a folder, a table or Parquet
     files, or an .npy or .npz file; by default the images that the run trained on."""
     flat: bool = False
-    """Take the images of --data at every depth of its folder."""
+    """Take the images of --data at every depth of its folder; so it is by default where the run
+    took its own so."""
     data_dir: Path | None = None
     """Where the files of the run's data set are now, if they moved."""
     num_images: int = 64
     """How many of them, chosen at random."""
-    levels: int = 100
-    """Noise levels that the ODE is solved over, spread evenly in log-SNR; two calls of the network
-    and two of its derivative between one and the next."""
+    levels: int | None = None
+    """Noise levels that the ODE is solved over, spread evenly in log-SNR, with two calls of the
+    network and two of its derivative between one and the next; by default 100, or the run's steps
+    where these are fewer."""
     probes: int = 1
     """Random probes of the trace per image."""
     batch_size: int = 64
@@ -71,7 +73,8 @@ def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
         size = height if height == width else (height, width)
         path = expanded(options.data)
         as_it_is = path.is_file() and path.suffix.lower() in (".npy", ".npz")
-        images = data.load_images(path, None if as_it_is else size, flat=options.flat)
+        flat = options.flat or (model.config.data.flat and path.is_dir())
+        images = data.load_images(path, None if as_it_is else size, flat=flat)
         say_notes(images)
     if images.images.shape[1:] != model.shape:
         raise UserError(
@@ -85,6 +88,27 @@ def load_images(options: Options, model: run.TrainedModel) -> ImageSet:
     return images
 
 
+def chosen_steps(levels: int | None, model: run.TrainedModel) -> np.ndarray:
+    """The steps of the run's schedule that the ODE is solved over, which increase.
+
+    Args:
+      levels: how many; by default 100, or all where these are fewer.
+      model: the run's.
+
+    Raises:
+      UserError: fewer than two, or more than the schedule has.
+    """
+    schedule, most = model.sampler.schedule, model.sampler.schedule.num_steps
+    # What was trained as the original does knows nothing of step 0.
+    first = int(model.config.training.faithful)
+    if levels is not None and not 2 + first <= levels <= most:
+        raise UserError(
+            f"--levels {levels} must lie between {2 + first} and {most}, the steps of the run's "
+            f"schedule"
+        )
+    return spread_steps(clock(schedule, "log-snr"), levels or min(100, most))[first:]
+
+
 @reports_errors
 def main() -> None:
     """Parses the command line, measures, prints and writes."""
@@ -95,6 +119,7 @@ def main() -> None:
         raise UserError("seed must lie between 0 and 2^32 - 1")
     start()
     model = run.load_model(options.run_dir, options.dtype).with_data(data_dir=options.data_dir)
+    steps = chosen_steps(options.levels, model)
     name = f"step_{model.step:08d}_seed_{options.seed}"
     name += "" if options.dtype == "float32" else f"_{options.dtype}"
     folder = options.out or options.run_dir / "likelihood"
@@ -103,9 +128,6 @@ def main() -> None:
     images = load_images(options, model).images
     chosen = np.random.default_rng(options.seed).permutation(len(images))[: options.num_images]
     schedule = model.sampler.schedule
-    steps = spread_steps(clock(schedule, "log-snr"), options.levels)
-    # What was trained as the original does knows nothing of step 0.
-    steps = steps[int(model.config.training.faithful) :]
     bits = image_bits(
         RespacedDenoiser(model.denoiser, jnp.asarray(steps, jnp.int32)),
         respaced(schedule, steps),

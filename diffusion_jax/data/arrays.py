@@ -13,7 +13,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.data.checks import chunks, require_memory
+from diffusion_jax.data.checks import chunks, grey_notes, require_memory
 from diffusion_jax.data.images import FileState, ImageSet
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.storage import Store
@@ -126,9 +126,10 @@ def load(
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
     if mapped:  # an .npy has no labels, so that the images chosen are consecutive
         images = stored[chosen[0] : chosen[-1] + 1]
-        notes = _grey_notes(path, max(int(images[part].max()) for part in chunks(images)))
+        notes = grey_notes(path, images)
     else:
         images, notes = _convert(path, stored, chosen, result)
+    notes += _channel_notes(path, channels)
     if unused := ", ".join(sorted(set(found) - {name, label_name})):
         notes = (*notes, f"{path} also holds {unused}, not used: labels are called labels or y")
     return ImageSet(
@@ -167,6 +168,7 @@ def image_set(images: np.ndarray, labels: np.ndarray | None = None) -> ImageSet:
         found, class_names = _labels(labels)
     result = np.dtype(np.float32 if stored.dtype.kind == "f" else np.uint8)
     converted, notes = _convert(what, stored, range(len(stored)), result)
+    notes += _channel_notes(what, channels)
     return ImageSet(converted.reshape(-1, height, width, channels), found, class_names, notes)
 
 
@@ -306,12 +308,12 @@ def _refuse(
         raise UserError(f"{path}: images{place} is {values[first, *rest]}, {why}")
 
 
-def _grey_notes(path: Path | str, largest: float) -> tuple[str, ...]:
-    if not 0 < largest < 128:
+def _channel_notes(path: Path | str, channels: int) -> tuple[str, ...]:
+    if channels not in (2, 4):  # grey or colours, and most often transparency
         return ()
     return (
-        f"the largest grey level of {path} is {largest:.0f}, taken out of 255: if that is not its "
-        f"scale, give floats in [0, 1]",
+        f"{path} is taken as {channels} channels: if the last is transparency, give "
+        f"images[..., :{channels - 1}]",
     )
 
 
@@ -337,7 +339,7 @@ def _convert(
             whole = whole and np.array_equal(images[part], np.rint(images[part]))
         low, high = min(low, float(images[part].min())), max(high, float(images[part].max()))
     if result == np.uint8:
-        return images, _grey_notes(path, high)
+        return images, grey_notes(path, images)
     if high > 2 and whole:
         raise UserError(
             f"{path} holds floats that look like grey levels (whole numbers from {low:g} to "

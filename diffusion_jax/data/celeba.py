@@ -4,6 +4,7 @@ import io
 import re
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import chain
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from diffusion_jax.data import layouts
-from diffusion_jax.data.faults import Faults
+from diffusion_jax.data.faults import Faults, with_others
 from diffusion_jax.data.images import UNREADABLE, ImageSet, crop_and_resize, open_image
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.source import Defaults, Source
@@ -97,12 +98,8 @@ def load(data_dir: Path, image_size: int, selection: Selection, store: Store) ->
             raise _not_whole(data_dir, used, names, missing)
 
         def fill(images: np.ndarray) -> None:
-            bar = track(names, "Reading CelebA", console=Console(stderr=True), transient=True)
-            damaged = Faults()
-            for place, name in enumerate(bar):
-                with damaged.collected():
-                    images[place] = _face(used, name, image_size)
-            damaged.refuse("images of CelebA", len(names))
+            for place, face in _faces(used, names, image_size):
+                images[place] = face
 
         sources = source_files(*(each.path for each in used), list_path)
         key = ["celeba", sources, classes, selection.first, selection.count]
@@ -143,11 +140,13 @@ def _not_whole(
     held = " and ".join(
         f"{each.path} holds {sum(name in each.members for name in names)} of them" for each in used
     )
-    return UserError(
+    text = (
         f"CelebA is not whole in {data_dir}: {len(missing)} of the {len(names)} images wanted are "
         f"missing, the first {min(missing)}; {held or layouts.what_lies(data_dir, _KNOWN)}; put "
         f"{ARCHIVE} there as it is, or unpack all of it: {URL}"
     )
+    present = sorted({*names} - {*missing})
+    return with_others(text, lambda: deque(_faces(used, present, WIDTH), maxlen=0))
 
 
 def _attributes(data_dir: Path, holders: list[_Holder]) -> tuple[Path, list[str], np.ndarray]:
@@ -202,6 +201,19 @@ def _parsed(where: tuple[_Holder, str]) -> tuple[Path, list[str], np.ndarray]:
         ) from error
     path = holder.path if holder.archive is not None else holder.path / file
     return path, names, np.array(male, bool)
+
+
+def _faces(
+    holders: list[_Holder], names: list[str], image_size: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The places and the pixels of the images that can be read; at the end the others are told."""
+    bar = track(names, "Reading CelebA", console=Console(stderr=True), transient=True)
+    damaged = Faults()
+    for place, name in enumerate(bar):
+        with damaged.collected():
+            face = _face(holders, name, image_size)
+            yield place, face
+    damaged.refuse("images of CelebA", len(names))
 
 
 def _face(holders: list[_Holder], name: str, image_size: int) -> np.ndarray:

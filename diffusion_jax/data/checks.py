@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 
@@ -42,6 +43,29 @@ def chunks(images: np.ndarray) -> list[slice]:
     """Stretches of some images each, so that what is computed of a stretch stays small."""
     step = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
     return [slice(start, start + step) for start in range(0, len(images), step)]
+
+
+def grey_notes(what: Path | str, images: np.ndarray) -> tuple[str, ...]:
+    """A note on grey levels that are dark throughout, as those on another scale than 255 are.
+
+    Images are looked through until one is bright, so that of most files little is read.
+
+    Args:
+      what: what holds the images.
+      images: uint8 (n, ...), in memory or mapped.
+
+    Returns:
+      One note where no level reaches 128, else none.
+    """
+    largest = 0
+    for part in chunks(images):
+        largest = max(largest, int(images[part].max()))
+        if largest >= 128:
+            return ()
+    return (
+        f"the largest grey level of {what} is {largest}, taken out of 255: if that is not its "
+        f"scale, multiply the levels so that white is 255",
+    )
 
 
 def check(images: ImageSet) -> list[str]:

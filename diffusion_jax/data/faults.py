@@ -1,7 +1,7 @@
 """What is wrong with the files of a set: all of it is said at once."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from diffusion_jax.errors import UserError
@@ -47,6 +47,15 @@ class Faults:
             named = "; ".join(text.removesuffix(advice) for text in texts[:_SHOWN])
             more = f"; and {len(self) - _SHOWN} more" if len(self) > _SHOWN else ""
             raise UserError(f"{len(self)} of {total} {what} cannot be used: {named}{more}{advice}")
+
+
+def with_others(text: str, check: Callable[[], object]) -> UserError:
+    """The error that a text says, followed by what a check finds wrong with all else."""
+    try:
+        check()
+    except UserError as error:
+        text = f"{text}; besides, {error}"
+    return UserError(text)
 
 
 def _shared_advice(texts: list[str]) -> str:

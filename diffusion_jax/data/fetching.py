@@ -78,8 +78,8 @@ def fetch(
       UserError: no such class; no room; a server that does not answer, or has another file; a file
         in the way; a folder that cannot be written to.
     """
-    if mirror is not None and urlsplit(mirror).scheme not in ("http", "https"):
-        raise UserError(f"--mirror {mirror} must begin with https:// or http://")
+    if mirror is not None:
+        _check_mirror(mirror)
     files = published(fetched.listed)
     wanted = {}
     for name in fetched.names(classes):
@@ -106,6 +106,22 @@ def fetch(
             say(f"{folder}: unpacked from {file.url}, SHA-256 as published")
 
 
+def _check_mirror(mirror: str) -> None:
+    try:
+        parts = urlsplit(mirror)
+        whole = bool(parts.hostname) and parts.port != 0  # a bad port is noticed as it is read
+    except ValueError as error:
+        raise UserError(
+            f"--mirror {mirror} is no address ({error}): give one such as https://host/folder"
+        ) from error
+    if parts.scheme not in ("http", "https"):
+        raise UserError(f"--mirror {mirror} must begin with https:// or http://")
+    if not whole:
+        raise UserError(
+            f"--mirror {mirror} names no host: give an address such as https://host/folder"
+        )
+
+
 def _held(fetched: Fetched, data_dir: Path, name: str, file: Published) -> Path | None:
     """Where the folder holds a file, or what is in it."""
     target = data_dir / name
@@ -117,7 +133,14 @@ def _held(fetched: Fetched, data_dir: Path, name: str, file: Published) -> Path 
 
 def _check_digest(path: Path, file: Published) -> None:
     """Refuses a file that is there and is not the published one."""
-    if (digest := _sha256(path)) != file.sha256:
+    try:
+        digest = _sha256(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} is there, but cannot be read as a file ({error.strerror}); move it away or "
+            f"name another folder with --data-dir"
+        ) from error
+    if digest != file.sha256:
         raise UserError(
             f"{path} is there, but is not the published file: its SHA-256 is {digest}, not "
             f"{file.sha256}; move it away or name another folder with --data-dir"
@@ -151,8 +174,12 @@ def _partial(target: Path) -> Path:
 def _bring(target: Path, file: Published, unpack: Unpack | None = None) -> Path:
     """Brings one file, and unpacks it if it is to be."""
     partial = _partial(target)
+    if partial.is_symlink() or (partial.exists() and not partial.is_file()):
+        raise UserError(
+            f"{partial} is a link or a folder, and what comes would be written there: move it away"
+        )
     try:
-        with partial.open("ab") as content:
+        with open(partial, "ab", opener=_follow_no_link) as content:
             _lock(content, target)
             resumed = content.tell() > 0
             _download(content, file, target)
@@ -178,6 +205,10 @@ def _bring(target: Path, file: Published, unpack: Unpack | None = None) -> Path:
         raise unwritten(partial, error) from error
 
 
+def _follow_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def _lock(content: IO[bytes], target: Path) -> None:
     """Refuses a file that another process is bringing; it is given up as the file is closed."""
     try:
@@ -196,6 +227,13 @@ def _download(content: IO[bytes], file: Published, target: Path) -> None:
                 if size > file.size:
                     content.truncate(0)
                 _receive(session, content, file, lambda done: bar.update(task, completed=done))
+            except UserError:
+                raise
+            except (requests.TooManyRedirects, ValueError) as error:  # an address that is none
+                raise UserError(
+                    f"{file.url} cannot be fetched ({str(error)[:300]}); look whether the address "
+                    f"is right, or name another with --mirror"
+                ) from error
             except (_Break, *_NETWORK) as error:
                 size = content.seek(0, os.SEEK_END)
                 tries = 0 if size > most else tries + 1

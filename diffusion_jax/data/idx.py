@@ -22,7 +22,9 @@ _UNSIGNED_BYTES = 0x08
 _MOST_IMAGES = 1_000_000
 _GZIP = b"\x1f\x8b"
 # Folders of other sets, whose files have the same names.
-_OTHER_SET = re.compile(r"fashion|kuzushiji|(?<![a-z])(k|e|q|n|not)[-_ ]?mnist", re.IGNORECASE)
+_OTHER_SET = re.compile(
+    r"fashion|zalando|kuzushiji|(?<![a-z])(k|e|q|n|not)[-_ ]?mnist", re.IGNORECASE
+)
 _KNOWN = {
     f"(?i).*({_OTHER_SET.pattern}).*": "{path} is another set, whose files are called the same",
     r"(?i)(archive|.*mnist.*)\.zip": "{path} is still packed: {unzip}",

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from diffusion_jax.data import arrays, layouts
-from diffusion_jax.data.faults import Faults
+from diffusion_jax.data.faults import Faults, with_others
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.source import Defaults, Source
@@ -69,12 +70,14 @@ def load(data_dir: Path, size: int, selection: Selection, store: Store) -> Image
     starts = np.cumsum([0, *map(len, labels)])
 
     def fill(images: np.ndarray) -> None:
-        rank = np.argsort(order)
+        rank, faults = np.argsort(order), Faults()
         for path, first, last in zip(paths, starts[:-1], starts[1:], strict=True):
             low, high = np.searchsorted(order[rank], [first, last])
             inside = rank[low:high]
-            for k, rows in _rows(path, order[inside] - first, size):
-                images[inside[k]] = rows
+            with faults.collected():
+                for k, rows in _rows(path, order[inside] - first, size):
+                    images[inside[k]] = rows
+        faults.refuse(f"batches in {data_dir}", len(paths))
 
     shape = (len(order), size, size, 3)
     key = [f"imagenet{size}", source_files(*paths), names, selection.first, selection.count]
@@ -96,22 +99,37 @@ def _batches(data_dir: Path, size: int) -> tuple[list[Path], list[np.ndarray]]:
     for path in layouts.found(data_dir, *wanted):
         copies.setdefault(path.name, []).append(path)
     if missing := [name for name in wanted if name not in copies]:
-        raise UserError(
+        text = (
             f"down-sampled ImageNet was not found: {data_dir} should hold {wanted[0]} to "
             f"{wanted[-1]}, of which {len(missing)} are missing, the first {missing[0]}; "
             f"{layouts.what_lies(data_dir, _known(size))}. Get {' and '.join(_archives(size))} "
             f"(the npz version, not the pickles) from {URL}, unpack it there or name its folder "
             f"with --data-dir"
         )
+        raise with_others(text, lambda: _usable(data_dir, copies, size, whole=True))
+    return _usable(data_dir, {name: copies[name] for name in wanted}, size)
+
+
+def _usable(
+    data_dir: Path, copies: dict[str, list[Path]], size: int, whole: bool = False
+) -> tuple[list[Path], list[np.ndarray]]:
+    """A usable copy of each batch, and its labels.
+
+    The images are read through too where something is wrong with other batches (or `whole`), so
+    that all is said at once.
+    """
     faults, paths, labels = Faults(), [], []
-    for name in wanted:
+    for name, paths_of_it in copies.items():
         with faults.collected():
             path, ids = layouts.first_usable(
-                copies[name], lambda path: (path, _labels(path, size)), name
+                paths_of_it, lambda path: (path, _labels(path, size)), name
             )
             paths.append(path)
             labels.append(ids)
-    faults.refuse(f"batches in {data_dir}", len(wanted))
+    for path, ids in zip(paths, labels, strict=True) if faults or whole else ():
+        with faults.collected():
+            deque(_rows(path, np.array([len(ids) - 1]), size), maxlen=0)
+    faults.refuse(f"batches in {data_dir}", len(copies))
     return paths, labels
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from diffusion_jax.errors import UserError
 
@@ -161,7 +161,7 @@ def require_images(held: str, available: int, first: int, count: int) -> None:
         )
 
 
-def open_image(source: Path | IO[bytes], formats: tuple[str, ...]) -> Image.Image:
+def open_image(source: IO[bytes], formats: tuple[str, ...]) -> Image.Image:
     """Opens an image, of which only the header is read, and refuses absurd ones.
 
     Args:
@@ -176,7 +176,25 @@ def open_image(source: Path | IO[bytes], formats: tuple[str, ...]) -> Image.Imag
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of damaged EXIF, which nobody reads here
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(source, formats=formats)
+        try:
+            return Image.open(source, formats=formats)
+        except UnidentifiedImageError as error:
+            raise ValueError(_reason(source, formats)) from error
+
+
+def _reason(file: IO[bytes], formats: tuple[str, ...]) -> str:
+    """Why none of these formats is that of a file: Pillow itself says no more than that."""
+    file.seek(0)
+    beginning = file.read(16)
+    for name in formats:
+        reader, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(beginning) is True:
+            file.seek(0)
+            try:
+                reader(file, "")
+            except Exception as error:  # whatever a damaged header makes Pillow raise
+                return f"{name}: {error}"
+    return f"it is none of {', '.join(formats)}" if len(formats) > 1 else f"it is no {formats[0]}"
 
 
 def crop_and_resize(image: Image.Image, side: int, size: int) -> np.ndarray:

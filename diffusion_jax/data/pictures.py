@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from rich.console import Console
 from rich.progress import track
 
-from diffusion_jax.data.checks import require_memory
+from diffusion_jax.data.checks import grey_notes, require_memory
 from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.images import UNREADABLE, FileState, fit, open_image
 from diffusion_jax.data.orientation import size_as_seen, upright
@@ -127,7 +127,7 @@ def load(
         damaged pixels); images of different sizes without image_size, or smaller than it; too many
         images for the memory.
     """
-    headers = _headers(what, pictures)
+    headers = _headers(what, pictures, image_size)
     width, height = _common_size(pictures, [header.size for header in headers], image_size)
     mode, channels = ("L", 1) if all(header.grey for header in headers) else ("RGB", 3)
     shape = (len(pictures), height, width, channels)
@@ -162,7 +162,7 @@ def load(
         images, file = stored(store, shape, fill, key)
     count = counted[0] if counted else _transparent(translucent, memo)
     text = f"{count} of {len(pictures)} images have transparency, which was dropped"
-    return Loaded(images, file, (text,) if count else ())
+    return Loaded(images, file, (*grey_notes(what, images), *([text] if count else [])))
 
 
 # Changes where the same files are read into other pixels than by the version before, so that none
@@ -190,14 +190,16 @@ def _watched(pictures: Sequence[Picture], text: str) -> Iterable[Picture]:
     return track(pictures, text, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _headers(what: str, pictures: Sequence[Picture]) -> list[Header]:
+def _headers(what: str, pictures: Sequence[Picture], image_size: ImageSize | None) -> list[Header]:
     """The headers of all, or one error that names all that cannot be used."""
     faults, headers, whole = Faults(), [], []
     for picture in _watched(pictures, "Reading headers"):
         with faults.collected():
             headers.append(inspect(picture))
             whole.append(picture)
-    if faults:  # the pixels of the others too, so that all that is wrong is said at once
+    if faults and whole:  # all else that is wrong with the others is said at once
+        with faults.collected():
+            _common_size(whole, [header.size for header in headers], image_size)
         for picture in _watched(whole, "Reading images"):
             with faults.collected():
                 _read(picture, "RGB", None)
@@ -232,28 +234,12 @@ def _naming(picture: Picture) -> Iterator[None]:
 @contextmanager
 def _opened(picture: Picture) -> Iterator[Image.Image]:
     source = picture.source
-    with _naming(picture), source.open("rb") if isinstance(source, Path) else source() as file:
-        try:
-            image = open_image(file, FORMATS)
-        except UnidentifiedImageError as error:
-            raise ValueError(_reason(file)) from error
-        with image:
-            yield image
-
-
-def _reason(file: IO[bytes]) -> str:
-    """Why no format of ours is that of a file: Pillow itself says no more than that."""
-    file.seek(0)
-    beginning = file.read(16)
-    for name in FORMATS:
-        reader, accepts = Image.OPEN[name]
-        if accepts is not None and accepts(beginning) is True:
-            file.seek(0)
-            try:
-                reader(file, "")
-            except Exception as error:  # whatever a damaged header makes Pillow raise
-                return f"{name}: {error}"
-    return f"it is none of {', '.join(FORMATS)}"
+    with (
+        _naming(picture),
+        source.open("rb") if isinstance(source, Path) else source() as file,
+        open_image(file, FORMATS) as image,
+    ):
+        yield image
 
 
 def _bits(image: Image.Image) -> int:

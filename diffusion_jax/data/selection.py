@@ -7,6 +7,7 @@ import numpy as np
 
 from diffusion_jax.data.images import require_images
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.text import shown
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,20 @@ class Selection:
     def of(self, source: str, names: Sequence[str]) -> list[int]:
         """The classes wanted, as indices into the source's own.
 
+        A name that is not printable may be given as it is shown, see `text.shown`.
+
         Raises:
-          UserError: a class that the source does not have.
+          UserError: a class that the source does not have, or one given twice.
         """
-        if unknown := [name for name in self.classes if name not in names]:
+        places = {shown(name): place for place, name in enumerate(names)}
+        places |= {name: place for place, name in enumerate(names)}
+        if unknown := [name for name in self.classes if name not in places]:
             held = f"its classes are {', '.join(names)}" if names else "it has no classes"
             raise UserError(f"{source} has no class {', '.join(unknown)}; {held}")
-        return [names.index(name) for name in self.classes] or list(range(len(names)))
+        wanted = [places[name] for name in self.classes]
+        if len(set(wanted)) < len(wanted):
+            raise UserError(f"classes = {self.classes} must name each class once")
+        return wanted or list(range(len(names)))
 
     def ranks(self, held: str, available: int) -> slice:
         """The ranks wanted of a class.

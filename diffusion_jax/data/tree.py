@@ -1,6 +1,7 @@
 """What lies in a folder of people's own, but for what nobody put there."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _LEFTOVERS = {
     "@recently-snapshot",
     "~snapshot",  # NetApp
     "lost+found",  # ext4
+    "lost.dir",  # Android
     "$recycle.bin",  # Windows
     "recycler",
     "system volume information",
@@ -30,6 +32,8 @@ _LEFTOVERS = {
     "desktop.ini",
     "__pycache__",
 }
+# What disk checks of Windows recover; Synology's attributes of a file, after its name or alone.
+_PATTERNS = re.compile(r"found\.\d+|.*@syno(resource|eastream)", re.IGNORECASE | re.DOTALL)
 
 
 def entries(folder: Path | str) -> list[Entry]:
@@ -55,7 +59,7 @@ def _is_wanted(entry: Entry) -> bool:
     name = entry.name
     if name == "prepared" and is_folder(entry):  # by default it lies in the folder of the data
         return not all(map(_is_prepared, os.listdir(entry.path)))
-    return not (name.startswith(".") or name.lower() in _LEFTOVERS)
+    return not (name.startswith(".") or name.lower() in _LEFTOVERS or _PATTERNS.fullmatch(name))
 
 
 def _is_prepared(name: str) -> bool:

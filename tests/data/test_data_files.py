@@ -406,6 +406,18 @@ def test_values_on_another_scale_are_noted(tmp_path):
     assert "is 16, taken out of 255" in note
 
 
+@pytest.mark.parametrize(("channels", "fewer"), [(2, 1), (4, 3)])
+def test_channels_that_may_be_transparency_are_noted(tmp_path, channels, fewer):
+    pixels = np.stack([GREY] * channels, axis=-1)
+    path = save_npy(tmp_path, pixels)
+    text = f"is taken as {channels} channels: if the last is transparency, give images[..., "
+    for images, name in ((arrays.load(path), path), (arrays.image_set(pixels), "the array of")):
+        np.testing.assert_array_equal(images.images, pixels)
+        (note,) = images.notes
+        assert note.startswith(str(name))
+        assert note.endswith(f"{text}:{fewer}]")
+
+
 def test_other_paths(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         data.load_images(tmp_path / "minst")

@@ -152,7 +152,9 @@ def test_what_is_there_of_celeba_is_said(tmp_path, faces, names, text):
     shutil.copy(source / "packed" / LIST, tmp_path)
     (tmp_path / FACES).mkdir()
     for name in names:
-        (tmp_path / FACES / name).write_bytes(b"content")
+        (tmp_path / FACES / name).write_bytes(
+            (source / "unpacked" / FACES / name).read_bytes() if ".jpg" in name else b"content"
+        )
     with pytest.raises(UserError, match=text) as error:
         load_faces(tmp_path)
     assert "again" not in str(error.value)
@@ -168,6 +170,20 @@ def test_all_damaged_faces_are_named_at_once(tmp_path, faces):
     ) as error:
         load_faces(tmp_path)
     assert "000002" not in str(error.value)
+
+
+def test_missing_and_damaged_faces_are_told_together(tmp_path, faces):
+    source, _ = faces
+    shutil.copytree(source / "unpacked", tmp_path, dirs_exist_ok=True)
+    (tmp_path / FACES / "000001.jpg").unlink()
+    (tmp_path / FACES / "000004.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError) as error:
+        load_faces(tmp_path)
+    message = str(error.value)
+    assert "1 of the 4 images wanted are missing, the first 000001.jpg; " in message
+    reason = "is no aligned face of CelebA, 178 x 218 pixels (it is no JPEG); "
+    assert f"; besides, 000004.jpg of {tmp_path / FACES} {reason}" in message
+    assert "000002" not in message
 
 
 # CIFAR-10
@@ -388,6 +404,29 @@ def test_what_is_there_of_imagenet_is_said(tmp_path, name, text):
     path.write_bytes(b"content")
     with pytest.raises(UserError, match=text.format(tmp_path=tmp_path)):
         data.load(DataConfig("imagenet32", ("seashore",), 1, image_size=32, data_dir=tmp_path))
+
+
+def test_missing_and_damaged_batches_are_told_together(tmp_path):
+    pixels = RNG.integers(0, 256, (240, 32, 32, 3), dtype=np.uint8)
+    write_batches(tmp_path, pixels, np.array([7, 367] * 120))
+    config = DataConfig("imagenet32", ("seashore",), 120, image_size=32, data_dir=tmp_path)
+    batches = [tmp_path / f"train_data_batch_{number}.npz" for number in range(1, 11)]
+    for batch in (batches[1], batches[8]):  # an image's byte, which the archive's sum tells
+        content = bytearray(batch.read_bytes())
+        content[70_000] ^= 1
+        batch.write_bytes(content)
+    with pytest.raises(UserError, match=r"^2 of 10 batches in .*batch_2.npz .*batch_9.npz .*CRC"):
+        data.load(config)
+    batches[4].write_bytes(b"no archive")
+    with pytest.raises(UserError, match=r"^3 of 10 batches .*batch_5.npz .*_2.npz .*_9.npz"):
+        data.load(config)
+    batches[6].unlink()
+    with pytest.raises(
+        UserError,
+        match=r"of which 1 are missing, the first train_data_batch_7.npz; .*; besides, "
+        r"3 of 9 batches .*batch_5.npz .*_2.npz .*_9.npz",
+    ):
+        data.load(config)
 
 
 # LSUN

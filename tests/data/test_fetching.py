@@ -251,11 +251,46 @@ def test_a_mirror_and_the_digest_that_it_is_held_against(mnist, server):
     bring("mnist_full", mnist, mirror=mirror)
     assert [path for path, _ in server.asked] == [f"/deep/{name}" for name in NAMES]
     assert contents(mnist) == server.content
-    with pytest.raises(UserError, match=r"--mirror localhost:1 must begin with https:// or http"):
-        bring("mnist_full", mnist / "new", mirror="localhost:1")
+
+
+@pytest.mark.parametrize(
+    ("mirror", "message"),
+    [
+        ("localhost:1", "must begin with https:// or http://"),
+        ("http://[::1", r"is no address \(Invalid IPv6 URL\): give one such as https://host/fol"),
+        ("http://host:99999/a", r"is no address \(Port out of range 0-65535\)"),
+        ("http://host:port", "is no address"),
+        ("https://", "names no host: give an address such as"),
+        ("http://:80/a", "names no host"),
+    ],
+)
+def test_a_mirror_that_is_no_address(mnist, mirror, message):
+    with pytest.raises(UserError, match=rf"--mirror {re.escape(mirror)} {message}"):
+        bring("mnist_full", mnist, mirror=mirror)
+    assert not mnist.exists()
 
 
 # What is refused
+
+
+def leads_to(address):
+    return lambda handler, content, start: handler.send(302, b"", Location=address)
+
+
+def leads_to_itself(handler, content, start):
+    handler.server.answers.append(leads_to_itself)
+    handler.send(302, b"", Location=handler.path)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [leads_to_itself, *map(leads_to, ("file:///etc/hosts", "http://[::1", "http://a:99999/"))],
+)
+def test_an_address_that_leads_nowhere_is_not_tried_again(mnist, server, answer, monkeypatch):
+    monkeypatch.setattr(fetching, "_WAITS", None)
+    server.answers = [answer]
+    with pytest.raises(UserError, match=r"cannot be fetched \(.*; look whether the address is r"):
+        bring("mnist_full", mnist)
 
 
 def changed(handler, content, start):
@@ -350,6 +385,35 @@ def test_a_file_in_the_way_is_left_as_it_is(mnist, server):
         bring("mnist_full", mnist)
     assert contents(mnist) == {NAMES[1]: b"mine"}
     assert not server.asked
+
+
+def test_a_folder_in_the_way_is_left_as_it_is(mnist, server):
+    (mnist / NAMES[0] / "mine").mkdir(parents=True)
+    with pytest.raises(
+        UserError,
+        match=rf"{NAMES[0]} is there, but cannot be read as a file \(Is a dir",
+    ):
+        bring("mnist_full", mnist)
+    assert (mnist / NAMES[0] / "mine").is_dir()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_in_the_way_is_not_followed(mnist, server, tmp_path, there):
+    mnist.mkdir()
+    outside = tmp_path / "outside"
+    if there:
+        outside.write_bytes(b"mine")
+    partial = mnist / f"{NAMES[0]}.partial"
+    partial.symlink_to(outside)
+    with pytest.raises(UserError, match=rf"{partial} is a link or a folder, .*: move it away"):
+        bring("mnist_full", mnist)
+    assert outside.exists() == there
+    assert not there or outside.read_bytes() == b"mine"
+    with pytest.raises(OSError, match="symbolic link"):  # made after the look
+        fetching._follow_no_link(str(partial), os.O_WRONLY | os.O_CREAT)
+    partial.unlink()
+    bring("mnist_full", mnist)
+    assert contents(mnist) == server.content
 
 
 def test_files_in_another_layout_are_not_fetched(mnist, server, tmp_path):

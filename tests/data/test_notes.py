@@ -14,6 +14,7 @@ from diffusion_jax import data, forking
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.notes import say_notes
 from diffusion_jax.errors import UserError
+from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training import outputs, run
 from experiments import convert, likelihood
 from experiments.train_lsun import parse
@@ -34,7 +35,7 @@ def sources(tmp_path):
     return {
         tmp_path / "binary.npy": (
             f"the largest grey level of {tmp_path / 'binary.npy'} is 1, taken out of 255: if that "
-            f"is not its scale, give floats in [0, 1]",
+            f"is not its scale, multiply the levels so that white is 255",
         ),
         tmp_path / "label.npz": (
             f"{tmp_path / 'label.npz'} also holds label, not used: labels are called labels or y",
@@ -122,6 +123,38 @@ def test_one_process_of_several_says_them_legibly(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_likelihood_takes_a_folder_as_the_run_took_its_own(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    Image.fromarray(GREY[0]).save(tmp_path / "a" / "b" / "0.png")
+    np.save(tmp_path / "one.npy", GREY[:1])
+    model = _model(
+        parse(["--preset", "sample", "--data", "x", "--flat"]), ImageSet(GREY[..., None], None, ())
+    )
+    for path in (tmp_path, tmp_path / "one.npy"):
+        found = likelihood.load_images(likelihood.Options(tmp_path, data=path), model)
+        np.testing.assert_array_equal(found.images, GREY[:1, ..., None])
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_likelihood_takes_no_more_levels_than_the_run_has(faithful):
+    training = SimpleNamespace(faithful=faithful)
+    model = SimpleNamespace(
+        sampler=SimpleNamespace(schedule=linear_schedule(40)),
+        config=SimpleNamespace(training=training),
+    )
+    np.testing.assert_array_equal(likelihood.chosen_steps(None, model), np.arange(faithful, 40))
+    fewest = likelihood.chosen_steps(2 + faithful, model)
+    assert len(fewest) == 2
+    assert fewest[-1] == 39
+    for levels in (41, 1 + faithful, 0):
+        with pytest.raises(
+            UserError, match=rf"--levels {levels} must lie between {2 + faithful} and 40, the steps"
+        ):
+            likelihood.chosen_steps(levels, model)
+    model.sampler.schedule = linear_schedule(1000)
+    assert len(likelihood.chosen_steps(None, model)) == 100 - faithful
+
+
 @pytest.mark.parametrize("size", [(16, 24), (24, 16), (16, 16)])
 def test_likelihood_reads_a_folder_at_the_runs_own_size(tmp_path, size):
     """Square or not: what is larger is cut to the run's shape, and what is as large is as it is."""
@@ -135,7 +168,8 @@ def test_likelihood_reads_a_folder_at_the_runs_own_size(tmp_path, size):
     rim[int(width >= height)] = (6, 6)
     larger = np.pad(own.repeat(2, 0).repeat(2, 1), rim, constant_values=255)
     Image.fromarray(larger).save(tmp_path / "larger" / "0.png")
-    model = SimpleNamespace(shape=(height, width, 1))
+    config = parse(["--preset", "sample"])
+    model = SimpleNamespace(shape=(height, width, 1), config=config)
     options = likelihood.Options(tmp_path, data=tmp_path / "same")
     found = likelihood.load_images(options, model)
     np.testing.assert_array_equal(found.images, own[None, ..., None])
@@ -145,7 +179,7 @@ def test_likelihood_reads_a_folder_at_the_runs_own_size(tmp_path, size):
     found = likelihood.load_images(options, model)
     np.testing.assert_array_equal(found.images, expected[None, ..., None])
     if height != width:
-        turned = SimpleNamespace(shape=(width, height, 1))
+        turned = SimpleNamespace(shape=(width, height, 1), config=config)
         options = likelihood.Options(tmp_path, data=tmp_path / "same")
         wrong = (
             rf"0.png is {width} x {height} pixels, smaller than image_size = \({width}, {height}\)"

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tifffile
 from PIL import Image
+from source_files import write_idx
 
 from diffusion_jax import data
 from diffusion_jax.config import DataConfig
-from diffusion_jax.data import folder, pictures
+from diffusion_jax.data import checks, folder, pictures
 from diffusion_jax.data.faults import Faults
 from diffusion_jax.data.pictures import Picture
 from diffusion_jax.errors import UserError
@@ -173,6 +176,16 @@ def test_faults_of_all_kinds_are_named_together(tmp_path, monkeypatch):
         assert error.match(part)
 
 
+def test_a_wrong_size_is_named_beside_a_damaged_file(tmp_path):
+    write_jpegs(tmp_path, 3)
+    (tmp_path / "01.jpg").write_bytes(b"")
+    Image.fromarray(PIXELS[0, :7, :9]).save(tmp_path / "03.png")
+    with pytest.raises(UserError, match=r"2 of 4 images .*01.jpg cannot .*; .*03.png is 9 x 7 pix"):
+        folder.load(tmp_path)
+    with pytest.raises(UserError, match=r"2 of 4 .*01.jpg cannot .*03.png is 9 x 7 .* enlarged"):
+        folder.load(tmp_path, 8)
+
+
 def test_a_file_that_goes_away_after_its_header_is_named(tmp_path, monkeypatch):
     write_jpegs(tmp_path / "imgs", 3)
     headers = pictures._headers
@@ -235,6 +248,42 @@ def test_the_odd_sizes_are_counted_against_the_common_one(tmp_path):
         r"--image-size 7 \(or less\)",
     ):
         folder.load(tmp_path)
+
+
+# Dark images
+
+
+@pytest.mark.parametrize("largest", [0, 1, 127, 128])
+def test_images_on_another_scale_are_noted_from_wherever_they_come(tmp_path, largest, monkeypatch):
+    """In PNG, bytes, idx files and arrays; in memory, mapped, and mapped from a former start."""
+    levels = np.zeros((4, 28, 28), np.uint8)
+    levels[2, 3, 4] = largest
+    imgs = tmp_path / "imgs"
+    imgs.mkdir()
+    for i, image in enumerate(levels):
+        Image.fromarray(image).save(imgs / f"{i}.png")
+    files = sorted(imgs.iterdir())
+    rows = [{"image": {"bytes": path.read_bytes()}, "label": "a"} for path in files]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    write_idx(tmp_path / "idx", levels, [0, 0, 0, 0])
+    np.save(tmp_path / "images.npy", levels)
+    monkeypatch.setattr(checks, "_CHUNK_BYTES", 28 * 28)  # an image at a time
+    for name in ("imgs", "rows.parquet", "idx", "images.npy"):
+        what = tmp_path / name
+        text = (
+            f"the largest grey level of {what} is {largest}, taken out of 255: if that is not its "
+            f"scale, multiply the levels so that white is 255"
+        )
+        expected = (text,) if largest < 128 else ()
+        config = DataConfig(
+            str(what), (), None, image_size=None, data_dir=tmp_path / f"{name} data"
+        )
+        assert data.load(config).notes == expected
+        for _ in range(2):
+            mapped = data.load(replace(config, memory_gib=0))
+            assert mapped.notes == expected
+            assert isinstance(mapped.images, np.memmap) == (name != "idx")
+            np.testing.assert_array_equal(mapped.images[..., 0], levels)
 
 
 # Transparency

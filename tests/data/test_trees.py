@@ -132,6 +132,11 @@ LEFTOVERS = [
     "@tmp/0.png",
     "#recycle/0.png",
     "lost+found/0.png",
+    "LOST.DIR/0.png",
+    "found.000/0.png",
+    "FOUND.012/0.png",
+    "@SynoResource/0.png",
+    "0.png@SynoEAStream",
     "$RECYCLE.BIN/0.png",
     "$Recycle.Bin/S-1-5-21/0.png",
     "System Volume Information/0.png",
@@ -255,6 +260,12 @@ def test_names_that_are_not_utf8(tmp_path):
     images = folder.load(tmp_path)
     assert images.class_names == (name, "zoo")
     assert len(folder.load(tmp_path, flat=True).images) == 3
+    for given in (name, r"caf\xe9"):  # as it is, and as it is shown
+        assert data.load_images(tmp_path, classes=("zoo", given)).class_names == ("zoo", name)
+    with pytest.raises(UserError, match="must name each class once"):
+        data.load_images(tmp_path, classes=(name, r"caf\xe9"))
+    save(tmp_path, "caf\\xe9/0.png")  # whose own name is what the other is shown as
+    assert data.load_images(tmp_path, classes=(r"caf\xe9",)).class_names == (r"caf\xe9",)
     (tmp_path / name / "0.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"0.png cannot be read as an image"):
         folder.load(tmp_path)
