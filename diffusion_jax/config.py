@@ -23,8 +23,8 @@ class DataConfig:
 
     data: str = "lsun"
     """The name of a data set (data.SOURCES holds them, and commands list them above), or a path: a
-    folder of images (a subfolder a class), an .npy or an .npz. docs/data.md says which files each
-    needs and where they come from."""
+    folder of images (a subfolder a class), a table of images, Parquet, an .npy or an .npz.
+    docs/data.md says which files each needs and where they come from."""
     classes: tuple[str, ...] = ("church_outdoor", "conference_room")
     """The classes: LSUN categories, digits, WordNet names and so on; of a path, all by default."""
     images_per_class: int | None = 20_000

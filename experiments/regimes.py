@@ -1,7 +1,7 @@
 """Speciation and collapse of a data set: python -m experiments.regimes --data DATA [--out DIR].
 
 DATA is the name of a data set, as docs/data.md describes them, a folder of images (a subfolder a
-class), or an .npy or .npz file of images and labels. No training is needed: the answers come from
+class), a table of images, Parquet, or an .npy or .npz file of images and labels. No training is needed: the answers come from
 the data's covariance and from their exact empirical score. Prints a table, and writes result.json,
 the figures and report.html, which shows them all.
 """
@@ -37,7 +37,8 @@ class Options:
     """Measures speciation and collapse of a data set, without training."""
 
     data: str
-    """A data set of the list above, or the path of a folder of images, an .npy or an .npz."""
+    """A data set of the list above, or the path of a folder of images, a table of them, Parquet,
+    an .npy or an .npz."""
     out: Path | None = None
     """Folder for result.json, the figures and report.html; by default runs/regimes/NAME, or
     NAME-DIGEST where other data of that name were first."""
