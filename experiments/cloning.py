@@ -44,8 +44,8 @@ class Options:
     run_dir: Annotated[Path, tyro.conf.Positional]
     """The run's folder, as experiments.train_lsun or experiments.convert writes it."""
     data: str | None = None
-    """Where the images that the run was trained on are now, if they moved: a path, as training takes
-    it, known by their pixels."""
+    """Where the images that the run was trained on are now, if they moved: a path, as training
+    takes it, known by their pixels."""
     data_dir: Path | None = None
     """Where the files of the run's data set are now, if they moved."""
     out: Path | None = None

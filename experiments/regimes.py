@@ -1,9 +1,9 @@
 """Speciation and collapse of a data set: python -m experiments.regimes --data DATA [--out DIR].
 
 DATA is the name of a data set, as docs/data.md describes them, a folder of images (a subfolder a
-class), a table of images, Parquet, or an .npy or .npz file of images and labels. No training is needed: the answers come from
-the data's covariance and from their exact empirical score. Prints a table, and writes result.json,
-the figures and report.html, which shows them all.
+class), a table of images, Parquet, or an .npy or .npz file of images and labels. No training is
+needed: the answers come from the data's covariance and from their exact empirical score. Prints a
+table, and writes result.json, the figures and report.html, which shows them all.
 """
 
 import hashlib
