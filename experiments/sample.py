@@ -210,8 +210,8 @@ def main() -> None:
     save_image_grid(path.with_suffix(".png"), images[:SHOWN], np.zeros(1, np.float32))
     print(f"Wrote {path.with_suffix('')}.png and .npy ({len(images)} images in [0, 1] units)")
     if options.folder:
-        save_images(path.with_suffix(""), images)
-        print(f"Wrote {len(images)} PNGs into {path.with_suffix('')}")
+        save_images(path.with_suffix(""), images[: options.num_samples])
+        print(f"Wrote {options.num_samples} PNGs into {path.with_suffix('')}")
 
 
 if __name__ == "__main__":

@@ -174,7 +174,8 @@ def groups_of(paths: Sequence[Path], memory_gib: float | None = None) -> list[Gr
                     raise ValueError(f"row group {index} has {rows} rows")
                 groups.append(Group(path, index, start, start - first, rows))
                 start += rows
-    require_memory(f"listing the {start} rows of {paths[0].parent}", _ROW_BYTES * start, memory_gib)
+    what = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files such as {paths[0]}"
+    require_memory(f"listing the {start} rows of {what}", _ROW_BYTES * start, memory_gib)
     return groups
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,21 +39,24 @@ _STATUS = re.compile(
 _NUMBER = re.compile(r"os_error_code='(\d+)'")
 
 
-def refusal(error: BaseException) -> int | None:
+def refusal(error: BaseException, handled: BaseException | None = None) -> int | None:
     """The number by which the system says that it does not let a file be read.
 
     Args:
       error: an error of Python's, or of TensorStore's, that may have one of the system's inside.
+      handled: one that was being handled when this one was raised, and is none of its reasons.
 
     Returns:
       A number of `errno`; None for an error that tells of what is, or is not, in the files.
     """
-    return next((number for number in _numbers(error) if number not in _OF_THE_FILES), None)
+    return next(
+        (number for number in _numbers(error, handled) if number not in _OF_THE_FILES), None
+    )
 
 
-def _numbers(error: BaseException | None) -> Iterator[int]:
+def _numbers(error: BaseException | None, handled: BaseException | None) -> Iterator[int]:
     """The system's numbers in an error and in what it was raised from."""
-    while error is not None:
+    while error is not None and error is not handled:
         if isinstance(error, OSError) and error.errno is not None:
             yield error.errno
         text = str(error)
@@ -73,12 +77,12 @@ def patiently(path: Path, read: Callable[[], T]) -> T:
       UserError: the system goes on refusing, or what it says cannot pass.
       Exception: whatever else `read` raises, at once.
     """
-    pauses = iter(PAUSES)
+    pauses, handled = iter(PAUSES), sys.exception()
     while True:
         try:
             return read()
         except Exception as error:
-            number = refusal(error)
+            number = refusal(error, handled)
             if number is None:
                 raise
             pause = next(pauses, None) if number in _MAY_PASS else None

@@ -125,3 +125,16 @@ def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch,
     with pytest.raises(UserError, match=r"cannot read .*: Input/output error"):
         names_in(tmp_path)
     assert pauses == [1, 2, 4]
+
+
+def test_an_error_that_is_being_handled_is_no_reason(pauses, tmp_path):
+    """Such as that of data which a read-only disk refuses, while the run's folder is looked at."""
+    try:
+        raise OSError(errno.EROFS, "of something else")
+    except OSError:
+        assert names_in(tmp_path / "missing") == []
+        with pytest.raises(ValueError, match="its own"):
+            patiently(Path("x"), Failing(ValueError("its own")))
+        with pytest.raises(UserError, match="cannot read x: Input/output error"):
+            patiently(Path("x"), Failing(*[OSError(errno.EIO, "its own")] * 4))
+    assert pauses == [1, 2, 4]

@@ -459,6 +459,14 @@ def test_a_failed_first_start_binds_nobody(tmp_path):
         loop.train(parse([*TINY, "--run-dir", str(tmp_path), "--multiples", "1", "1", "1", "1"]))
 
 
+def test_what_a_first_start_says_of_data_that_the_system_refuses(tmp_path):
+    """It is about the data, not about the run's folder, in which nothing is yet."""
+    data = tmp_path / "images.npy"
+    data.symlink_to("/proc/self/mem")  # whoever reads it is told EIO
+    with pytest.raises(UserError, match=r"images\.npy cannot be read .* Input/output error$"):
+        loop.train(parse(["--data", str(data), "--run-dir", str(tmp_path / "run")]))
+
+
 def test_a_damaged_configuration_is_named(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"steps": 5')
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
