@@ -97,8 +97,9 @@ def test_every_other_command_says_them(sources, capsys):
             found = likelihood.load_images(each, model)
             np.testing.assert_array_equal(found.images, images.images)
             assert said(capsys.readouterr().err) == list(notes)
-        known = convert._training_set(config.data, None, images.images.shape[-1])
+        known, kept = convert._training_set(config.data, None, images.images.shape[-1])
         assert known["num_images"] == 12
+        assert kept == {"notes": list(notes)}
         assert said(capsys.readouterr().err) == list(notes)
 
 

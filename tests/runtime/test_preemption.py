@@ -187,9 +187,11 @@ def test_a_later_one_ends_the_process_at_once(second):
         process.communicate()
 
 
-# A terminal becomes that of a process which leads a session and asks for it.
+# A terminal becomes that of a process which leads a session and asks for it. Under nohup the tests
+# would hand down that SIGHUP is ignored.
 ON_A_TERMINAL = """
-import fcntl, runpy, sys, termios
+import fcntl, runpy, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -227,7 +229,10 @@ def test_a_run_whose_terminal_was_lost_goes_on_bit_for_bit(tmp_path, monkeypatch
         assert process.poll() is None, said
         time.sleep(0.01)
     os.close(master)
-    assert process.wait(timeout=300) == EXIT_STATUS
+    try:
+        assert process.wait(timeout=300) == EXIT_STATUS
+    finally:
+        process.kill()
     (step,) = stopped.saved()
     assert f"step_{step:08d}.png" not in stopped.images()  # it did not stay to draw it
     loop.train(parse(words(stopped, step + 3)))
