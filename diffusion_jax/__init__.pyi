@@ -32,6 +32,7 @@ from .schedule import cosine_schedule as cosine_schedule
 from .schedule import linear_schedule as linear_schedule
 from .study import Study as Study
 from .study import analyse as analyse
+from .symmetry import Group as Group
 from .training.loop import train as train
 from .training.run import load_model as load_model
 from .training.updates import updates as updates

@@ -11,7 +11,7 @@ LAYERS = (
     "runtime",
     "schedule",
     "schedules",
-    "process nn",
+    "process nn symmetry",
     "denoisers config",
     "data",
     "presets",
