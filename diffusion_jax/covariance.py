@@ -129,10 +129,10 @@ def gram(rows: Rows) -> np.ndarray:
 def principal_modes(rows: Rows, rank: int | None = None) -> tuple[np.ndarray, np.ndarray, float]:
     """The modes of the largest eigenvalues of C = A'A/n, divided by n.
 
-    Eigenvalues within max(n, d) 2e-16 of the largest are zero to rounding and left out.
+    Eigenvalues below max(n, d) 2e-16 times the largest are zero to rounding and left out.
 
     Args:
-      rows: the data.
+      rows: the data, in float64.
       rank: at most so many modes; all that are not zero by default.
 
     Returns:
@@ -149,7 +149,9 @@ def principal_modes(rows: Rows, rank: int | None = None) -> tuple[np.ndarray, np
         return np.zeros(0), np.zeros((0, rows.d)), trace
     values, vectors = eigh(matrix, overwrite_a=True, subset_by_index=(size - count, size - 1))
     values, vectors = values[::-1], vectors[:, ::-1]
-    kept = values > max(rows.n, rows.d) * np.finfo(np.float64).eps * values[0]
+    rounding = np.finfo(np.float64).eps
+    of_mean = rows.d * (rounding * float(np.abs(rows.mean).max())) ** 2
+    kept = values > max(max(rows.n, rows.d) * rounding * values[0], of_mean)
     values, vectors = values[kept], vectors[:, kept].T
     if rows.d > rows.n:
         scaled = vectors / np.sqrt(rows.n * values)[:, None]
