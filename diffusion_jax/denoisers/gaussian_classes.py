@@ -69,7 +69,10 @@ class GaussianClassesDenoiser:
           UserError: no labels, or see `class_counts` and `LowRankGaussian.fit`.
         """
         if labels is None:
-            raise UserError("Gaussians of classes need labels, and these images have none")
+            raise UserError(
+                "Gaussians of classes need labels, and these images have none: take one Gaussian "
+                "for all of them"
+            )
         labels, flat = np.asarray(labels), checked(points, rank, floor)
         counts = class_counts(labels, len(flat))
         laws = stacked(
