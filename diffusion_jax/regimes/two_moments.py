@@ -54,11 +54,12 @@ def _draw(
         cross = inner(data_left, noise_left)
 
         def at(level: tuple[Array, Array]) -> Array:
-            signal, variance = level
+            signal, variance = level[0][None], level[1][None]
             sigma = jnp.sqrt(variance)
-            outside = signal**2 * squares[0] + 2 * signal * sigma * cross + variance * squares[1]
-            along = signal * data + sigma * noise
-            return log_weight + law.log_density(along, outside, signal[None], variance[None])
+            squared = signal**2 * squares[0] + 2 * signal * sigma * cross + variance * squares[1]
+            along = signal[:, None] * data + sigma[:, None] * noise
+            excess = squared - law.across(signal, variance)
+            return log_weight + law.log_density(along, excess, signal, variance)
 
         return jax.lax.map(at, levels)
 
