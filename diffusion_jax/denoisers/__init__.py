@@ -8,6 +8,7 @@ from diffusion_jax.denoisers.gaussian import GaussianDenoiser
 from diffusion_jax.denoisers.gaussian_classes import GaussianClassesDenoiser
 from diffusion_jax.denoisers.mixture import GaussianMixtureDenoiser
 from diffusion_jax.denoisers.protocol import Denoiser, require_steps
+from diffusion_jax.denoisers.symmetric import SymmetricDenoiser
 from diffusion_jax.denoisers.trained import TrainedDenoiser
 
 # Denoisers in closed form that a training set makes, for experiments.cloning --score NAME: each is
@@ -26,6 +27,7 @@ __all__ = [
     "GaussianClassesDenoiser",
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",
+    "SymmetricDenoiser",
     "TrainedDenoiser",
     "require_steps",
 ]
