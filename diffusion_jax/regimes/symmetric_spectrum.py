@@ -19,7 +19,8 @@ import numpy as np
 from jax import Array
 from scipy.fft import rfft2
 
-from diffusion_jax.regimes.spectrum import Rows, eigenmodes
+from diffusion_jax.covariance import Rows
+from diffusion_jax.regimes.spectrum import eigenmodes
 from diffusion_jax.symmetry import Group
 
 
