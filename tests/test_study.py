@@ -293,3 +293,24 @@ def test_names_are_printed_as_they_are():
     text = repr(dj.analyse(images, names, **FAST))
     assert "from [red]x" in text
     assert "from [/] :dog: \\" in text
+
+
+def test_a_symmetry_by_name_or_of_ones_own(study, tmp_path):
+    images, labels = blobs()
+    named = dj.analyse(images, labels, symmetry="dihedral", name="blobs", **FAST)
+    assert named.settings["symmetry"] == "dihedral"
+    assert named.analysis.symmetry.without.times == study.times
+    assert "blobs with the symmetry dihedral" in repr(named)
+    assert "320 maps of the images" in repr(named)
+    # Across and down are one another's quarter turns: their mean images no longer part them.
+    assert named.times["t_S_phi"].value < study.times["t_S_phi"].value
+    own = dj.Group.of([lambda x: x, lambda x: -x], (6, 6, 1), "signs")
+    found = dj.analyse(images, labels, symmetry=own, **FAST)
+    # Signs of the images less the mean of all pixels: so the mean image is their second moment's.
+    rows = images.reshape(40, -1) - images.mean()
+    second = rows - rows.mean(0)
+    exact = second.T @ second / 39 + np.outer(rows.mean(0), rows.mean(0))
+    Lambda = found.analysis.first_channel.Lambda.value
+    assert Lambda == pytest.approx(np.linalg.eigvalsh(exact)[-1], rel=1e-4)
+    with pytest.raises(dj.UserError, match="group signs is one of images of"):
+        dj.analyse(np.random.default_rng(0).random((9, 5, 6)), symmetry=own)

@@ -187,3 +187,78 @@ def test_files_of_others_are_not_written_over(blobs, tmp_path, monkeypatch, caps
         (tmp_path / "o" / name).unlink()
     for _ in range(2):
         assert run(monkeypatch, *words) == 0
+
+
+def test_a_symmetry_stands_beside_the_images_alone(blobs, tmp_path, monkeypatch, capsys):
+    """In a folder of its own; what is said of the images alone is what the command says of them."""
+    images, labels = blobs
+    np.savez(tmp_path / "mine.npz", images=images.astype(np.float32), labels=labels)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ("--data", "mine.npz", *FAST)
+    assert run(monkeypatch, *words) == 0
+    assert run(monkeypatch, *words, "--symmetry", "flip") == 0
+    printed = capsys.readouterr().out
+    assert "mine with the symmetry flip" in printed
+    assert "with flip [95 %] without [95 %]" in " ".join(printed.split())
+    assert "the law is that of the 160 maps of the images less their mean" in printed
+    folder = tmp_path / "runs" / "regimes"
+    plain, found = (
+        json.loads((folder / name / "result.json").read_text()) for name in ("mine", "mine_flip")
+    )
+    assert (plain["settings"]["symmetry"], found["settings"]["symmetry"]) == (None, "flip")
+    assert (found["num_points"], found["num_distinct"], found["order"]) == (160, 160, 2)
+    assert "without_symmetry" not in plain
+    for name, time in found["without_symmetry"].items():
+        assert time == plain[name], name
+        if time["value"] is not None:
+            assert found[name]["value"] != time["value"]
+    assert found["lipschitz"] == plain["lipschitz"]
+    assert found["squared_norm"]["initial"] == pytest.approx(plain["squared_norm"]["initial"])
+    assert found["curves"]["phi_C"]["mean"][-1] == pytest.approx(1 / 160, rel=1e-3)
+    page = (folder / "mine_flip" / "report.html").read_text()
+    assert page.count("Regimes of mine with the symmetry flip<") == 2
+    assert page.count("data:image/png;base64,") == 7
+    assert "of the images alone, without the symmetry" in page
+    assert (folder / "mine_flip" / "symmetry.png").is_file()
+
+
+def test_images_that_are_others_flipped_are_named(blobs, tmp_path, monkeypatch, capsys):
+    """phi is what it was, and each point of the orbit is there twice."""
+    images = blobs[0][:12].astype(np.float32)
+    images[8:12, :, 3:] = images[8:12, :, 2::-1]  # their own mirror images, and no others'
+    images = np.concatenate([images, images[3:7, :, ::-1]])
+    labels = np.array([0] * 8 + [1] * 6 + [0] * 2)
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    words = ("--data", tmp_path / "mine.npz", "--out", tmp_path / "o", *FAST)
+    assert run(monkeypatch, *words, "--symmetry", "flip") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "8 of 16 images are others under the symmetry flip" in text
+    assert "(the first: images 3 and 12, counted from 0)" in text
+    assert "4 of them are of another class" in text
+    assert "of the 32 maps of the images less their mean (28 points, since some maps" in text
+    result = json.loads((tmp_path / "o" / "result.json").read_text())
+    # 8 images share their points with another, each of which is two for the posterior.
+    assert result["curves"]["phi_C"]["mean"][0] == pytest.approx(0.75, abs=0.03)
+    assert result["num_points"] == pytest.approx(np.exp(np.log(16) + 12 / 16 * np.log(2)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "symmetry", "message"),
+    [
+        ((6, 5), "mirror", "there is no symmetry 'mirror'; choose from flip, dihedral, transl"),
+        ((6, 5), "dihedral", "changes the shape of images of 6 x 5 pixels: quarter turns need"),
+        ((30,), "translations", "these are rows of 30 values, as flattened images are"),
+        ((30,), "flip", "these are rows of 30 values, as flattened images are"),
+    ],
+)
+def test_symmetries_that_images_do_not_have(
+    shape, symmetry, message, tmp_path, monkeypatch, capsys
+):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((9, *shape), np.float32))
+    words = ("--data", tmp_path / "a.npy", "--out", tmp_path / "o", "--symmetry", symmetry)
+    assert run(monkeypatch, *words) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error
+    assert error.count("error:") == 1
+    assert not (tmp_path / "o").exists()
