@@ -23,6 +23,9 @@ from diffusion_jax.runtime.devices import AXIS, all_devices, replicate, replicat
 from diffusion_jax.schedule import NoiseSchedule
 
 Metrics = dict[str, Array]
+# What an example's key is folded with for its map of a symmetry: no place in a split of the key,
+# which has the keys that folding with 0, 1 and 2 gives too.
+_MAP = 2**31 - 1
 
 
 @struct.dataclass
@@ -194,9 +197,12 @@ def make_train_step(
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
     """Makes the pure train step.
 
-    The noise, the step s and the dropout masks of an example follow from the run's key, the number
-    of the update and the example's place in the global batch, so that the same global batch gives
-    the same loss however it is split over devices.
+    The noise, the step s, the dropout masks and, with a symmetry, the map of an example follow from
+    the run's key, the number of the update and the example's place in the global batch, so that the
+    same global batch gives the same loss however it is split over devices.
+
+    With a symmetry each example is g a, its map g uniform over the group: in expectation, the loss
+    on the training set with all its images under the group.
 
     Args:
       model: the noise predictor.
@@ -221,6 +227,8 @@ def make_train_step(
         low = 1 if config.faithful else 0
         step = jax.vmap(lambda key: jax.random.randint(key, (), low, schedule.num_steps))(step_keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:], x_0.dtype))(noise_keys)
+        if (group := config.group(x_0.shape[1:])) is not None:
+            x_0 = group.of_each(_random_maps(keys, group.order), x_0)
         return noise_loss(model, schedule, params, x_0, step, noise, dropout_keys)
 
     def accumulated(params: Any, key: Array, images: Array, index: Array) -> tuple[Array, Any]:
@@ -264,6 +272,15 @@ def make_train_step(
         return next_state, metrics
 
     return train_step
+
+
+def _random_maps(keys: Array, order: int) -> Array:
+    """A number of 0..order - 1 for each example, all equally likely, from the example's key."""
+
+    def draw(key: Array) -> Array:
+        return jax.random.randint(jax.random.fold_in(key, _MAP), (), 0, order)
+
+    return jax.vmap(draw)(keys)
 
 
 def make_parallel_train_step(
