@@ -365,5 +365,5 @@ def load_model(
         step=step,
         fingerprint=saved["fingerprint"],
         bounds=(-mean, 1 - mean),  # training takes grey levels alone
-        start=start_of(run_dir, saved["fingerprint"]),
+        start=start_of(run_dir, saved["fingerprint"], config.training.symmetry),
     )
