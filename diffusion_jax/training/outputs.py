@@ -110,9 +110,8 @@ def summarize(
         f"({', '.join(map(shown, images.class_names))})"
     )
     if (group := config.training.group(images.images.shape[1:])) is not None:
-        print(
-            f"Symmetry: {group.name}, a map of its {group.order} for each example; of these images"
-        )
+        moved = f"each example is moved by one of {group.order} maps, as the spectrum's images are"
+        print(f"Symmetry: {group.name}, {moved}")
     for name, values in spectrum.items():
         label = name.replace("_", " ")
         time = values["t_S"]
