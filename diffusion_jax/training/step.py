@@ -187,6 +187,18 @@ def state_of(params: Any, optimizer: optax.GradientTransformation, key: Array) -
     )
 
 
+def _examples(config: TrainingConfig, mean: Array, images: Array, keys: Array) -> Array:
+    """The images less their mean; with a symmetry each moved by a map drawn from its own key."""
+    scale = 255 if images.dtype == jnp.uint8 else 1
+    x_0 = images.astype(mean.dtype) / scale - jnp.broadcast_to(mean, images.shape)
+    if (group := config.group(x_0.shape[1:])) is None:
+        return x_0
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, _MAP)
+    return group.of_each(
+        jax.vmap(lambda key: jax.random.randint(key, (), 0, group.order))(own), x_0
+    )
+
+
 def make_train_step(
     model: Network,
     schedule: NoiseSchedule,
@@ -222,13 +234,10 @@ def make_train_step(
     def loss_of(params: Any, step_key: Array, images: Array, index: Array) -> Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
         step_keys, noise_keys, dropout_keys = jax.vmap(partial(jax.random.split, num=3))(keys).T
-        scale = 255 if images.dtype == jnp.uint8 else 1
-        x_0 = images.astype(mean.dtype) / scale - jnp.broadcast_to(mean, images.shape)
+        x_0 = _examples(config, mean, images, keys)
         low = 1 if config.faithful else 0
         step = jax.vmap(lambda key: jax.random.randint(key, (), low, schedule.num_steps))(step_keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:], x_0.dtype))(noise_keys)
-        if (group := config.group(x_0.shape[1:])) is not None:
-            x_0 = group.of_each(_random_maps(keys, group.order), x_0)
         return noise_loss(model, schedule, params, x_0, step, noise, dropout_keys)
 
     def accumulated(params: Any, key: Array, images: Array, index: Array) -> tuple[Array, Any]:
@@ -272,15 +281,6 @@ def make_train_step(
         return next_state, metrics
 
     return train_step
-
-
-def _random_maps(keys: Array, order: int) -> Array:
-    """A number of 0..order - 1 for each example, all equally likely, from the example's key."""
-
-    def draw(key: Array) -> Array:
-        return jax.random.randint(jax.random.fold_in(key, _MAP), (), 0, order)
-
-    return jax.vmap(draw)(keys)
 
 
 def make_parallel_train_step(
