@@ -11,6 +11,7 @@ for large data, a float copy of them is formed.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.linalg import eigvalsh, eigvalsh_tridiagonal
@@ -89,11 +90,22 @@ class Rows:
         return out / (self.n - 1)
 
 
-def eigenmodes(rows: Rows, num_modes: int) -> tuple[np.ndarray, np.ndarray]:
+class Covariance(Protocol):
+    """A covariance matrix of size d that is known by its products, as `Rows` know theirs."""
+
+    @property
+    def d(self) -> int:
+        """Its size."""
+
+    def covariance_product(self, v: np.ndarray) -> np.ndarray:
+        """C v of vectors (d, k), float32."""
+
+
+def eigenmodes(rows: Covariance, num_modes: int) -> tuple[np.ndarray, np.ndarray]:
     """The largest eigenvalues of the covariance and their modes, by Lanczos iteration.
 
     Args:
-      rows: the data.
+      rows: the data, or what else gives the products.
       num_modes: how many, less than d.
 
     Returns:
