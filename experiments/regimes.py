@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 from rich.text import Text
 
@@ -29,7 +31,7 @@ from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import expanded, parse_json
 from diffusion_jax.runtime.text import shown
-from diffusion_jax.symmetry import group_named
+from diffusion_jax.symmetry import GROUPS, check_symmetry
 from experiments.command import parse, reports_errors
 
 
@@ -63,16 +65,17 @@ class Options:
     """Most draws of the posterior engine."""
     seed: int = 0
     """Seed of the draws."""
-    symmetry: str | None = None
-    """flip (left for right), dihedral (of a square) or translations (of a torus): each time of the
-    images and all of their maps, beside that of the images alone."""
+    symmetry: Annotated[str | None, tyro.conf.arg(metavar="|".join(GROUPS))] = None
+    """Measure the images together with all that the maps of a group make of them, and beside each
+    time that of the images alone. flip: left for right; dihedral: that and quarter turns, of square
+    images; translations: every shift around the edges. None by default."""
     memory_gib: float | None = None
     """Memory that may be used, in GiB; by default what is free."""
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
         if self.symmetry is not None:
-            group_named(self.symmetry, (1, 1, 1))  # which all known groups map
+            check_symmetry(self.symmetry)
         if not 0 <= self.seed < 2**32:
             raise UserError("seed must lie between 0 and 2^32 - 1")
         if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:

@@ -14,7 +14,11 @@ from diffusion_jax.regimes.adaptive import adaptive_times, data_density
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve, lipschitz_curve
 from diffusion_jax.regimes.measures import known
-from diffusion_jax.regimes.torus import torus_spectrum
+from diffusion_jax.regimes.symmetric_spectrum import (
+    MOST_EIGENVALUES,
+    orbit_eigenvalues,
+    orbit_spectrum,
+)
 from diffusion_jax.regimes.training_set import training_set
 from diffusion_jax.regimes.transitions import (
     Regimes,
@@ -30,7 +34,6 @@ NUM_MODES = 16
 LIPSCHITZ_TIMES = np.geomspace(1e-2, 5, 16)
 MOST_CLASSES = 20
 SCHEDULE_STEPS = 1000
-_FULL_SPECTRUM = 2500
 _LIPSCHITZ_WORK = 5e7
 
 
@@ -107,16 +110,11 @@ class Analysis:
         return {"t_S_spectrum": self.first_channel.t_S, **self.overall.times}
 
 
-def _is_all_shifts(group: Group | None, images: np.ndarray) -> bool:
-    return group == Group.translations(*images.shape[1:3])
-
-
 def _spectrum(images: np.ndarray, all_channels: bool, group: Group | None) -> Spectrum:
-    if _is_all_shifts(group, images):
-        part = images if all_channels else images[..., :1]
-        values, modes, replicates = torus_spectrum(part, NUM_MODES)
+    if group is not None:
+        values, modes, replicates = orbit_spectrum(images, group, all_channels, NUM_MODES)
     else:
-        rows = spectrum.Rows(images, all_channels, group)
+        rows = spectrum.Rows(images, all_channels)
         values, modes = spectrum.eigenmodes(rows, min(NUM_MODES, max(1, min(rows.d, rows.n) - 1)))
         if values[0] > 0:
             replicates = spectrum.bootstrap_largest_eigenvalue(rows, modes[0])
@@ -127,10 +125,10 @@ def _spectrum(images: np.ndarray, all_channels: bool, group: Group | None) -> Sp
 
 def _eigenvalues(images: np.ndarray, group: Group | None) -> np.ndarray:
     """All eigenvalues of the covariance, or the first few where there are too many."""
-    if _is_all_shifts(group, images):
-        return torus_spectrum(images, 1, num_replicates=0).eigenvalues
-    rows = spectrum.Rows(images, True, group)
-    if min(rows.n, rows.d) <= _FULL_SPECTRUM:
+    if group is not None:
+        return orbit_eigenvalues(images, group, NUM_MODES)
+    rows = spectrum.Rows(images, True)
+    if min(rows.n, rows.d) <= MOST_EIGENVALUES:
         return spectrum.full_spectrum(rows)
     return spectrum.eigenmodes(rows, NUM_MODES)[0]
 
