@@ -11,7 +11,7 @@ LAYERS = (
     "runtime",
     "schedule",
     "schedules",
-    "process nn symmetry",
+    "process nn symmetry covariance",
     "denoisers config",
     "data",
     "presets",

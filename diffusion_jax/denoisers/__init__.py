@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from diffusion_jax.denoisers.clipped import ClippedDenoiser
 from diffusion_jax.denoisers.exact import EmpiricalDenoiser
+from diffusion_jax.denoisers.gaussian import GaussianDenoiser
+from diffusion_jax.denoisers.gaussian_classes import GaussianClassesDenoiser
 from diffusion_jax.denoisers.mixture import GaussianMixtureDenoiser
 from diffusion_jax.denoisers.protocol import Denoiser, require_steps
 from diffusion_jax.denoisers.shifted import ShiftedDenoiser
@@ -13,6 +15,8 @@ from diffusion_jax.denoisers.trained import TrainedDenoiser
 # called with the schedule, the points (n, ...), mean removed, and their labels (n,) or None.
 DENOISERS: dict[str, Callable[..., Denoiser]] = {
     "exact": EmpiricalDenoiser.fit,
+    "gaussian": lambda schedule, points, labels: GaussianDenoiser.fit(schedule, points),
+    "classes": GaussianClassesDenoiser.fit,
 }
 
 __all__ = [
@@ -20,6 +24,8 @@ __all__ = [
     "ClippedDenoiser",
     "Denoiser",
     "EmpiricalDenoiser",
+    "GaussianClassesDenoiser",
+    "GaussianDenoiser",
     "GaussianMixtureDenoiser",
     "ShiftedDenoiser",
     "TrainedDenoiser",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jax import Array
 
+from diffusion_jax.covariance import Rows
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import spectrum, transitions
 from diffusion_jax.regimes.adaptive import adaptive_times, data_density
@@ -82,7 +83,7 @@ class Analysis:
 
 
 def _spectrum(images: np.ndarray, all_channels: bool) -> Spectrum:
-    rows = spectrum.Rows(images, all_channels)
+    rows = Rows(images, all_channels)
     values, modes = spectrum.eigenmodes(rows, min(NUM_MODES, max(1, min(rows.d, rows.n) - 1)))
     if values[0] <= 0:
         return Spectrum(Estimate(0, 0, 0), Estimate(*(3 * (math.nan,))), 0.0, modes)
@@ -144,7 +145,7 @@ def measure(
     check_accuracy(accuracy, max_draws)
     first = _spectrum(images, False)
     every = _spectrum(images, True) if images.shape[-1] > 1 else first
-    rows = spectrum.Rows(images, True)
+    rows = Rows(images, True)
     if min(rows.n, rows.d) <= _FULL_SPECTRUM:
         eigenvalues = spectrum.full_spectrum(rows)
     else:

@@ -31,6 +31,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from diffusion_jax.denoisers.labels import class_counts
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.devices import fold_in_each, in_batches, replicate, shard
 
@@ -136,15 +137,7 @@ def training_set(points: np.ndarray, labels: np.ndarray | None = None) -> Traini
     if n < 2:
         raise UserError(f"the posterior needs at least two training points, not {n}")
     labels = np.zeros(n, np.int64) if labels is None else np.asarray(labels)
-    if labels.shape != (n,):
-        raise UserError(f"labels of shape {labels.shape} for {n} training points")
-    wrong = labels < 0 if labels.dtype.kind in "iu" else np.ones(n, bool)
-    if wrong.any():
-        value = labels[np.argmax(wrong)]
-        raise UserError(f"labels are the numbers of the classes, integers from 0 on, not {value}")
-    counts = np.bincount(labels)
-    if not counts.all():
-        raise UserError(f"class {int(np.argmin(counts))} has no training points")
+    counts = class_counts(labels, n)
     order = np.argsort(labels, kind="stable")
     rows = points.reshape(n, -1)[order]
     rows = rows / np.float32(255) if rows.dtype == np.uint8 else rows.astype(np.float32)

@@ -9,84 +9,14 @@ for large data, a float copy of them is formed.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import eigvalsh, eigvalsh_tridiagonal
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.covariance import Rows, gram
 from diffusion_jax.regimes.curves import Estimate
-
-_BLOCK_BYTES = 2**26
-_KEPT_BYTES = 2**30
-_LARGEST_GRAM = 20_000
-
-
-class Rows:
-    """The flattened images less their mean image, in float32 blocks.
-
-    Data whose float copy takes less than 1 GiB are converted once, larger ones at each pass.
-
-    Attributes:
-      n: number of images.
-      d: pixels of an image, over the channels taken.
-      mean: the mean image, flattened (d,), float32 on the scale of [0, 1].
-    """
-
-    def __init__(self, images: np.ndarray, all_channels: bool = False) -> None:
-        """See `largest_eigenvalue` for the arguments and errors."""
-        if len(images) < 2:
-            raise UserError(f"a covariance needs at least two images, not {len(images)}")
-        self._images = images if all_channels or images.ndim < 4 else images[..., :1]
-        self._scale = np.float32(1 / 255 if images.dtype == np.uint8 else 1)
-        self.n, self.d = len(images), math.prod(self._images.shape[1:])
-        total = sum(part.sum(axis=0, dtype=np.float64) for part in self._stretches())
-        self.mean = np.asarray(total / self.n * self._scale, np.float32)
-        self._kept = list(self._blocks()) if 4 * self.n * self.d < _KEPT_BYTES else None
-
-    def _stretches(self) -> Iterator[np.ndarray]:
-        size = max(1, _BLOCK_BYTES // (4 * self.d))
-        for start in range(0, self.n, size):
-            # Reshaped here: of some channels it is a copy, which of the whole data may not fit.
-            yield self._images[start : start + size].reshape(-1, self.d)
-
-    def _blocks(self) -> Iterator[np.ndarray]:
-        for part in self._stretches():
-            block = part * self._scale
-            block -= self.mean
-            yield block
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """The blocks in order, each (rows, d)."""
-        return iter(self._kept) if self._kept is not None else self._blocks()
-
-    def covariance_product(self, v: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """C v with C = 1/(n - 1) sum_i (a_i - mean)(a_i - mean)^T.
-
-        Args:
-          v: vectors (d, k).
-          weights: how often image i counts for vector k (n, k), each column summing to n; the mean
-            is then the weighted one. Once each by default.
-
-        Returns:
-          float32 (d, k).
-        """
-        v = v.astype(np.float32)
-        out = np.zeros(v.shape, np.float32)
-        weighted_mean = np.zeros(v.shape, np.float32)
-        place = 0
-        for block in self.blocks():
-            projected = block @ v
-            if weights is not None:
-                weight = weights[place : place + len(block)]
-                projected *= weight
-                weighted_mean += block.T @ weight
-                place += len(block)
-            out += block.T @ projected
-        out -= weighted_mean * (np.sum(weighted_mean * v, axis=0) / self.n)
-        return out / (self.n - 1)
 
 
 def eigenmodes(rows: Rows, num_modes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -145,19 +75,7 @@ def full_spectrum(rows: Rows) -> np.ndarray:
     Raises:
       UserError: both n and d are over 20 000.
     """
-    if min(rows.n, rows.d) > _LARGEST_GRAM:
-        raise UserError(
-            f"the full spectrum of {rows.n} images of {rows.d} pixels needs a matrix of that size; "
-            f"take at most {_LARGEST_GRAM} images"
-        )
-    if rows.d <= rows.n:
-        gram = np.zeros((rows.d, rows.d))
-        for block in rows.blocks():
-            gram += block.T @ block
-    else:
-        data = np.concatenate(list(rows.blocks()))
-        gram = (data @ data.T).astype(np.float64)
-    return np.maximum(eigvalsh(gram / (rows.n - 1), overwrite_a=True)[::-1], 0)
+    return np.maximum(eigvalsh(gram(rows) / (rows.n - 1), overwrite_a=True)[::-1], 0)
 
 
 def bootstrap_largest_eigenvalue(

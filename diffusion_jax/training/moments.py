@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from diffusion_jax.covariance import Rows
 from diffusion_jax.data import arrays
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
-from diffusion_jax.regimes.spectrum import Rows, eigenmodes
+from diffusion_jax.regimes.spectrum import eigenmodes
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first
 from diffusion_jax.runtime.files import writing

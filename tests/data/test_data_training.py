@@ -234,7 +234,7 @@ def test_half_of_the_free_memory_is_the_limit(tmp_path, monkeypatch):
 LARGE = """
     import sys, threading, time
     import numpy as np
-    from diffusion_jax import data
+    from diffusion_jax import covariance, data
     from diffusion_jax.config import DataConfig
     from diffusion_jax.data.batches import device_batches
     from diffusion_jax.data.fingerprint import fingerprint
@@ -258,7 +258,7 @@ LARGE = """
             batch.block_until_ready()
 
     # What takes some hundred megabytes at most, whatever the data.
-    spectrum._BLOCK_BYTES = spectrum._KEPT_BYTES = 2**22
+    covariance._BLOCK_BYTES = covariance._KEPT_BYTES = 2**22
     neighbours._POINTS = 32
     use(np.arange(256 * 64 * 64 * 3, dtype=np.uint32).astype(np.uint8).reshape(-1, 64, 64, 3))
     peak = [0.0]

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from diffusion_jax import covariance
+from diffusion_jax.covariance import Rows
 from diffusion_jax.data import mnist
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import spectrum
-from diffusion_jax.regimes.spectrum import Rows, largest_eigenvalue, speciation_time
+from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
 
 
 def flat(images, all_channels):
@@ -36,16 +38,16 @@ def test_against_the_full_covariance(images, all_channels):
 
 def test_data_too_large_to_keep_are_converted_block_by_block(images, monkeypatch):
     whole = largest_eigenvalue(images, True)
-    monkeypatch.setattr(spectrum, "_KEPT_BYTES", 0)
-    monkeypatch.setattr(spectrum, "_BLOCK_BYTES", 4 * 90 * 3)
+    monkeypatch.setattr(covariance, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(covariance, "_BLOCK_BYTES", 4 * 90 * 3)
     assert sum(1 for _ in Rows(images, True).blocks()) > 1
     assert largest_eigenvalue(images, True) == pytest.approx(whole, rel=1e-5)
     weights = np.random.default_rng(0).multinomial(len(images), [1 / len(images)] * len(images), 2)
     v = np.random.default_rng(1).standard_normal((90, 2))
     product = Rows(images, True).covariance_product(v, weights.T.astype(np.float32))
     for i in range(2):
-        covariance = np.cov(np.repeat(flat(images, True), weights[i], 0), rowvar=False)
-        np.testing.assert_allclose(product[:, i], covariance @ v[:, i], atol=1e-5)
+        exact = np.cov(np.repeat(flat(images, True), weights[i], 0), rowvar=False)
+        np.testing.assert_allclose(product[:, i], exact @ v[:, i], atol=1e-5)
 
 
 def test_floats_are_taken_as_they_are(images):
@@ -154,7 +156,7 @@ def test_one_image_has_no_covariance():
 
 
 def test_a_spectrum_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(spectrum, "_LARGEST_GRAM", 3)
+    monkeypatch.setattr(covariance, "_LARGEST_GRAM", 3)
     with pytest.raises(UserError, match="at most 3 images"):
         spectrum.full_spectrum(Rows(np.zeros((5, 4), np.float32)))
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from diffusion_jax import covariance
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
-from diffusion_jax.regimes import spectrum
 from diffusion_jax.runtime import patience
 from diffusion_jax.training import moments
 
@@ -18,8 +18,8 @@ def images(request):
 
 @pytest.mark.parametrize("kept_bytes", [2**30, 0])
 def test_they_are_those_of_the_covariance(images, monkeypatch, kept_bytes):
-    monkeypatch.setattr(spectrum, "_KEPT_BYTES", kept_bytes)
-    monkeypatch.setattr(spectrum, "_BLOCK_BYTES", 4 * 60 * 7)  # in blocks, the last one short
+    monkeypatch.setattr(covariance, "_KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(covariance, "_BLOCK_BYTES", 4 * 60 * 7)  # in blocks, the last one short
     found = moments.Moments.of(images, "digest")
     flat = images.images.reshape(90, -1) / 255
     values, modes = np.linalg.eigh(np.cov(flat, rowvar=False))
