@@ -31,11 +31,13 @@ from diffusion_jax.comparing.other import Other, other_of, shared
 from diffusion_jax.comparing.sources import Source
 from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.denoisers import Denoiser
+from diffusion_jax.denoisers import Denoiser, GaussianClassesDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import theories as theory
 from diffusion_jax.regimes import transitions
 from diffusion_jax.regimes.theories import FAMILIES, Theory
+from diffusion_jax.regimes.transitions import Regimes
+from diffusion_jax.regimes.two_moments import two_moments
 from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import fetch, is_first_process, replicate
 from diffusion_jax.sampling import Backward, backward
@@ -311,6 +313,14 @@ def _settings(setting: Setting) -> dict[str, Any]:
     }
 
 
+def _two_moments(setting: Setting, key: Array) -> Regimes | None:
+    """When classes with their first two moments alone speciate."""
+    if setting.labels is None:
+        return None
+    points, schedule = np.asarray(fetch(setting.points)), setting.model.sampler.schedule
+    return two_moments(GaussianClassesDenoiser.fit(schedule, points, setting.labels), key)
+
+
 def compare(setting: Setting, folder: Path, console: Console) -> Findings | None:
     """Computes what is missing in the folder, and sums it all up, in the first process."""
     options, model, first = setting.options, setting.model, is_first_process()
@@ -329,6 +339,7 @@ def compare(setting: Setting, folder: Path, console: Console) -> Findings | None
     points, key = fetch(setting.points), _key(options, 0)
     with console.status("Measuring the exact score's times"):
         exact = transitions.of_points(points, setting.labels, key, options.accuracy)
+        moments = _two_moments(setting, key)
     if not first:
         return None
     two = None
@@ -353,6 +364,7 @@ def compare(setting: Setting, folder: Path, console: Console) -> Findings | None
         samples=drawn,
         choices=choices,
         exact=exact,
+        two_moments=moments,
         two=two,
         warnings=setting.warnings,
     )

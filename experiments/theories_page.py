@@ -44,6 +44,8 @@ def figures(findings: Findings) -> Iterator[page.Picture]:
             "patches that these images cannot rule out: those that are the best in at least one "
             "of forty bootstrap replicates.",
         )
+    if findings.two_moments is not None:
+        yield _two_moments(findings)
     if findings.samples and findings.points.shape[3] in (1, 3):
         yield _samples(findings)
     if findings.two is not None:
@@ -63,6 +65,22 @@ def _losses(findings: Findings, known: list[str]) -> page.Picture:
         "Mean squared error of the predicted noise, with 95 % intervals over images. On training "
         "images nothing has a smaller one than the exact score, in expectation; what lies above it "
         "is E|D - D_exact|², in the noise's units.",
+    )
+
+
+def _two_moments(findings: Findings) -> page.Picture:
+    exact, moments = findings.exact, findings.two_moments
+    assert moments is not None
+    named = {"the data": exact, "two moments a class": moments}
+    return page.Picture.of(
+        "two_moments.png",
+        plots.draw_two_moments(
+            exact.curves["phi"],
+            moments.curves["phi"],
+            {name: each.times["t_S_phi"] for name, each in named.items()},
+        ),
+        "Probability that two clones end in one class: of the exact score of the data, and of the "
+        "same data with no more than the mean and the covariance of each class.",
     )
 
 

@@ -13,7 +13,7 @@ from diffusion_jax.comparing.summary import Row, Summary, along, row, summarize,
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.plots import theories as plots
 from diffusion_jax.regimes import spectrum
-from diffusion_jax.regimes.curves import Estimate
+from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.measures import level_of
 from diffusion_jax.regimes.resemblance import Closest, Resemblance
 from diffusion_jax.regimes.theories import Theory
@@ -56,7 +56,8 @@ class Findings:
       tables: cells of each theory by its name.
       samples: from one seed, by what drew them, `network` first.
       choices: the theory that took each step of the sampler.
-      exact: times of the training set's exact score.
+      exact: curves and times of the training set's exact score.
+      two_moments: those of its classes with no more than their first two moments, if it has any.
       two: the comparison with another run, if any.
       warnings: a sentence each.
     """
@@ -72,6 +73,7 @@ class Findings:
     samples: dict[str, np.ndarray]
     choices: dict[str, list[str]]
     exact: Regimes
+    two_moments: Regimes | None
     two: TwoNetworks | None
     warnings: list[str]
 
@@ -145,6 +147,11 @@ def _along(found: list[Resemblance]) -> dict[str, Any]:
     }
 
 
+def _curve(curve: Curve) -> dict[str, Any]:
+    low, high = curve.interval
+    return {"time": curve.times, "mean": curve.mean, "low": low, "high": high}
+
+
 def to_json(findings: Findings) -> dict[str, Any]:
     """All numbers as JSON has them."""
     summary, exact = findings.summary, findings.exact
@@ -155,6 +162,13 @@ def to_json(findings: Findings) -> dict[str, Any]:
         "steps": findings.steps,
         "t_S_spectrum": findings.t_S,
         **{name: asdict(exact.times[name]) for name in TIMES if name in exact.times},
+        "two_moments": None
+        if findings.two_moments is None
+        else {
+            "t_S_phi": asdict(findings.two_moments.times["t_S_phi"]),
+            "phi": _curve(findings.two_moments.curves["phi"]),
+            "exact_phi": _curve(exact.curves["phi"]),
+        },
         "theories": {each.name: asdict(each) for each in findings.theories},
         "sources": {
             source: {
@@ -276,6 +290,9 @@ def time_rows(findings: Findings) -> list[list[str]]:
         if name in exact.times:
             meaning = level_of(name)[1].described({exact.levels[name][1]})
             rows.append([f"{name[:3]}: {meaning}", _text(exact.times[name])])
+    if findings.two_moments is not None:
+        time = findings.two_moments.times["t_S_phi"]
+        rows.append(["t_S: the same, of two moments a class", _text(time)])
     return rows
 
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from diffusion_jax.plots import style
 from diffusion_jax.plots.cloning import show
-from diffusion_jax.plots.regimes import log_time
-from diffusion_jax.regimes.curves import Estimate
+from diffusion_jax.plots.regimes import log_time, window
+from diffusion_jax.regimes.curves import Curve, Estimate
 
 # R^2 below this is no resemblance, however far below.
 _LOWEST = -0.25
@@ -169,6 +169,29 @@ def draw_patches(
         _marks(axes, marks, named=True)
     panels[0].set_ylabel("best patch, pixels a side")
     return _legend(figure, panels[0])
+
+
+def draw_two_moments(exact: Curve, moments: Curve, times: Mapping[str, Estimate]) -> Figure:
+    """Draws phi of the data, and of their classes with no more than two moments.
+
+    Args:
+      exact: phi of the data's exact score.
+      moments: phi of the mixture of Gaussians.
+      times: t_S of each, by their labels, in this order.
+    """
+    figure, axes = style.new(height=3.6)
+    for curve, color, (name, t_S) in zip((exact, moments), ("0.1", "C9"), times.items(), strict=True):
+        low, high = curve.interval
+        axes.fill_between(curve.times, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(curve.times, curve.mean, color=color, label=name)
+        if np.isfinite(t_S.value):
+            text = f"t$_S$ = {t_S.value:.3g}"
+            axes.axvline(t_S.value, color=color, linestyle=":", linewidth=1, label=text)
+    low, high = window({"phi": exact, "phi_C": moments})
+    log_time(axes, (low, high))
+    axes.set_ylabel("probability of the same class, φ")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return style.trimmed(figure)
 
 
 def draw_rows(rows: Sequence[tuple[str, np.ndarray]], mean: np.ndarray) -> Figure:

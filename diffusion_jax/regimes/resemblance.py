@@ -12,11 +12,13 @@ images Kamb & Ganguli (2412.20292) give for samples from one seed and call r^2, 
 squared; and R^2 over the pixels of each image, as Lukoianov et al. (2509.09672) do.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import norm, t
 
 from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.runtime.files import writing
@@ -176,9 +178,19 @@ def resampled(count: int, seed: int = 0) -> np.ndarray:
     return chosen
 
 
-def estimate(replicates: np.ndarray) -> Estimate:
-    """The first replicate's value, with the interval of the others; NaN ends where one has none."""
-    low, high = np.percentile(replicates[1:], [2.5, 97.5])
+def estimate(replicates: np.ndarray, count: int) -> Estimate:
+    """The first replicate's value, with the 95 % interval of the others.
+
+    Percentiles of few images are too narrow, as normal intervals are where Student's are due: they
+    are taken further out, at Phi(-sqrt(n/(n - 1)) t_{0.975, n - 1}) (Hesterberg 2015, section 5.3).
+
+    Args:
+      replicates: (R + 1,); see `resampled`.
+      count: number of images n, at least 2.
+    """
+    wide = math.sqrt(count / (count - 1)) * t.ppf(0.975, count - 1)
+    tail = 100 * norm.cdf(-wide)
+    low, high = np.percentile(replicates[1:], [tail, 100 - tail])
     return Estimate(float(replicates[0]), float(low), float(high))
 
 
@@ -210,20 +222,23 @@ def summarize(found: Sums, seed: int = 0) -> Resemblance:
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = mean(inner) / np.sqrt(mean(found.network) * mean(found.theory))
         each = 1 - found.error / found.contrast
+    def interval(replicates: np.ndarray) -> Estimate:
+        return estimate(replicates, len(found))
+
     return Resemblance(
-        r_squared=estimate(_r_squared(found, chosen)),
-        cosine=estimate(cosine),
+        r_squared=interval(_r_squared(found, chosen)),
+        cosine=interval(cosine),
         image_r_squared=median(np.where(np.isfinite(each), each, np.nan), seed),
-        network_loss=estimate(mean(found.network_loss)),
-        theory_loss=estimate(mean(found.theory_loss)),
-        excess=estimate(mean(found.network_loss - found.theory_loss)),
+        network_loss=interval(mean(found.network_loss)),
+        theory_loss=interval(mean(found.theory_loss)),
+        excess=interval(mean(found.network_loss - found.theory_loss)),
         images=len(found),
     )
 
 
 def median(values: np.ndarray, seed: int = 0) -> Estimate:
     """The median over images (N,), with its bootstrap interval."""
-    return estimate(np.median(values[resampled(len(values), seed)], axis=1))
+    return estimate(np.median(values[resampled(len(values), seed)], axis=1), len(values))
 
 
 @dataclass(frozen=True)
@@ -258,7 +273,7 @@ def closest(found: Mapping[str, Sums], seed: int = 0) -> Closest:
     best = np.argmax(np.nan_to_num(table, nan=-np.inf), axis=0)
     share = np.bincount(best[1:], minlength=len(names)) / REPLICATES
     rivals = [name for i, name in enumerate(names) if i != best[0] and share[i] >= _RIVAL]
-    return Closest(names[best[0]], estimate(table[best[0]]), tuple(rivals), count)
+    return Closest(names[best[0]], estimate(table[best[0]], count), tuple(rivals), count)
 
 
 def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from jax import Array
 
-from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
+from diffusion_jax.denoisers import (
+    Denoiser,
+    EmpiricalDenoiser,
+    GaussianClassesDenoiser,
+    GaussianDenoiser,
+)
 from diffusion_jax.errors import UserError
 from diffusion_jax.schedule import NoiseSchedule
 
@@ -53,6 +58,19 @@ FAMILIES: dict[str, Family] = {
         "the exact score of the training set",
         lambda schedule, points, labels, patch: EmpiricalDenoiser(schedule, points),
         _small,
+    ),
+    "gaussian": Family(
+        "the score of one Gaussian with its mean and covariance",
+        lambda schedule, points, labels, patch: GaussianDenoiser.fit(schedule, np.asarray(points)),
+        _small,
+    ),
+    "classes": Family(
+        "the score of a Gaussian for each class",
+        lambda schedule, points, labels, patch: GaussianClassesDenoiser.fit(
+            schedule, np.asarray(points), labels
+        ),
+        _small,
+        needs_classes=True,
     ),
 }
 
