@@ -180,7 +180,9 @@ def draw_two_moments(exact: Curve, moments: Curve, times: Mapping[str, Estimate]
       times: t_S of each, by their labels, in this order.
     """
     figure, axes = style.new(height=3.6)
-    for curve, color, (name, t_S) in zip((exact, moments), ("0.1", "C9"), times.items(), strict=True):
+    for curve, color, (name, t_S) in zip(
+        (exact, moments), ("0.1", "C9"), times.items(), strict=True
+    ):
         low, high = curve.interval
         axes.fill_between(curve.times, low, high, color=color, alpha=0.2, linewidth=0)
         axes.plot(curve.times, curve.mean, color=color, label=name)

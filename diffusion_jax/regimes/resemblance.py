@@ -222,6 +222,7 @@ def summarize(found: Sums, seed: int = 0) -> Resemblance:
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = mean(inner) / np.sqrt(mean(found.network) * mean(found.theory))
         each = 1 - found.error / found.contrast
+
     def interval(replicates: np.ndarray) -> Estimate:
         return estimate(replicates, len(found))
 

@@ -153,7 +153,9 @@ def test_correlations_and_cosines():
     expected = [np.corrcoef(x.ravel(), y.ravel())[0, 1] for x, y in zip(a, b, strict=True)]
     np.testing.assert_allclose(resemblance.correlations(a, b), expected)
     np.testing.assert_allclose(resemblance.correlations(a, 3 * a - 2), 1)
-    inner = [(x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()) for x, y in zip(a, b, strict=True)]
+    inner = [
+        (x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()) for x, y in zip(a, b, strict=True)
+    ]
     np.testing.assert_allclose(resemblance.cosines(a, b), inner)
     assert np.isnan(resemblance.correlations(a, np.ones_like(a))).all()
 
