@@ -133,8 +133,10 @@ def families_of(
             continue
         each = options.equivariant_images if family.equivariant else options.images
         members = theory.theories_of([name], options.patches, options.equivariant_patches, shape)
-        seconds = sum(one.seconds(n, shape) for one in members)
-        seconds *= num_times * len(options.sources) * min(options.images, each)
+        calls = num_times * len(options.sources) * min(options.images, each)
+        every = [one.seconds(n, shape) for one in members]
+        drawn = options.samples * options.sample_calls
+        seconds = calls * sum(every) + drawn * max(every)
         long = f"{name} takes about {_duration(seconds)} on two cores"
         if options.theories is None and seconds > theory.MOST_SECONDS:
             warnings.append(f"{name} is left out: {long}; --theories {name} asks for it")

@@ -163,15 +163,14 @@ def _texts(findings: Findings) -> list[str]:
 
 def _tables(findings: Findings) -> Iterator[page.Part]:
     yield page.Table(["", "the training set's exact score"], report.time_rows(findings))
-    header = ["t", "closest theory", "R² [95 %]", "not ruled out"]
     for source in findings.sources:
         count = findings.summary.closest[source][0].images
         yield page.Paragraph(
             f"On {source}: the closest theory, on the {count} images that all were compared on, "
             f"and the best patch of each family."
         )
-        best = [f"best patch, {name}" for name in findings.summary.patches[source]]
-        yield page.Table([*header, *best], report.closest_rows(findings, source))
+        rows = report.closest_rows(findings, source)
+        yield page.Table(report.closest_header(findings, source), rows)
         yield page.Paragraph(f"R² of each theory, {source}.")
         yield page.Table(report.header("", findings.times), report.r_squared_rows(findings, source))
     for source in report.with_noise(findings):
@@ -186,7 +185,10 @@ def _sample_parts(findings: Findings) -> Iterator[page.Part]:
         f"with {settings['sample_calls']} calls of each. The network's are kept within the data's "
         f"range as its own samples are, those of the theories need no bound. A theory of patches "
         f"takes at each step the patch that is the best at the nearest time, on "
-        f"{settings['patches_chosen_on']}. Medians over images, of pairs."
+        f"{settings['patches_chosen_on']}. Medians over images: the correlation of the pixels of "
+        f"each pair (2412.20292 calls it r², though it is not squared), its square, and R² over "
+        f"the pixels of each image (2509.09672). The distance ratio is the distance to the nearest "
+        f"training image over that to the second nearest; under 1/3 counts as memorised."
     )
     yield page.Table(report.SAMPLES_HEADER, report.sample_rows(findings))
 
@@ -197,8 +199,10 @@ def write(out: Path, findings: Findings, console: Console) -> None:
         rows = report.r_squared_rows(findings, source)
         console.print(f"R^2 of the network by each theory, on {source}:", highlight=False)
         console.print(printed(report.header("", findings.times), rows))
+        rows = report.closest_rows(findings, source)
+        console.print(printed(report.closest_header(findings, source), rows))
     if findings.samples:
-        console.print("Samples from one seed:")
+        console.print("Samples from one seed, beside the network's:")
         console.print(printed(report.SAMPLES_HEADER, report.sample_rows(findings)))
     console.print(printed(["", "exact score"], report.time_rows(findings)))
     if findings.two is not None:

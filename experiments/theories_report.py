@@ -126,7 +126,7 @@ class Findings:
     @property
     def marks(self) -> dict[str, float]:
         """The times that figures mark, by their labels."""
-        times = {"½ log Λ": self.t_S}
+        times = {"$t_S$ (½ log Λ)": self.t_S}
         for name in ("t_S_phi", "t_C_phi"):
             if name in self.exact.times:
                 times[level_of(name)[1].symbol] = self.exact.times[name].value
@@ -228,6 +228,12 @@ def r_squared_rows(findings: Findings, source: str) -> list[list[str]]:
     ]
 
 
+def closest_header(findings: Findings, source: str) -> list[str]:
+    """The columns of `closest_rows`."""
+    best = (f"best patch, {name}" for name in findings.summary.patches[source])
+    return ["t", "closest theory", "R² [95 %]", "not ruled out", *best]
+
+
 def closest_rows(findings: Findings, source: str) -> list[list[str]]:
     """The closest theory at each time, what it leaves, and the best patches."""
     patches = findings.summary.patches[source]
@@ -258,28 +264,22 @@ def loss_rows(findings: Findings, source: str) -> list[list[str]]:
 
 
 def sample_rows(findings: Findings) -> list[list[str]]:
-    """What samples from one seed say of each theory."""
-    return [
-        [
-            name,
+    """What samples from one seed say of each theory: `SAMPLES_HEADER` names the columns."""
+    rows = []
+    for name, each in findings.rows.items():
+        beside = [
             _text(each.correlation),
             _number(each.squared.value),
             _text(each.image_r_squared),
-            _number(each.neighbour_ratio),
-            f"{100 * each.memorised:.0f} %",
         ]
-        for name, each in findings.rows.items()
-    ]
+        if name == NETWORK:  # beside itself
+            beside = [""] * len(beside)
+        own = [_number(each.neighbour_ratio), f"{100 * each.memorised:.0f} %"]
+        rows.append([name, *beside, *own])
+    return rows
 
 
-SAMPLES_HEADER = [
-    "",
-    "correlation with the network's",
-    "its square",
-    "R² over the pixels",
-    "distance ratio",
-    "memorised",
-]
+SAMPLES_HEADER = ["", "correlation", "squared", "R² over pixels", "distance ratio", "memorised"]
 
 
 def time_rows(findings: Findings) -> list[list[str]]:
