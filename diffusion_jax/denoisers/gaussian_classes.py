@@ -69,7 +69,10 @@ class GaussianClassesDenoiser:
           UserError: no labels, or see `class_counts` and `LowRankGaussian.fit`.
         """
         if labels is None:
-            raise UserError("Gaussians of classes need labels, and these images have none")
+            raise UserError(
+                "Gaussians of classes need labels, and these images have none: take one Gaussian "
+                "for all of them"
+            )
         labels, flat = np.asarray(labels), checked(points, rank, floor)
         counts = class_counts(labels, len(flat))
         laws = stacked(
@@ -128,7 +131,8 @@ def _log_probability(
     def of_class(each: tuple[LowRankGaussian, Array]) -> Array:
         law, log_weight = each
         along, left = law.split(x - signal[:, None] * law.mean[None])
-        outside = jnp.sum(left * left, axis=1)
-        return log_weight + law.log_density(along, outside, signal, variance)
+        mean = law.across(signal, variance) / x.shape[1]
+        excess = jnp.sum(left * left - mean[:, None], axis=1)
+        return log_weight + law.log_density(along, excess, signal, variance)
 
     return jax.nn.log_softmax(jax.lax.map(of_class, classes).T, axis=1)

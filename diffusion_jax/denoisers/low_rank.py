@@ -125,15 +125,24 @@ class LowRankGaussian:
         mean = self.mean[None]
         return s_end * mean + self.filtered(x - s * mean, growth)
 
-    def log_density(self, along: Array, outside: Array, signal: Array, variance: Array) -> Array:
-        """Log p_t(x_t) + d/2 log(2 pi Delta), which is 0 at most, and is lost for no rank.
+    def across(self, signal: Array, variance: Array) -> Array:
+        """E|r|^2 = (d - k)(e^-2t f + Delta) of what the modes leave, r, (batch,)."""
+        k, d = self.modes.shape
+        return (d - k) * (signal * signal * self.floor[None] + variance)
 
-        The parts of x_t - e^-t m are given, from `split`: a difference of its squared norms would
-        be wrong by 1e-7 |x|^2/Delta.
+    def log_density(self, along: Array, excess: Array, signal: Array, variance: Array) -> Array:
+        """Log p_t(x_t) + d/2 log(2 pi e Delta), by Woodbury's identity.
+
+        = -1/2 sum_i [w_i^2/(e^-2t l_i + Delta) - 1 + log(1 + e^-2t l_i/Delta)]
+          - 1/2 [(|r|^2 - E|r|^2)/(e^-2t f + Delta) + (d - k) log(1 + e^-2t f/Delta)]
+
+        The parts w and r of x_t - e^-t m are given, see `split`: a difference of squared norms in
+        place of |r|^2 would be wrong by 1e-7 |x|^2/Delta; and without the part d/2 that all laws
+        share, rounding is that of numbers of the size of sqrt(d).
 
         Args:
-          along: components along the modes (batch, k).
-          outside: squared norm of what is left of it (batch,).
+          along: components w along the modes (batch, k).
+          excess: |r|^2 less what it is in the mean, see `across` (batch,).
           signal: e^-t (batch,).
           variance: Delta (batch,), positive.
 
@@ -141,12 +150,11 @@ class LowRankGaussian:
           In nats (batch,).
         """
         s, delta = signal[:, None], variance[:, None]
-        ratio = s * s / delta
-        across = self.modes.shape[1] - self.modes.shape[0]
-        law, floor = s * s * self.eigenvalues[None] + delta, s * s * self.floor[None, None] + delta
-        squared = jnp.sum(along * along / law, 1) + outside / floor[:, 0]
-        logarithms = jnp.sum(jnp.log1p(ratio * self.eigenvalues[None]), 1)
-        return -0.5 * (squared + logarithms + across * jnp.log1p(ratio[:, 0] * self.floor[None]))
+        ratio, (k, d) = s * s / delta, self.modes.shape
+        values, floor = self.eigenvalues[None], self.floor[None, None]
+        each = along * along / (s * s * values + delta) - 1 + jnp.log1p(ratio * values)
+        rest = excess[:, None] / (s * s * floor + delta) + (d - k) * jnp.log1p(ratio * floor)
+        return -0.5 * (jnp.sum(each, axis=1) + rest[:, 0])
 
 
 def level(schedule: NoiseSchedule, step: Array, dtype: DTypeLike) -> tuple[Array, Array]:

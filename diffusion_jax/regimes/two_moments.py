@@ -54,11 +54,12 @@ def _draw(
         cross = inner(data_left, noise_left)
 
         def at(level: tuple[Array, Array]) -> Array:
-            signal, variance = level
+            signal, variance = level[0][None], level[1][None]
             sigma = jnp.sqrt(variance)
-            outside = signal**2 * squares[0] + 2 * signal * sigma * cross + variance * squares[1]
-            along = signal * data + sigma * noise
-            return log_weight + law.log_density(along, outside, signal[None], variance[None])
+            squared = signal**2 * squares[0] + 2 * signal * sigma * cross + variance * squares[1]
+            along = signal[:, None] * data + sigma[:, None] * noise
+            excess = squared - law.across(signal, variance)
+            return log_weight + law.log_density(along, excess, signal, variance)
 
         return jax.lax.map(at, levels)
 
@@ -102,8 +103,9 @@ def two_moments(
     times = np.asarray(times, np.float64)
     if len(weights) < 2:
         raise UserError("the moments of one class say nothing of speciation: give two classes")
-    if not (times.ndim == 1 and len(times) and np.all(np.diff(times, prepend=0) > 0)):
-        raise UserError("times must be positive and increase")
+    rises = times.ndim == 1 and len(times) > 0 and np.all(np.diff(times, prepend=0) > 0)
+    if not (rises and times[-1] < np.inf):
+        raise UserError("times must be positive and finite, and increase")
     if num_draws < _LEAST_DRAWS:
         raise UserError(f"num_draws = {num_draws} must be at least {_LEAST_DRAWS}")
     ends = np.rint(np.cumsum(weights) / weights.sum() * num_draws).astype(np.int64)
