@@ -10,9 +10,11 @@ from .data import load_images as load_images
 from .data.images import ImageSet as ImageSet
 from .denoisers import Denoiser as Denoiser
 from .denoisers import EmpiricalDenoiser as EmpiricalDenoiser
+from .denoisers import EquivariantLocalDenoiser as EquivariantLocalDenoiser
 from .denoisers import GaussianClassesDenoiser as GaussianClassesDenoiser
 from .denoisers import GaussianDenoiser as GaussianDenoiser
 from .denoisers import GaussianMixtureDenoiser as GaussianMixtureDenoiser
+from .denoisers import LocalDenoiser as LocalDenoiser
 from .denoisers import TrainedDenoiser as TrainedDenoiser
 from .errors import UserError as UserError
 from .nn.unet import UNet as UNet

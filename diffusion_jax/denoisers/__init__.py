@@ -3,20 +3,25 @@
 from collections.abc import Callable
 
 from diffusion_jax.denoisers.clipped import ClippedDenoiser
+from diffusion_jax.denoisers.equivariant import EquivariantLocalDenoiser
 from diffusion_jax.denoisers.exact import EmpiricalDenoiser
 from diffusion_jax.denoisers.gaussian import GaussianDenoiser
 from diffusion_jax.denoisers.gaussian_classes import GaussianClassesDenoiser
+from diffusion_jax.denoisers.local import LocalDenoiser
 from diffusion_jax.denoisers.mixture import GaussianMixtureDenoiser
 from diffusion_jax.denoisers.protocol import Denoiser, require_steps
 from diffusion_jax.denoisers.shifted import ShiftedDenoiser
 from diffusion_jax.denoisers.trained import TrainedDenoiser
 
 # Denoisers in closed form that a training set makes, for experiments.cloning --score NAME: each is
-# called with the schedule, the points (n, ...), mean removed, and their labels (n,) or None.
+# called with the schedule, the points (n, ...), mean removed, and their labels (n,) or None. One
+# that has an argument `patch` takes --patch.
 DENOISERS: dict[str, Callable[..., Denoiser]] = {
     "exact": EmpiricalDenoiser.fit,
     "gaussian": lambda schedule, points, labels: GaussianDenoiser.fit(schedule, points),
     "classes": GaussianClassesDenoiser.fit,
+    "local": LocalDenoiser.fit,
+    "equivariant": EquivariantLocalDenoiser.fit,
 }
 
 __all__ = [
@@ -24,9 +29,11 @@ __all__ = [
     "ClippedDenoiser",
     "Denoiser",
     "EmpiricalDenoiser",
+    "EquivariantLocalDenoiser",
     "GaussianClassesDenoiser",
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",
+    "LocalDenoiser",
     "ShiftedDenoiser",
     "TrainedDenoiser",
     "require_steps",

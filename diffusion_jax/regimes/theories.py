@@ -10,8 +10,10 @@ from jax import Array
 from diffusion_jax.denoisers import (
     Denoiser,
     EmpiricalDenoiser,
+    EquivariantLocalDenoiser,
     GaussianClassesDenoiser,
     GaussianDenoiser,
+    LocalDenoiser,
 )
 from diffusion_jax.errors import UserError
 from diffusion_jax.schedule import NoiseSchedule
@@ -32,8 +34,8 @@ class Family:
     Attributes:
       about: what it is, in a line.
       make: the denoiser.
-      seconds: that it takes on two cores for an image, of the number of training points and the
-        shape of an image.
+      seconds: that it takes on two cores for an image, of the number of training points, the shape
+        of an image, and the patch. Equal patches, such as blank ones, cost less.
       local: whether there is one for each patch.
       equivariant: whether it compares each place with all others, at the price of that.
       needs_classes: whether it needs labels of two or more classes.
@@ -42,15 +44,24 @@ class Family:
 
     about: str
     make: Make
-    seconds: Callable[[int, tuple[int, ...]], float]
+    seconds: Callable[[int, tuple[int, ...], int | None], float]
     local: bool = False
     equivariant: bool = False
     needs_classes: bool = False
     by_default: bool = True
 
 
-def _small(n: int, shape: tuple[int, ...]) -> float:
-    return 1e-9 * n * math.prod(shape)
+def _small(n: int, shape: tuple[int, ...], patch: int | None) -> float:
+    return 3e-10 * n * math.prod(shape)
+
+
+def _every_patch(n: int, shape: tuple[int, ...], patch: int | None) -> float:
+    return 3e-10 * n * math.prod(shape) * sum(shape[:2])
+
+
+def _every_pair(n: int, shape: tuple[int, ...], patch: int | None) -> float:
+    height, width, channels = shape
+    return (1e-9 + 2e-11 * channels * (patch or 1) ** 2) * n * (height * width) ** 2
 
 
 FAMILIES: dict[str, Family] = {
@@ -71,6 +82,31 @@ FAMILIES: dict[str, Family] = {
         ),
         _small,
         needs_classes=True,
+    ),
+    "local": Family(
+        "the exact score, were each pixel to see a patch around it alone",
+        lambda schedule, points, labels, patch: LocalDenoiser(schedule, points, patch),
+        _every_patch,
+        local=True,
+    ),
+    "equivariant": Family(
+        "the same, were a pixel not to know where it is, but for the borders that it sees",
+        lambda schedule, points, labels, patch: EquivariantLocalDenoiser(
+            schedule, points, patch, "zero"
+        ),
+        _every_pair,
+        local=True,
+        equivariant=True,
+    ),
+    "circular": Family(
+        "the same on a torus, without borders",
+        lambda schedule, points, labels, patch: EquivariantLocalDenoiser(
+            schedule, points, patch, "circular"
+        ),
+        _every_pair,
+        local=True,
+        equivariant=True,
+        by_default=False,
     ),
 }
 
@@ -95,7 +131,7 @@ class Theory:
 
     def seconds(self, n: int, shape: tuple[int, ...]) -> float:
         """About what it takes for an image of this shape, n training points and two cores."""
-        return FAMILIES[self.family].seconds(n, shape)
+        return FAMILIES[self.family].seconds(n, shape, self.patch)
 
 
 def check_families(names: Sequence[str]) -> None:

@@ -1,0 +1,179 @@
+"""The exact score, were every pixel to see no more than a patch around it."""
+
+from typing import Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffusion_jax.denoisers.covariance_patches import Filters, mean_by_covariance, modes
+from diffusion_jax.denoisers.patches import (
+    amplitudes,
+    checked_patch,
+    checked_points,
+    require_like,
+)
+from diffusion_jax.denoisers.streamed import ABSENT, in_blocks, softmax_mean
+from diffusion_jax.errors import UserError
+from diffusion_jax.process import x_0_to_noise
+from diffusion_jax.schedule import NoiseSchedule
+
+# Numbers in the arrays of a block: about what a core's cache holds.
+_BLOCK = 2**18
+
+
+@jax.tree_util.register_pytree_node_class
+class LocalDenoiser:
+    """The local score machine: at each pixel the training images are weighed by a patch alone.
+
+    w_nu(p) = softmax_nu(-|x_P(p) - e^-t a_nu,P(p)|^2 / (2 Delta_t)),   D_p = sum_nu w_nu(p) a_nu,p
+
+    P(p) is the square of `patch` x `patch` pixels around p, cut at the border, all channels in it
+    (Kamb & Ganguli 2412.20292, Niedoba et al. 2411.19339). With `patch` = 2 max(height, width) - 1,
+    or None, it is the exact score; at large t the mean image.
+
+    patch = "covariance" gives each component j of the image its own patch and weights: those
+    components i for which
+
+    |W_ij/W_ii| >= threshold max_kl |W_kl/W_kk|,   W = V diag(e^-2t l/(e^-2t l + Delta_t)) V^T,
+
+    l and V the eigenvalues and eigenvectors of the points' covariance (divided by n): W is the
+    Wiener filter, so patches grow and shrink with t (Lukoianov et al. 2509.09672, who take 0.005
+    for MNIST, 0.05 for CIFAR-10, 0.02 for CelebA). A component that never varies is in no patch;
+    where a patch is empty all weights are 1/n.
+
+    Weights are normalised over all training images, whatever the batch. A batch of b images costs
+    b n d (height + width) multiplications, whatever the patch, and b n d exponentials; with the
+    covariance's patches b (n + 2 min(n, d)) d^2. Beside points and images it needs about four
+    arrays of 2^18 numbers, with the covariance's patches of 2^21, or of b d if that is more, and
+    as much again for the images: blocks of points are gone through, and change nothing but
+    rounding. Logits are sums of squares, about d/2 where the image is a noised training image: in
+    float32 their rounding stays below about 1e-7 of that at any t.
+
+    Attributes:
+      schedule: the noise schedule that gives each step its e^-t and Delta_t.
+      points: training points a_nu (n, height, width, channels), in the units of x.
+      patch: the patch's side, odd; None for all pixels; or "covariance".
+      threshold: from 0 to 1, of the covariance's patches.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        points: np.ndarray | Array,
+        patch: int | Literal["covariance"] | None,
+        threshold: float | None = None,
+    ) -> None:
+        """Checks what it is given.
+
+        Raises:
+          UserError: points that are no images, a patch that is even or too large, or a threshold
+            without the covariance's patches, these without one, or one out of range.
+        """
+        self.schedule, self.points = schedule, checked_points(points)
+        self.patch, self.threshold = patch, threshold
+        self._modes: tuple[Array, Array] | None = None
+        by_covariance = isinstance(patch, str) and patch == "covariance"
+        if patch is not None and not by_covariance:
+            largest = 2 * max(self.points.shape[1:3]) - 1
+            others = 'None for all of them, or "covariance"'
+            self.patch = checked_patch(patch, largest, others)
+        if by_covariance != (threshold is not None):
+            raise UserError(
+                'patch = "covariance" and threshold, a share of the largest |W/diag W| such as '
+                "0.005, belong together: give both, or neither"
+            )
+        if threshold is not None:
+            if not 0 <= threshold <= 1:
+                raise UserError(f"threshold = {threshold!r} must lie between 0 and 1")
+            self._modes = modes(np.asarray(self.points))
+
+    @classmethod
+    def fit(
+        cls,
+        schedule: NoiseSchedule,
+        points: np.ndarray,
+        labels: np.ndarray | None,
+        patch: int = 5,
+    ) -> Self:
+        """That of these training points (n, ...), mean removed; labels change nothing."""
+        return cls(schedule, points, patch)
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Its arrays, and what programs are compiled for."""
+        return (self.schedule, self.points, self._modes), (self.patch, self.threshold)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Any, ...], arrays: tuple[Any, ...]) -> Self:
+        """The inverse, which checks nothing: JAX puts what it likes in place of arrays."""
+        self = object.__new__(cls)
+        self.schedule, self.points, self._modes = arrays
+        self.patch, self.threshold = static
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps it knows."""
+        return self.schedule.num_steps
+
+    def predict_x_0(self, x: Array, step: Array) -> Array:
+        """The denoised images D, shape of x (batch, height, width, channels), steps (batch,).
+
+        Raises:
+          UserError: images of another shape than the points'.
+        """
+        require_like(self.points, x)
+        mean: Array = _predict(self, x, step)
+        return mean
+
+    def __call__(self, x: Array, step: Array) -> Array:
+        """See `Denoiser`: the noise is (x - e^-t D)/sqrt(Delta_t)."""
+        return x_0_to_noise(self.schedule, self.predict_x_0(x, step), x, step)
+
+
+@jax.jit
+def _predict(denoiser: LocalDenoiser, x: Array, step: Array) -> Array:
+    signal, variance = amplitudes(denoiser.schedule, step, x)
+    points = denoiser.points.astype(x.dtype)
+    if denoiser._modes is None:
+        height, width = x.shape[1:3]
+        half = max(height, width) if denoiser.patch is None else int(denoiser.patch) // 2
+        return mean_by_squares(points, half, x, signal, variance)
+    values, vectors = (each.astype(x.dtype) for each in denoiser._modes)
+    assert denoiser.threshold is not None
+    share = (signal**2 / variance)[:, None] * values[None]
+    filters = Filters(vectors, share / (1 + share))
+    return mean_by_covariance(points, filters, denoiser.threshold, x, signal, variance)
+
+
+def _band(size: int, half: int, dtype: Any) -> Array:
+    """Which pixels of a line lie in the patch of which (size, size), 1 or 0."""
+    place = np.arange(size)
+    return jnp.asarray(np.abs(place[:, None] - place[None]) <= half, dtype)
+
+
+def mean_by_squares(points: Array, half: int, x: Array, signal: Array, variance: Array) -> Array:
+    """D with square patches: two products with band matrices sum the squares, without cancelling.
+
+    Rows go first, so that both products are plain ones.
+    """
+    batch, height, width, channels = x.shape
+    down, along = _band(height, half, x.dtype), _band(width, half, x.dtype)
+    images = jnp.moveaxis(x, 1, 0)[:, :, None]
+    size = max(1, min(len(points), _BLOCK // max(1, batch * height * width)))
+    rows = jnp.moveaxis(in_blocks(points, size), 2, 1)
+    absent = in_blocks(jnp.zeros(len(points), x.dtype), size, fill=ABSENT)
+
+    def of_block(block: tuple[Array, Array]) -> tuple[Array, Any]:
+        a, missing = block  # (height, size, width, channels), (size,)
+        difference = images - signal[None, :, None, None, None] * a[:, None]
+        squares = jnp.sum(difference**2, axis=-1)
+        squares = jnp.einsum("ij,jbnw->ibnw", down, squares, precision="highest")
+        squares = jnp.einsum("hbnw,wv->hbnv", squares, along, precision="highest")
+        logits = missing[None, None, :, None] - squares / (2 * variance[None, :, None, None])
+        values = jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1)
+        return logits, lambda weights: jnp.sum(weights[..., None] * values[:, None], axis=2)
+
+    shape = (height, batch, width, channels)
+    return jnp.moveaxis(softmax_mean(of_block, (rows, absent), shape, 2, x.dtype), 0, 1)
