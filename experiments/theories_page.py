@@ -36,10 +36,11 @@ def figures(findings: Findings) -> Iterator[page.Picture]:
         for source, families in summary.patches.items()
         if families
     }
+    sides = sorted({each.patch for each in findings.theories if each.patch is not None})
     if patches:
         yield page.Picture.of(
             "patches.png",
-            plots.draw_patches(times, patches, marks),
+            plots.draw_patches(times, patches, sides, marks),
             "The patch with the largest R², of those that were compared. Bars reach to the "
             "patches that these images cannot rule out: those that are the best in at least one "
             "of forty bootstrap replicates.",
@@ -139,6 +140,13 @@ def _two_networks(findings: Findings) -> Iterator[page.Picture]:
     )
 
 
+_PATCHES = (
+    "local 5 is the local theory of patches of 5 x 5 pixels, and so on. A network with group "
+    "normalisation or attention sees the whole image at every pixel, so that no theory of patches "
+    "can be all of it."
+)
+
+
 def _texts(findings: Findings) -> list[str]:
     settings = findings.settings
     return [
@@ -156,18 +164,20 @@ def _texts(findings: Findings) -> list[str]:
             for name in dict.fromkeys(each.family for each in findings.theories)
         )
         + ".",
-        "A network with group normalisation or attention sees the whole image at every pixel, so "
-        "that no theory of patches can be all of it.",
+        "An error of the predicted noise is sqrt(e^2t - 1) times as large in D: at large t, where "
+        "images hardly differ in D, the network's own errors are much of its variance, and no "
+        "theory explains them.",
+        *([_PATCHES] if any(each.patch is not None for each in findings.theories) else []),
     ]
 
 
 def _tables(findings: Findings) -> Iterator[page.Part]:
     yield page.Table(["", "the training set's exact score"], report.time_rows(findings))
     for source in findings.sources:
-        count = findings.summary.closest[source][0].images
+        count = max(each.images for each in findings.summary.closest[source])
         yield page.Paragraph(
-            f"On {source}: the closest theory, on the {count} images that all were compared on, "
-            f"and the best patch of each family."
+            f"On {source}: the closest theory, those that {count} images cannot rule out, and the "
+            f"best patch of each family."
         )
         rows = report.closest_rows(findings, source)
         yield page.Table(report.closest_header(findings, source), rows)

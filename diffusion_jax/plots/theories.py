@@ -35,9 +35,8 @@ def _look(name: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def label(name: str) -> str:
-    """What a theory is called: `local_5` is local, 5 x 5."""
-    found = re.fullmatch(r"([a-z]+)_(\d+)", name)
-    return f"{found[1]}, {found[2]} x {found[2]}" if found else name
+    """What a theory is called: `local_5` is local 5, of patches of 5 x 5 pixels."""
+    return re.sub(r"_(\d+)$", r" \1", name)
 
 
 def _marks(axes: Axes, marks: Mapping[str, float], named: bool) -> None:
@@ -136,6 +135,7 @@ def draw_losses(
 def draw_patches(
     times: np.ndarray,
     best: Mapping[str, Mapping[str, Sequence[tuple[int, int, int]]]],
+    sides: Sequence[int],
     marks: Mapping[str, float],
 ) -> Figure:
     """Draws the patch of the largest R^2 against time, a panel a source.
@@ -144,6 +144,7 @@ def draw_patches(
       times: Ornstein-Uhlenbeck times (T,), increasing.
       best: of each source and family, at each time the best patch, and the least and the largest
         that the images cannot rule out.
+      sides: all that were compared.
       marks: times to be marked, by their labels.
     """
     figure, panels = _panels(list(best), 3.8)
@@ -159,7 +160,7 @@ def draw_patches(
                 moved,
                 patch,
                 [patch - low, high - patch],
-                fmt="o-",
+                marker="o",
                 capsize=2,
                 color=color,
                 linewidth=1.2,
@@ -169,6 +170,7 @@ def draw_patches(
             )
         axes.set_yscale("log", base=2)
         axes.set_yticks(sides, [str(side) for side in sides])
+        axes.set_ylim(min(sides) / 1.2, 1.2 * max(sides))
         axes.minorticks_off()
         log_time(axes, _limits(times))
         _marks(axes, marks, named=True)

@@ -39,10 +39,12 @@ WORDS = [
     "--attention-levels",
     *("--batch-size", "8", "--num-samples", "4", "--steps", "2"),
 ]
-# Few of everything; theories that every merge has.
+BASE = ("--times", "0.3", "1.0", "--images", "8", "--batch-size", "8", "--accuracy", "0.05")
+# Few of everything.
 FEW = (
-    *("--times", "0.3", "1.0", "--images", "8", "--batch-size", "8", "--accuracy", "0.05"),
-    *("--theories", "exact", "gaussian", "classes", "--samples", "3", "--sample-calls", "4"),
+    *(*BASE, "--theories", "exact", "gaussian", "local", "equivariant", "--patches", "3", "7"),
+    *("--equivariant-patches", "3", "--equivariant-images", "3"),
+    *("--samples", "3", "--sample-calls", "4"),
 )
 
 
@@ -155,7 +157,7 @@ def near(one, other):
 @pytest.mark.usefixtures("undrawn")
 def test_a_killed_comparison_goes_on_to_the_same_numbers(compared, runs, tmp_path):
     out, text = compared
-    assert re.search(r"[2-9] of 18 cells were computed before", text)
+    assert re.search(r"[2-9] of 30 cells were computed before", text)
     # Cells, states and samples that are gone or damaged are made again.
     again = tmp_path / "again"
     shutil.copytree(out, again)
@@ -200,16 +202,25 @@ def test_what_is_written_is_what_the_definitions_say(compared, runs):
         for estimate in training["r_squared"]:
             assert estimate["low"] <= estimate["value"] <= estimate["high"]
     # On training images no theory's loss is below the exact score's, but by chance.
-    assert result["sources"]["training"]["closest"][0]["name"] in families.FAMILIES
+    training = result["sources"]["training"]
+    assert training["closest"][0]["name"].partition("_")[0] in families.FAMILIES
+    assert training["resemblance"]["equivariant_3"]["images"] == 3
+    best = training["patches"]["local"][0]
+    r_squared = {k: training["resemblance"][f"local_{k}"]["r_squared"][0] for k in (3, 7)}
+    assert best["patch"] == max(r_squared, key=lambda k: r_squared[k]["value"])
+    assert best["r_squared"] == r_squared[best["patch"]]
+    assert best["least"] <= best["patch"] <= best["largest"]
+    assert set(result["sampled_with"]["local"]) <= {"local_3", "local_7"}
     assert result["samples"]["network"]["correlation"]["value"] == pytest.approx(1)
-    assert set(result["samples"]) == {"network", "exact", "gaussian", "classes"}
+    assert set(result["samples"]) == {"network", "exact", "gaussian", "local", "equivariant"}
     assert result["two_moments"]["t_S_phi"]["value"] > 0
     assert result["t_S_phi"]["value"] > result["t_C_phi"]["value"]
     for word in ("R^2 of the network by each theory, on held-out", "Samples from one seed"):
         assert word in text
     page = (out / "report.html").read_text()
     names = {path.name for path in out.glob("*.png")}
-    assert names == {"resemblance.png", "losses.png", "two_moments.png", "samples.png"}
+    figures = ("resemblance", "losses", "patches", "two_moments", "samples")
+    assert names == {f"{name}.png" for name in figures}
     assert page.count("data:image/png;base64,") == len(names)
     assert not re.search(r'(src|href)="(?!data:)', page)
 
@@ -220,10 +231,10 @@ def test_times_theories_and_images_add_to_what_is_done(compared, runs, tmp_path,
     shutil.copytree(compared[0], out)
     more = ("--times", "0.3", "0.6", "1.0", *FEW[3:])
     assert command(runs[0], "--out", out, *more) == 0
-    assert "18 of 27 cells were computed before" in capsys.readouterr().out
+    assert "30 of 45 cells were computed before" in capsys.readouterr().out
     assert len(result_of(out)["times"]) == 3
     assert command(runs[0], "--out", out, *FEW[:-4], "--samples", "0") == 0
-    assert "18 of 18 cells were computed before" in capsys.readouterr().out
+    assert "30 of 30 cells were computed before" in capsys.readouterr().out
     found, earlier = result_of(out), result_of(compared[0])
     assert found["sources"] == earlier["sources"]
     assert not found["samples"]
@@ -233,7 +244,7 @@ def test_times_theories_and_images_add_to_what_is_done(compared, runs, tmp_path,
 
 def test_two_networks(runs, tmp_path, capsys):
     out = tmp_path / "out"
-    options = (*FEW[:9], "--theories", "exact", "--samples", "3", "--sample-calls", "4")
+    options = (*BASE, "--theories", "exact", "--samples", "3", "--sample-calls", "4")
     assert command(runs[0], "--other", runs[1], "--out", out, *options) == 0
     result = result_of(out)["other"]
     assert list(result["sources"]) == ["training", "held-out", "trajectories", "other's training"]
@@ -269,7 +280,7 @@ def test_another_run_that_cannot_be_compared(runs, tmp_path, capsys):
     assert "the same parameters" in refused(runs[0])
     # Images in common are no reason to refuse, but to be told: 12 of the first run's 12 to 20.
     shared = make_run(tmp_path / "shared", images, labels, seed=2)
-    options = ("--images", "4", *FEW[:3], *FEW[5:9], "--samples", "0", "--theories", "exact")
+    options = ("--images", "4", *BASE[:3], *BASE[5:], "--samples", "0", "--theories", "exact")
     out = tmp_path / "shared_out"
     assert command(runs[0], "--other", shared, "--out", out, *options) == 0
     warnings = result_of(out)["warnings"]
@@ -281,7 +292,7 @@ def test_another_run_that_cannot_be_compared(runs, tmp_path, capsys):
 def test_a_source_without_images_left(runs, tmp_path, capsys):
     """The second run was trained on all: nothing is held out, which is said, and the rest done."""
     out = tmp_path / "out"
-    options = (*FEW[:9], "--theories", "exact", "--samples", "0")
+    options = (*BASE, "--theories", "exact", "--samples", "0")
     assert command(runs[1], "--out", out, *options) == 0
     result = result_of(out)
     assert list(result["sources"]) == ["training", "trajectories"]
@@ -307,6 +318,13 @@ def test_a_source_without_images_left(runs, tmp_path, capsys):
         (("--sample-calls", "26"), "between 2 and 25"),
         (("--held-out", "0"), "held_out = 0 must be at least 1"),
         (("--accuracy", "0"), "accuracy = 0.0 must be positive"),
+        (("--patches", "3", "4"), "patch = 4 must be an odd number of pixels from 1 to 15"),
+        (("--patches", "17"), "patch = 17 must be an odd number of pixels from 1 to 15"),
+        (("--patches", "3", "3"), "patches = (3, 3) must name at least one patch, and each once"),
+        (
+            ("--theories", "circular", "--equivariant-patches", "9"),
+            "patch = 9 must be an odd number of pixels from 1 to 7",
+        ),
         (("--batch-size", "0"), "batch_size must be at least 1"),
     ],
 )

@@ -142,10 +142,17 @@ def test_the_closest_and_its_rivals():
     # Of one that is worse on every image the images rule out more than of one that is on average.
     best = resemblance.closest(found | {"nearly": compared(network, nearly)})
     assert (best.name, best.rivals) == ("near", ())
-    # The images that all have in common decide.
-    few = compared(network, far).first(4)
-    best = resemblance.closest({"near": compared(network, near), "few": few})
-    assert (best.name, best.images) == ("near", 4)
+    # Fewer images decide between the best of all and those that have no more.
+    few = compared(network, nearly).first(6)
+    best = resemblance.closest(found | {"few": few})
+    assert (best.name, best.rivals, best.images) == ("near", (), 30)
+    assert best.r_squared == alone
+    few = compared(network, network + 0.01).first(6)
+    best = resemblance.closest(found | {"few": few})
+    assert (best.name, best.rivals, best.images) == ("few", (), 6)
+    few = compared(network, network + 0.3 * images(30, 5)).first(6)
+    best = resemblance.closest(found | {"few": few})
+    assert (best.name, best.rivals, best.images) == ("near", ("few",), 30)
 
 
 def test_correlations_and_cosines():
