@@ -109,7 +109,7 @@ def claim(folder: Path, settings: dict[str, Any], work: str = "forks a run") -> 
     distributed.gather("")
 
 
-def _claim(folder: Path, settings: dict[str, Any], work: str) -> None:
+def _claim(folder: Path, settings: dict[str, Any], work: str = "forks a run") -> None:
     path, wanted = folder / "settings.json", plain(settings)
     try:
         folder.mkdir(parents=True, exist_ok=True)
