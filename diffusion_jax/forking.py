@@ -50,12 +50,15 @@ NUM_WATCHED = 100
 SHOWN = 8
 
 
-def branch_steps(times: np.ndarray, asked: tuple[float, ...] | None) -> np.ndarray:
+def branch_steps(
+    times: np.ndarray, asked: tuple[float, ...] | None, what: str = "branch times"
+) -> np.ndarray:
     """Steps to go at the forks, descending.
 
     Args:
       times: of the schedule's steps (L,).
       asked: branch times, or None for 20 evenly spread over the steps, or as many as there are.
+      what: they are, for messages.
 
     Raises:
       UserError: a time outside the schedule, or two that fall on one step.
@@ -67,12 +70,10 @@ def branch_steps(times: np.ndarray, asked: tuple[float, ...] | None) -> np.ndarr
     # Compared as they are written, so that a bound may be given as it is printed.
     low, high = (f"{time:.4g}" for time in (times[0], times[-1]))
     if not all(float(low) <= float(f"{time:.4g}") <= float(high) for time in asked) or not asked:
-        raise UserError(
-            f"branch times {list(asked)} must lie in the schedule, from {low} to {high}"
-        )
+        raise UserError(f"{what} {list(asked)} must lie in the schedule, from {low} to {high}")
     steps = 1 + np.abs(times[None] - np.array(asked)[:, None]).argmin(1)
     if len(np.unique(steps)) < len(steps):
-        raise UserError(f"two of the branch times {list(asked)} fall on one of {num_steps} steps")
+        raise UserError(f"two of the {what} {list(asked)} fall on one of {num_steps} steps")
     return np.sort(steps)[::-1]
 
 
@@ -89,25 +90,30 @@ def digest(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def claim(folder: Path, settings: dict[str, Any]) -> None:
+def claim(folder: Path, settings: dict[str, Any], work: str = "forks a run") -> None:
     """Makes the folder of the batches, or checks that those in it are of the same experiment.
 
     It is this process's then, until `lock.release` or the process's end. All processes call it; the
     first one writes.
 
+    Args:
+      folder: of the batches.
+      settings: what batches must have in common to be joined.
+      work: what is done there, for the message.
+
     Raises:
       UserError: they are of another one, another process forks there, or it cannot be written to.
     """
     if is_first_process():
-        _claim(folder, settings)
+        _claim(folder, settings, work)
     distributed.gather("")
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
+def _claim(folder: Path, settings: dict[str, Any], work: str = "forks a run") -> None:
     path, wanted = folder / "settings.json", plain(settings)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.lock(folder, "forks a run", "--out")
+        lock.lock(folder, work, "--out")
     except OSError as error:
         raise unwritten(folder, error) from error
     if path.exists() and _has_batches(folder):

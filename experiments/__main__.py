@@ -16,6 +16,7 @@ COMMANDS = {
     "sample": "sample",
     "regimes": "regimes",
     "cloning": "cloning",
+    "theories": "theories",
     "likelihood": "likelihood",
     "convert": "convert",
     "parity": "parity",

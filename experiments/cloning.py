@@ -308,9 +308,7 @@ def _exact_score(
     # Trunk i has the key folded with i: no trunk shares its noise with the draws.
     key = jax.random.fold_in(key, 2**32 - 1)
     grid = np.union1d(transitions.TIMES, times)
-    draws = transitions.measure(points, images.labels, key, accuracy, times=grid)
-    weights = np.bincount(images.labels) / len(points) if images.labels is not None else np.ones(1)
-    return transitions.summarize(draws, len(points), weights)
+    return transitions.of_points(points, images.labels, key, accuracy, grid)
 
 
 @reports_errors

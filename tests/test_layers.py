@@ -21,6 +21,7 @@ LAYERS = (
     "plots",
     "training",
     "study forking",
+    "comparing",
     "diffusion_jax",  # the front door, which opens all of them
     "torch_ref",
     "experiments",

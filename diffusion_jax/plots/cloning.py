@@ -124,7 +124,8 @@ def draw_collapse(
     return style.trimmed(figure)
 
 
-def _show(axes: Axes, image: np.ndarray, mean: np.ndarray) -> None:
+def show(axes: Axes, image: np.ndarray, mean: np.ndarray) -> None:
+    """Shows an image (height, width, channels), mean removed, kept within [0, 1]."""
     pixels = np.clip(image + mean, 0, 1)
     axes.imshow(np.squeeze(pixels), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
@@ -145,7 +146,7 @@ def draw_forks(pairs: np.ndarray, times: np.ndarray, mean: np.ndarray) -> Figure
     grid = np.asarray(grid).reshape(rows, columns)
     for j, t in enumerate(times):
         for i in range(rows):
-            _show(grid[i, j], side_by_side[i, j], mean)
+            show(grid[i, j], side_by_side[i, j], mean)
         grid[0, j].set_title(f"t = {t:.2f}", fontsize=8)
     return style.trimmed(figure)
 
@@ -168,7 +169,7 @@ def draw_neighbours(
     figure, grid = style.new(2, columns, width=0.8 * columns, height=2.2)
     grid = np.asarray(grid).reshape(2, columns)
     for j in range(columns):
-        _show(grid[0, j], samples[j], mean)
-        _show(grid[1, j], points[j], mean)
+        show(grid[0, j], samples[j], mean)
+        show(grid[1, j], points[j], mean)
         grid[0, j].set_title(f"{ratio[j]:.2f}", fontsize=8)
     return style.trimmed(figure)

@@ -87,7 +87,7 @@ def window(curves: dict[str, Curve]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _log_time(axes: Axes, limits: tuple[float, float]) -> None:
+def log_time(axes: Axes, limits: tuple[float, float]) -> None:
     """A logarithmic time axis with its numbers written out."""
     axes.set(xscale="log", xlim=limits, xlabel="time t (Ornstein-Uhlenbeck)")
     wide = limits[1] > 500 * limits[0]
@@ -114,7 +114,7 @@ def draw_regimes(curves: dict[str, Curve], times: dict[str, Estimate]) -> Figure
     _named_line(axes, limits, times, "t_C_phi", "-.")
     _named_line(axes, limits, times, "t_C_entropy", "--")
     axes.set(ylim=(-0.03, 1.05))
-    _log_time(axes, limits)
+    log_time(axes, limits)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return style.trimmed(figure)
 
@@ -232,7 +232,7 @@ def draw_speciation(
     axes.axhline(level, color="0.5", linewidth=0.6)
     axes.axhline(floor, color="0.5", linewidth=0.6, linestyle=":")
     axes.set(ylabel="probability of the same class, φ")
-    _log_time(axes, limits)
+    log_time(axes, limits)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return style.trimmed(figure)
 
@@ -266,7 +266,7 @@ def draw_collapse(
     _band(bottom, curves["effective_points"], "C2", "exp H")
     bottom.axhline(num_points, color="0.5", linewidth=0.6, linestyle=":")
     bottom.set(yscale="log", ylabel="effective number of training points")
-    _log_time(bottom, limits)
+    log_time(bottom, limits)
     return style.trimmed(figure)
 
 
@@ -283,7 +283,7 @@ def draw_lipschitz(curve: LipschitzCurve) -> Figure:
     axes.plot(curve.times, curve.bound, "C3", linewidth=1, label="bound for all x")
     axes.plot(curve.times, -1 / np.expm1(-2 * curve.times), "0.4", linestyle=":", label="1/Δ$_t$")
     axes.set(yscale="log", ylabel="Lipschitz constant of the empirical score")
-    _log_time(axes, (curve.times[0], curve.times[-1]))
+    log_time(axes, (curve.times[0], curve.times[-1]))
     axes.legend(frameon=False)
     return style.trimmed(figure)
 

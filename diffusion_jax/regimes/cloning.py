@@ -142,7 +142,12 @@ def _keys(key: Array, first: int, count: int) -> Array:
 
 
 def trunks(
-    sampler: Sampler, denoiser: Denoiser, x: Array, keys: Array, steps: Sequence[int]
+    sampler: Sampler,
+    denoiser: Denoiser,
+    x: Array,
+    keys: Array,
+    steps: Sequence[int],
+    at: int | None = None,
 ) -> Iterator[tuple[int, Array]]:
     """Runs trunks from pure noise down, stopping by the way.
 
@@ -150,14 +155,15 @@ def trunks(
       sampler: see `sampling.Sampler`. What it remembers of its past steps, if anything, is
         forgotten at each stop.
       denoiser: see `denoisers.Denoiser`.
-      x: pure noise (batch, ...).
+      x: pure noise (batch, ...), or the states with `at` steps to go.
       keys: one PRNG key a trunk (batch,).
       steps: steps still to go at each stop, descending; 0 is clean data.
+      at: steps to go of x; by default all.
 
     Yields:
       b and the states with b steps to go (batch, ...), for each stop.
     """
-    at = sampler.schedule.num_steps
+    at = sampler.schedule.num_steps if at is None else at
     for b in steps:
         x = _advance(sampler, denoiser, x, keys, jnp.int32(at), jnp.int32(b))
         at = int(b)

@@ -199,6 +199,30 @@ def measure_from(
     return _combine(rounds, times)
 
 
+def of_points(
+    points: np.ndarray,
+    labels: np.ndarray | None,
+    key: Array,
+    accuracy: float,
+    times: np.ndarray = TIMES,
+) -> Regimes:
+    """Curves and times of a data set's exact score: `measure`, then `summarize`.
+
+    Args:
+      points: training points (n, ...), see `posterior.draw`.
+      labels: classes 0..C-1 (n,), or None.
+      key: typed PRNG key.
+      accuracy: see `measure`.
+      times: increasing Ornstein-Uhlenbeck times (T,).
+
+    Raises:
+      UserError: see `measure`.
+    """
+    draws = measure(points, labels, key, accuracy, times=times)
+    weights = np.ones(1) if labels is None else np.bincount(labels) / len(points)
+    return summarize(draws, len(points), weights)
+
+
 def tangent_intercept(curve: Curve) -> float:
     """Where the steepest tangent of an increasing curve meets zero."""
     cubic = PchipInterpolator(curve.times, curve.mean)

@@ -1,0 +1,232 @@
+"""The noisy images on which a network and a theory are asked: x_t of images, and trajectories."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from rich.console import Console
+
+from diffusion_jax import data
+from diffusion_jax.comparing.kept import is_whole
+from diffusion_jax.comparing.progress import advancing
+from diffusion_jax.data.images import ImageSet
+from diffusion_jax.errors import UserError
+from diffusion_jax.process import diffuse
+from diffusion_jax.regimes.cloning import trunks
+from diffusion_jax.runtime.devices import (
+    fetch,
+    fold_in_each,
+    is_first_process,
+    replicate,
+    replicate_from_first,
+    shard,
+    whole,
+)
+from diffusion_jax.runtime.distributed import from_first
+from diffusion_jax.runtime.files import write_npy
+from diffusion_jax.runtime.patience import names_in
+from diffusion_jax.sampling import Backward, pure_noise
+from diffusion_jax.schedule import NoiseSchedule
+from diffusion_jax.training.run import TrainedModel
+
+TRAINING, HELD_OUT, TRAJECTORIES = "training", "held-out", "trajectories"
+OTHERS_TRAINING = "other's training"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Noisy images at every step.
+
+    Attributes:
+      name: what it is called.
+      key: the same in names of files, with what tells it from others of its name.
+      count: how many images.
+      at: of a step s, x_t (count, ...) and the noise in it, or None where no one knows it.
+    """
+
+    name: str
+    key: str
+    count: int
+    at: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+
+
+_noise = jax.jit(pure_noise, static_argnames="shape")
+
+
+def _everywhere(array: np.ndarray) -> np.ndarray:
+    """The first process's array, in all processes."""
+    on_devices: Any = replicate_from_first(array)
+    return fetch(on_devices)
+
+
+@jax.jit
+def _diffused(schedule: NoiseSchedule, x_0: Array, step: Array, noise: Array) -> Array:
+    return diffuse(schedule, x_0, jnp.full(len(x_0), step), noise)
+
+
+def noised(
+    name: str, images: ImageSet, mean: np.ndarray, count: int, key: Array, schedule: NoiseSchedule
+) -> Source:
+    """Some of the images, in random order, each with noise of its own that is one at all times.
+
+    The first of them are the same for every count.
+
+    Args:
+      name: see `Source`.
+      images: the images.
+      mean: per-channel mean that is removed from them (channels,).
+      count: how many, at most all.
+      key: typed PRNG key.
+      schedule: noise schedule.
+    """
+    order_key, noise_key = jax.random.split(key)
+    order = np.asarray(jax.random.permutation(order_key, len(images.images)))
+    chosen = np.asarray(dataclasses.replace(images, kept_mean=mean).centred(order[:count]))
+    noise = np.asarray(_noise(fold_in_each(noise_key, np.arange(len(chosen))), chosen.shape[1:]))
+    known = hashlib.blake2b(np.ascontiguousarray(chosen).tobytes(), digest_size=4).hexdigest()
+
+    def at(step: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return np.asarray(_diffused(schedule, chosen, jnp.int32(step), noise)), noise
+
+    return Source(name, f"{re.sub('[^a-z]+', '-', name)}_{known}", len(chosen), at)
+
+
+def held_out(model: TrainedModel, per_class: int) -> tuple[ImageSet | None, str]:
+    """Images that the run was not trained on: those that it held out, or the next of its source.
+
+    Args:
+      model: the run.
+      per_class: how many of each class, where the run held out none.
+
+    Returns:
+      The images and an empty string; or None, and why there are none.
+    """
+    config = model.config.data
+    if config.held_out_per_class == 0:
+        config = dataclasses.replace(config, held_out_per_class=per_class)
+    if config.images_per_class is None:
+        return None, "the run was trained on all images of its source"
+    try:
+        return data.load_split(config)[1], ""
+    except UserError as error:
+        return None, str(error)
+
+
+def trajectories(
+    process: Backward,
+    shape: tuple[int, ...],
+    count: int,
+    key: Array,
+    steps: Sequence[int],
+    folder: Path,
+    batch_size: int,
+    console: Console,
+) -> Source:
+    """The states of the model's own samples by the way: sample i is that of `sampling.sample`.
+
+    They are run where they are not kept yet, a batch after the other and from stop to stop; after
+    a kill they go on from the last stop, and new stops from the one before them. All processes
+    call it.
+
+    Args:
+      process: the backward process, with all of the schedule's steps and a sampler without memory.
+      shape: of an image.
+      count: how many trajectories.
+      key: typed PRNG key, as `sampling.sample` takes it.
+      steps: the steps s at which the states, not yet denoised, are wanted.
+      folder: where they are kept.
+      batch_size: trajectories at a time.
+      console: shows the progress.
+
+    Raises:
+      UserError: a step beyond those that the process takes; a state that is not finite.
+    """
+    last = process.sampler.schedule.num_steps - 1
+    if beyond := [step for step in steps if step > last]:
+        raise UserError(
+            f"trajectories begin at step {last}: they have no states at step {max(beyond)}"
+        )
+    size = min(whole(batch_size), whole(count))
+    firsts = range(0, count, size)
+    kept = json.loads(
+        from_first(lambda: json.dumps([_kept(folder, i, size, shape) for i in firsts]))
+    )
+    missing = [sorted({*steps} - {*each}, reverse=True) for each in kept]
+    calls = sum(last - min(each) for each in missing if each)  # at most
+    with advancing(console, "Trajectories", calls) as advance:
+        for first, own, lacking in zip(firsts, kept, missing, strict=True):
+            batch = _Batch(process, shape, key, folder, first, size)
+            for step, done in batch.run(lacking, own):
+                time = float(process.sampler.schedule.time[step])
+                advance(done, f"trajectories from {first + 1} on are at t = {time:.3g}")
+
+    def at(step: int) -> tuple[np.ndarray, np.ndarray | None]:
+        def read() -> np.ndarray:
+            parts = (np.load(_path(folder, step, i, size)) for i in range(0, count, size))
+            return np.concatenate(list(parts))[:count]
+
+        x = read() if is_first_process() else np.zeros((count, *shape), np.float32)
+        return _everywhere(x), None
+
+    return Source(TRAJECTORIES, f"{TRAJECTORIES}_{count}", count, at)
+
+
+def _path(folder: Path, step: int, first: int, size: int) -> Path:
+    return folder / f"states_{step:05d}_{first:06d}_{first + size:06d}.npy"
+
+
+def _kept(folder: Path, first: int, size: int, shape: tuple[int, ...]) -> list[int]:
+    """The steps at which the states of a batch are kept, whole."""
+    pattern = rf"states_(\d+)_{first:06d}_{first + size:06d}\.npy"
+    found = [int(each[1]) for name in names_in(folder) if (each := re.fullmatch(pattern, name))]
+    return [step for step in found if is_whole(_path(folder, step, first, size), (size, *shape))]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """The trajectories first..first + size - 1."""
+
+    process: Backward
+    shape: tuple[int, ...]
+    key: Array
+    folder: Path
+    first: int
+    size: int
+
+    def run(self, missing: list[int], kept: list[int]) -> Iterator[tuple[int, int]]:
+        """Yields each of the missing steps once its states are kept, and how many steps it took."""
+        if not missing:
+            return
+        parts = (self.process.sampler, self.process.denoiser, self.process.start)
+        sampler, denoiser, start = replicate(parts)
+        keys = shard(fold_in_each(self.key, np.arange(self.first, self.first + self.size)))
+        for step in missing:
+            begun = min((each for each in kept if each > step), default=sampler.schedule.num_steps)
+            if begun == sampler.schedule.num_steps:
+                noise = _noise(keys, self.shape)
+                x, begun = noise if start is None else start(noise), begun - 1
+            else:
+                x = shard(self._states(begun))
+            ((_, x),) = trunks(sampler, denoiser, x, keys, [step + 1], begun + 1)
+            self._keep(step, fetch(x))
+            kept = [*kept, step]
+            yield step, begun - step
+
+    def _states(self, step: int) -> np.ndarray:
+        empty = np.zeros((self.size, *self.shape), np.float32)
+        path = _path(self.folder, step, self.first, self.size)
+        return _everywhere(np.load(path) if is_first_process() else empty)
+
+    def _keep(self, step: int, states: np.ndarray) -> None:
+        if not np.isfinite(states).all():
+            raise UserError("trajectories have values that are not finite: the denoiser is broken")
+        if is_first_process():
+            write_npy(_path(self.folder, step, self.first, self.size), states)

@@ -1,0 +1,226 @@
+"""Figures of a network beside theories: R^2 and losses along time, patches, and samples."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from diffusion_jax.plots import style
+from diffusion_jax.plots.cloning import show
+from diffusion_jax.plots.regimes import log_time, window
+from diffusion_jax.regimes.curves import Curve, Estimate
+
+# R^2 below this is no resemblance, however far below.
+_LOWEST = -0.25
+# Losses below so small a share of the network's least are as good as none.
+_NEGLIGIBLE = 0.03
+_COLORS = {"network": "C3", "exact": "0.1", "gaussian": "C0", "classes": "C9", "other": "C3"}
+# A shade for each patch.
+_MAPS = {"local": "YlGn", "equivariant": "RdPu", "circular": "YlOrBr"}
+_DASHES = {"local": "-", "equivariant": "--", "circular": "-."}
+
+
+def _look(name: str, names: Sequence[str]) -> dict[str, Any]:
+    """Colour and dashes of a theory: of those of one family, darker ones for larger patches."""
+    family, _, patch = name.partition("_")
+    if not patch or family not in _MAPS:
+        return {"color": _COLORS.get(family, "C5"), "linestyle": "-"}
+    own = [each for each in names if each.startswith(f"{family}_")]
+    depth = 0.35 + 0.6 * own.index(name) / max(1, len(own) - 1)
+    return {"color": matplotlib.colormaps[_MAPS[family]](depth), "linestyle": _DASHES[family]}
+
+
+def label(name: str) -> str:
+    """What a theory is called: `local_5` is local 5, of patches of 5 x 5 pixels."""
+    return re.sub(r"_(\d+)$", r" \1", name)
+
+
+def _marks(axes: Axes, marks: Mapping[str, float], named: bool) -> None:
+    """Times as upright lines."""
+    left, right = axes.get_xlim()
+    for i, (name, time) in enumerate(marks.items()):
+        if left < time < right:
+            text = f"{name} = {time:.3g}" if named else None
+            axes.axvline(time, color="0.55", linestyle=(":", "-.", "--")[i % 3], label=text, lw=1)
+
+
+def _band(
+    axes: Axes, times: np.ndarray, estimates: Sequence[Estimate], name: str, names: Sequence[str]
+) -> None:
+    look = _look(name, names)
+    low, high = (np.array([getattr(each, end) for each in estimates]) for end in ("low", "high"))
+    axes.fill_between(times, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    value = [each.value for each in estimates]
+    axes.plot(times, value, marker="o", markersize=3, linewidth=1.2, label=label(name), **look)
+
+
+def _panels(sources: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
+    columns = len(sources)
+    figure, axes = style.new(1, columns, width=max(6.0, 4.2 * columns), height=height)
+    panels = list(np.atleast_1d(axes))
+    for each, source in zip(panels, sources, strict=True):
+        each.set_title(source, fontsize=10)
+    return figure, panels
+
+
+def _limits(times: np.ndarray) -> tuple[float, float]:
+    return float(times[0]) / 1.1, 1.1 * float(times[-1])
+
+
+def _legend(figure: Figure, axes: Axes) -> Figure:
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+    )
+    return style.trimmed(figure)
+
+
+def draw_resemblance(
+    times: np.ndarray,
+    curves: Mapping[str, Mapping[str, Sequence[Estimate]]],
+    marks: Mapping[str, float],
+) -> Figure:
+    """Draws R^2 against time, a panel a source.
+
+    Args:
+      times: Ornstein-Uhlenbeck times (T,), increasing.
+      curves: of each source, R^2 of each theory at each time.
+      marks: times to be marked, by their labels.
+    """
+    figure, panels = _panels(list(curves), 4.8)
+    for axes, theories in zip(panels, curves.values(), strict=True):
+        for name, estimates in theories.items():
+            _band(axes, times, estimates, name, list(theories))
+        axes.axhline(0, color="0.85", linewidth=0.6, zorder=0)
+        axes.set_ylim(_LOWEST, 1.03)
+        log_time(axes, _limits(times))
+        _marks(axes, marks, named=True)
+    panels[0].set_ylabel("R$^2$ of the network's predicted images")
+    return _legend(figure, panels[0])
+
+
+def draw_losses(
+    times: np.ndarray,
+    curves: Mapping[str, Mapping[str, Sequence[Estimate]]],
+    marks: Mapping[str, float],
+) -> Figure:
+    """Draws the noise losses of the network and of the theories, a panel a source.
+
+    Args:
+      times: Ornstein-Uhlenbeck times (T,), increasing.
+      curves: of each source, the losses of each at each time, those of `network` among them, to
+        whose least the axis reaches.
+      marks: times to be marked, by their labels.
+    """
+    figure, panels = _panels(list(curves), 4.8)
+    for axes, theories in zip(panels, curves.values(), strict=True):
+        for name, estimates in theories.items():
+            _band(axes, times, estimates, name, list(theories))
+        least = min(each.value for each in theories["network"])
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], _NEGLIGIBLE * least))
+        log_time(axes, _limits(times))
+        _marks(axes, marks, named=True)
+    panels[0].set_ylabel("squared error of the predicted noise, a component")
+    return _legend(figure, panels[0])
+
+
+def draw_patches(
+    times: np.ndarray,
+    best: Mapping[str, Mapping[str, Sequence[tuple[int, int, int]]]],
+    sides: Sequence[int],
+    marks: Mapping[str, float],
+) -> Figure:
+    """Draws the patch of the largest R^2 against time, a panel a source.
+
+    Args:
+      times: Ornstein-Uhlenbeck times (T,), increasing.
+      best: of each source and family, at each time the best patch, and the least and the largest
+        that the images cannot rule out.
+      sides: all that were compared.
+      marks: times to be marked, by their labels.
+    """
+    figure, panels = _panels(list(best), 3.8)
+    sides = sorted(
+        {side for each in best.values() for row in each.values() for three in row for side in three}
+    )
+    for axes, families in zip(panels, best.values(), strict=True):
+        for i, (family, row) in enumerate(families.items()):
+            patch, low, high = np.array(row).T
+            moved = times * 1.03 ** (i - (len(families) - 1) / 2)  # bars side by side
+            color = matplotlib.colormaps[_MAPS.get(family, "YlGn")](0.75)
+            axes.errorbar(
+                moved,
+                patch,
+                [patch - low, high - patch],
+                marker="o",
+                capsize=2,
+                color=color,
+                linewidth=1.2,
+                markersize=4,
+                label=family,
+                linestyle=_DASHES.get(family, "-"),
+            )
+        axes.set_yscale("log", base=2)
+        axes.set_yticks(sides, [str(side) for side in sides])
+        axes.set_ylim(min(sides) / 1.2, 1.2 * max(sides))
+        axes.minorticks_off()
+        log_time(axes, _limits(times))
+        _marks(axes, marks, named=True)
+    panels[0].set_ylabel("best patch, pixels a side")
+    return _legend(figure, panels[0])
+
+
+def draw_two_moments(exact: Curve, moments: Curve, times: Mapping[str, Estimate]) -> Figure:
+    """Draws phi of the data, and of their classes with no more than two moments.
+
+    Args:
+      exact: phi of the data's exact score.
+      moments: phi of the mixture of Gaussians.
+      times: t_S of each, by their labels, in this order.
+    """
+    figure, axes = style.new(height=3.6)
+    for curve, color, (name, t_S) in zip(
+        (exact, moments), ("0.1", "C9"), times.items(), strict=True
+    ):
+        low, high = curve.interval
+        axes.fill_between(curve.times, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(curve.times, curve.mean, color=color, label=name)
+        if np.isfinite(t_S.value):
+            text = f"t$_S$ = {t_S.value:.3g}"
+            axes.axvline(t_S.value, color=color, linestyle=":", linewidth=1, label=text)
+    low, high = window({"phi": exact, "phi_C": moments})
+    log_time(axes, (low, high))
+    axes.set_ylabel("probability of the same class, φ")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return style.trimmed(figure)
+
+
+def draw_rows(rows: Sequence[tuple[str, np.ndarray]], mean: np.ndarray) -> Figure:
+    """Draws rows of images with a text before each.
+
+    Args:
+      rows: text and images (columns, height, width, channels), mean removed.
+      mean: per-channel mean (channels,).
+    """
+    columns = len(rows[0][1])
+    lines = max(text.count("\n") + 1 for text, _ in rows)
+    high = max(0.8, 0.2 * lines)
+    figure, grid = style.new(
+        len(rows), columns, width=0.85 * columns + 2.2, height=high * len(rows) + 0.1
+    )
+    grid = np.asarray(grid).reshape(len(rows), columns)
+    for axes, (text, images) in zip(grid, rows, strict=True):
+        for each, image in zip(axes, images, strict=True):
+            show(each, image, mean)
+        axes[0].text(
+            -0.12, 0.5, text, transform=axes[0].transAxes, ha="right", va="center", fontsize=8
+        )
+    return style.trimmed(figure)

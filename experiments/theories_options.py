@@ -1,0 +1,79 @@
+"""The options of `experiments.theories`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from diffusion_jax.comparing.sources import HELD_OUT, TRAINING, TRAJECTORIES
+from diffusion_jax.errors import UserError
+from diffusion_jax.regimes import transitions
+from diffusion_jax.regimes.theories import FAMILIES, check_families
+
+SOURCES = (TRAINING, HELD_OUT, TRAJECTORIES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Compares a trained run with the theories that its training set makes."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """The run's folder, as experiments.train_lsun or experiments.convert writes it."""
+    data: str | None = None
+    """Where the images that the run was trained on are now, if they moved: a path, as training
+    takes it, known by their pixels."""
+    data_dir: Path | None = None
+    """Where the files of the run's data set are now, if they moved."""
+    out: Path | None = None
+    """Folder for the results; by default RUN_DIR/theories."""
+    times: tuple[float, ...] | None = None
+    """Ornstein-Uhlenbeck times, rounded to the schedule's; by default 8 from 0.05 to 2.5."""
+    theories: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="|".join(FAMILIES))] = None
+    """Which theories; by default all but the circular one, and those that would take more than two
+    hours on two cores, which are named with what they would take."""
+    patches: tuple[int, ...] | None = None
+    """Sides of the patches of the local theory, odd; by default 3 5 9 17."""
+    equivariant_patches: tuple[int, ...] | None = None
+    """Of the equivariant ones; by default 3 5 9."""
+    sources: Annotated[tuple[str, ...], tyro.conf.arg(metavar="|".join(SOURCES))] = SOURCES
+    """On which noisy images: of training images, of images that were held out, and the states of
+    the model's own trajectories."""
+    images: int = 64
+    """Images of each source, at most; at least 2."""
+    equivariant_images: int = 16
+    """The first so many of them for the equivariant theories, which take long."""
+    held_out: int | None = None
+    """Images of each class that are held out, the next of the source's own order, where the run
+    held out none; by default as many as make up --images."""
+    samples: int = 8
+    """Samples from one seed side by side; 0 for none."""
+    sample_calls: int = 20
+    """Calls of each denoiser per sample, by DDIM."""
+    other: Path | None = None
+    """Another run's folder, to compare the two networks."""
+    other_data: str | None = None
+    """Where the other run's training images are now, if they moved."""
+    other_data_dir: Path | None = None
+    """Where the files of the other run's data set are now, if they moved."""
+    batch_size: int = 64
+    """Images at a time."""
+    accuracy: float = 5e-3
+    """Standard error asked for of the curves that t_S and t_C are read from."""
+    seed: int = 0
+    """Seed of the noise, of the choice of images and of the bootstrap."""
+
+    def check(self) -> None:
+        """Raises a UserError naming the first field that is out of range."""
+        for name, least in (("images", 2), ("equivariant_images", 2), ("samples", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} = {getattr(self, name)} must be at least {least}")
+        if self.held_out is not None and self.held_out < 1:
+            raise UserError(f"held_out = {self.held_out} must be at least 1")
+        if self.batch_size < 1 or not 0 <= self.seed < 2**32:
+            raise UserError("batch_size must be at least 1, seed between 0 and 2^32 - 1")
+        transitions.check_accuracy(self.accuracy, transitions.MAX_DRAWS)
+        if self.theories is not None:
+            check_families(self.theories)
+        if not self.sources or not set(self.sources) <= set(SOURCES):
+            raise UserError(f"sources = {self.sources} must be of {', '.join(SOURCES)}")
