@@ -108,7 +108,7 @@ def _combine(rounds: list[Draws], times: np.ndarray) -> Draws:
         times,
         np.concatenate([part.index for part in rounds]),
         np.concatenate([part.labels for part in rounds]),
-        *(stack(name) for name in ("entropy", "collision", "log_own", "log_evidence")),
+        *(stack(field.name) for field in fields(Draws)[3:]),
     )
 
 
