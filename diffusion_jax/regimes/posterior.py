@@ -117,7 +117,7 @@ class Draws:
 
     @property
     def log_weight(self) -> np.ndarray:
-        """log sum_{nu in c} e^logit_nu, (N, T, C): the evidence with the source's own, 0."""
+        """The logarithm of sum_{nu in c} e^logit_nu, the source included, whose logit is 0."""
         own = np.arange(self.log_evidence.shape[2]) == self.labels[:, None]
         source = np.where(own, 0, -np.inf).astype(self.log_evidence.dtype)
         with np.errstate(invalid="ignore"):
