@@ -11,6 +11,7 @@ from .data.images import ImageSet as ImageSet
 from .denoisers import Denoiser as Denoiser
 from .denoisers import EmpiricalDenoiser as EmpiricalDenoiser
 from .denoisers import GaussianMixtureDenoiser as GaussianMixtureDenoiser
+from .denoisers import SymmetricDenoiser as SymmetricDenoiser
 from .denoisers import TrainedDenoiser as TrainedDenoiser
 from .errors import UserError as UserError
 from .nn.unet import UNet as UNet

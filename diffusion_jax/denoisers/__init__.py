@@ -6,6 +6,7 @@ from diffusion_jax.denoisers.clipped import ClippedDenoiser
 from diffusion_jax.denoisers.exact import EmpiricalDenoiser
 from diffusion_jax.denoisers.mixture import GaussianMixtureDenoiser
 from diffusion_jax.denoisers.protocol import Denoiser, require_steps
+from diffusion_jax.denoisers.symmetric import SymmetricDenoiser
 from diffusion_jax.denoisers.trained import TrainedDenoiser
 
 # Denoisers in closed form that a training set makes, for experiments.cloning --score NAME: each is
@@ -20,6 +21,7 @@ __all__ = [
     "Denoiser",
     "EmpiricalDenoiser",
     "GaussianMixtureDenoiser",
+    "SymmetricDenoiser",
     "TrainedDenoiser",
     "require_steps",
 ]

@@ -8,13 +8,15 @@ import numpy as np
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.plots import page, regimes
 from diffusion_jax.plots.schedules import draw_schedule
-from diffusion_jax.regimes.analysis import Analysis
+from diffusion_jax.regimes.analysis import Analysis, Symmetry
 from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.regimes.measures import level_of
 
 
 def pictures_of(analysis: Analysis, images: ImageSet) -> Iterator[page.Picture]:
     """The figures that these images have, each with its caption."""
+    if analysis.symmetry is not None:
+        yield _with_and_without(analysis, analysis.symmetry)
     pixels = images.images
     is_picture = min(pixels.shape[1:3]) > 1 and pixels.shape[3] in (1, 3)
     if analysis.all_channels.Lambda.value > 0:
@@ -29,16 +31,27 @@ def pictures_of(analysis: Analysis, images: ImageSet) -> Iterator[page.Picture]:
         "training points behind x_t. Bands are 95 % intervals. The regimes are parted by "
         "phi_C = 1/2 and by t_S (phi); the other t_C is as good a boundary.",
     )
+    alone = "" if analysis.symmetry is None else " of the images alone, without the symmetry"
     yield page.Picture.of(
         "lipschitz.png",
         regimes.draw_lipschitz(analysis.lipschitz),
-        "Lipschitz constant of the exact empirical score. An explicit Euler step eta in "
+        f"Lipschitz constant of the exact empirical score{alone}. An explicit Euler step eta in "
         "Ornstein-Uhlenbeck time is stable while eta (2/Delta_t - 1) <= 2.",
     )
     if is_picture:
         yield _noisy_samples(images, analysis.times)
     if analysis.schedule is not None:
         yield _schedule(analysis.schedule, analysis.times)
+
+
+def _with_and_without(analysis: Analysis, symmetry: Symmetry) -> page.Picture:
+    return page.Picture.of(
+        "symmetry.png",
+        regimes.draw_symmetry(analysis.overall, symmetry.without.overall, symmetry.name),
+        f"What the symmetry {symmetry.name} does: solid with it, that is, of all maps of the "
+        "images, and dashed without. Upright lines are t_S (phi) and t_C (phi_C). All other "
+        "figures but that of the Lipschitz constants are with the symmetry.",
+    )
 
 
 def _spectrum(analysis: Analysis, shape: tuple[int, ...] | None) -> page.Picture:

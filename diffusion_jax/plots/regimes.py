@@ -9,6 +9,7 @@ from diffusion_jax.plots import style
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve
 from diffusion_jax.regimes.measures import OBSERVABLES, level_of
+from diffusion_jax.regimes.transitions import Regimes
 
 _COLORS = {"phi": "C0", "phi_C": "C1", "excess_entropy": "C2"}
 _SHADES = (("III: collapse", "#f2d5d0"), ("II: classes", "#f5ecd0"), ("I: noise", "#dbe8f2"))
@@ -118,6 +119,35 @@ def draw_regimes(curves: dict[str, Curve], times: dict[str, Estimate]) -> Figure
     return style.trimmed(figure)
 
 
+def draw_symmetry(found: Regimes, without: Regimes, name: str) -> Figure:
+    """Draws phi where it is known, phi_C and f^e/alpha, with a symmetry and without.
+
+    Args:
+      found: with it.
+      without: without it.
+      name: of the symmetry.
+    """
+    figure, axes = style.new(width=7)
+    windows = [window(each.curves) for each in (found, without)]
+    limits = min(low for low, _ in windows), max(high for _, high in windows)
+    for curve, color in _COLORS.items():
+        if curve in found.curves:
+            _band(axes, found.curves[curve], color, OBSERVABLES[curve].label)
+            other = without.curves[curve]
+            axes.plot(other.times, other.mean, color=color, linestyle="--", linewidth=1)
+    axes.plot([], [], "0.4", linestyle="--", linewidth=1, label=f"without {style.label(name)}")
+    for regimes, dashes, words in ((found, "-", "with"), (without, "--", "without")):
+        for time in ("t_S_phi", "t_C_phi"):
+            if time in regimes.times:
+                curve, level = level_of(time)
+                label = f"{level.symbol} {words}"
+                _line(axes, limits, regimes.times[time], _COLORS[curve], label, dashes)
+    axes.set(ylim=(-0.03, 1.05))
+    _log_time(axes, limits)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return style.trimmed(figure)
+
+
 def draw_spectrum(
     eigenvalues: np.ndarray,
     modes: np.ndarray,
@@ -206,13 +236,15 @@ def draw_speciation(
     return style.trimmed(figure)
 
 
-def draw_collapse(curves: dict[str, Curve], times: dict[str, Estimate], num_points: int) -> Figure:
+def draw_collapse(
+    curves: dict[str, Curve], times: dict[str, Estimate], num_points: float
+) -> Figure:
     """Draws f^e(t)/alpha and phi_C(t) with t_C, and the effective number of training points.
 
     Args:
       curves: `Regimes.curves`.
       times: the named times, "t_C_entropy", "t_C_phi" and, where known, "t_S_phi" used.
-      num_points: number n of training points.
+      num_points: number n of training points, see `TrainingSet.num_points`.
     """
     figure, (top, bottom) = style.new(2, 1, height=6)
     bottom.sharex(top)

@@ -9,24 +9,31 @@ import numpy as np
 from jax import Array
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.regimes import spectrum, transitions
+from diffusion_jax.regimes import spectrum
 from diffusion_jax.regimes.adaptive import adaptive_times, data_density
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve, lipschitz_curve
 from diffusion_jax.regimes.measures import known
+from diffusion_jax.regimes.symmetric_spectrum import (
+    MOST_EIGENVALUES,
+    orbit_eigenvalues,
+    orbit_spectrum,
+)
+from diffusion_jax.regimes.training_set import training_set
 from diffusion_jax.regimes.transitions import (
     Regimes,
     check_accuracy,
+    measure_from,
     summarize,
     summarize_class,
 )
 from diffusion_jax.runtime.files import plain
+from diffusion_jax.symmetry import Group
 
 NUM_MODES = 16
 LIPSCHITZ_TIMES = np.geomspace(1e-2, 5, 16)
 MOST_CLASSES = 20
 SCHEDULE_STEPS = 1000
-_FULL_SPECTRUM = 2500
 _LIPSCHITZ_WORK = 5e7
 
 
@@ -44,8 +51,28 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
+class Symmetry:
+    """A group whose maps of the images count as images too.
+
+    Attributes:
+      name: of the group.
+      order: number of its maps.
+      num_distinct: number of points of the orbit, those of each image counted apart.
+      without: the regimes of the images alone, from the same draws of an image and of noise.
+    """
+
+    name: str
+    order: int
+    num_distinct: int
+    without: "Analysis"
+
+
+@dataclass(frozen=True)
 class Analysis:
-    """The regimes of a data set.
+    """The regimes of a data set, or of its orbit under a group of symmetries.
+
+    With a group everything but `lipschitz` is that of the orbit {g a} of the images less their
+    mean, as the process starts from them.
 
     Attributes:
       first_channel: Lambda and t_S of the first channel, as Biroli et al. (2024) publish them; t_S
@@ -60,8 +87,9 @@ class Analysis:
       lipschitz: the constants of the empirical score.
       schedule: times of the 1 000 steps of the data's own noise schedule, see `adaptive`; None
         where it cannot be made.
-      num_points: number n of images.
+      num_points: number n of images; of an orbit, see `TrainingSet.num_points`.
       warnings: what to know before trusting a number, a sentence each.
+      symmetry: the group, and what is found without it; None where there is none.
     """
 
     first_channel: Spectrum
@@ -72,8 +100,9 @@ class Analysis:
     per_class: dict[str, Regimes]
     lipschitz: LipschitzCurve
     schedule: np.ndarray | None
-    num_points: int
+    num_points: float
     warnings: tuple[str, ...]
+    symmetry: Symmetry | None = None
 
     @property
     def times(self) -> dict[str, Estimate]:
@@ -81,13 +110,33 @@ class Analysis:
         return {"t_S_spectrum": self.first_channel.t_S, **self.overall.times}
 
 
-def _spectrum(images: np.ndarray, all_channels: bool) -> Spectrum:
-    rows = spectrum.Rows(images, all_channels)
-    values, modes = spectrum.eigenmodes(rows, min(NUM_MODES, max(1, min(rows.d, rows.n) - 1)))
+def _spectrum(images: np.ndarray, all_channels: bool, group: Group | None) -> Spectrum:
+    if group is not None:
+        values, modes, replicates = orbit_spectrum(images, group, all_channels, NUM_MODES)
+    else:
+        rows = spectrum.Rows(images, all_channels)
+        values, modes = spectrum.eigenmodes(rows, min(NUM_MODES, max(1, min(rows.d, rows.n) - 1)))
+        if values[0] > 0:
+            replicates = spectrum.bootstrap_largest_eigenvalue(rows, modes[0])
     if values[0] <= 0:
         return Spectrum(Estimate(0, 0, 0), Estimate(*(3 * (math.nan,))), 0.0, modes)
-    replicates = spectrum.bootstrap_largest_eigenvalue(rows, modes[0])
     return Spectrum(*spectrum.speciation_estimate(float(values[0]), replicates), modes)
+
+
+def _eigenvalues(images: np.ndarray, group: Group | None) -> np.ndarray:
+    """All eigenvalues of the covariance, or the first few where there are too many."""
+    if group is not None:
+        return orbit_eigenvalues(images, group, NUM_MODES)
+    rows = spectrum.Rows(images, True)
+    if min(rows.n, rows.d) <= MOST_EIGENVALUES:
+        return spectrum.full_spectrum(rows)
+    return spectrum.eigenmodes(rows, NUM_MODES)[0]
+
+
+def _lipschitz(images: np.ndarray, scale: int, key: Array) -> LipschitzCurve:
+    points = images.reshape(len(images), -1) / np.float32(scale)
+    num_draws = int(np.clip(_LIPSCHITZ_WORK / points.size, 4, 32))
+    return lipschitz_curve(points, LIPSCHITZ_TIMES, key, num_draws)
 
 
 def _warnings(
@@ -125,8 +174,9 @@ def measure(
     accuracy: float,
     max_draws: int,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,
+    group: Group | None = None,
 ) -> Analysis:
-    """Measures the regimes of a data set.
+    """Measures the regimes of a data set; with a group those of its orbit, and those without.
 
     Args:
       images: (n, height, width, channels); uint8 is scaled to [0, 1].
@@ -137,41 +187,45 @@ def measure(
       accuracy: largest standard error of phi, phi_C and f^e/alpha.
       max_draws: most draws.
       progress: see `transitions.measure`.
+      group: symmetries of the images less their mean, each of the class of its image.
 
     Raises:
-      UserError: see `posterior.training_set`.
+      UserError: see `training_set`.
     """
     check_accuracy(accuracy, max_draws)
-    first = _spectrum(images, False)
-    every = _spectrum(images, True) if images.shape[-1] > 1 else first
-    rows = spectrum.Rows(images, True)
-    if min(rows.n, rows.d) <= _FULL_SPECTRUM:
-        eigenvalues = spectrum.full_spectrum(rows)
-    else:
-        eigenvalues = spectrum.eigenmodes(rows, NUM_MODES)[0]
-    scale = 255 if images.dtype == np.uint8 else 1
+    without, scale = None, 255 if images.dtype == np.uint8 else 1
+    if group is not None:
+        without = measure(images, labels, class_names, mean, key, accuracy, max_draws, progress)
+        images, mean, scale = images / np.float32(scale) - mean, np.zeros_like(mean), 1
+    first = _spectrum(images, False, group)
+    every = _spectrum(images, True, group) if images.shape[-1] > 1 else first
+    eigenvalues = _eigenvalues(images, group)
     squares = (np.sum((part / scale - mean) ** 2) for part in np.array_split(images, 64))
-    norm = spectrum.SquaredNorm(rows.d, float(sum(squares)) / rows.n)
-    del rows
+    norm = spectrum.SquaredNorm(math.prod(images.shape[1:]), float(sum(squares)) / len(images))
 
-    draws = transitions.measure(images, labels, key, accuracy, max_draws, progress=progress)
-    counts = np.bincount(labels) if labels is not None else np.array([len(images)])
-    weights = counts / len(images)
-    overall = summarize(draws, len(images), weights)
+    training = training_set(images, labels, group)
+    draws = measure_from(training, key, accuracy, max_draws, progress=progress)
+    num_points, weights = training.num_points, training.class_weights
+    symmetry = None
+    if group is not None and without is not None:
+        symmetry = Symmetry(group.name, group.order, sum(training.sizes), without)
+    del training
+    overall = summarize(draws, num_points, weights)
     per_class = {}
     if 1 < len(weights) <= MOST_CLASSES:
         for label, name in enumerate(class_names):
-            per_class[name] = summarize_class(draws, len(images), weights, label)
-    points = images.reshape(len(images), -1) / np.float32(scale)
-    num_draws = int(np.clip(_LIPSCHITZ_WORK / points.size, 4, 32))
-    lipschitz = lipschitz_curve(points, LIPSCHITZ_TIMES, key, num_draws)
+            per_class[name] = summarize_class(draws, num_points, weights, label)
+    lipschitz = without.lipschitz if without else _lipschitz(images, scale, key)
     warnings = list(_warnings(first, overall, len(weights), accuracy))
     schedule = None
     try:
-        density = data_density(overall, eigenvalues, len(images), norm.dimension)
+        density = data_density(overall, eigenvalues, num_points, norm.dimension)
         schedule = adaptive_times(overall.curves["phi_C"].times, density, SCHEDULE_STEPS)
     except UserError as error:
         warnings.append(f"no schedule can be made from these images: {error}")
+    if without is not None:
+        others = [text for text in without.warnings if text not in warnings]
+        warnings += [f"without the symmetry, {text}" for text in others]
     return Analysis(
         first_channel=first,
         all_channels=every,
@@ -181,8 +235,9 @@ def measure(
         per_class=per_class,
         lipschitz=lipschitz,
         schedule=schedule,
-        num_points=len(images),
+        num_points=num_points,
         warnings=tuple(warnings),
+        symmetry=symmetry,
     )
 
 
@@ -206,14 +261,30 @@ def _regimes(regimes: Regimes) -> dict[str, Any]:
     }
 
 
-def to_json(analysis: Analysis) -> dict[str, Any]:
-    """The numbers of an analysis as JSON has them; null where there is none."""
-    result = {
+def _times(analysis: Analysis) -> dict[str, Any]:
+    return {
         "Lambda": asdict(analysis.first_channel.Lambda),
         "t_S_spectrum": asdict(analysis.first_channel.t_S),
         "Lambda_all_channels": asdict(analysis.all_channels.Lambda),
         "t_S_spectrum_all_channels": asdict(analysis.all_channels.t_S),
+        **{name: asdict(time) for name, time in analysis.overall.times.items()},
+    }
+
+
+def _symmetry(symmetry: Symmetry) -> dict[str, Any]:
+    return {
+        "order": symmetry.order,
+        "num_distinct": symmetry.num_distinct,
+        "without_symmetry": _times(symmetry.without),
+    }
+
+
+def to_json(analysis: Analysis) -> dict[str, Any]:
+    """The numbers of an analysis as JSON has them; null where there is none."""
+    result = {
+        **_times(analysis),
         **_regimes(analysis.overall),
+        **(_symmetry(analysis.symmetry) if analysis.symmetry is not None else {}),
         "num_points": analysis.num_points,
         "dimension": analysis.norm.dimension,
         "eigenvalues": analysis.eigenvalues,

@@ -2,7 +2,8 @@
 
 A line of it is all that a measure needs: its curve is then among `Regimes.curves` and in
 result.json, and its times are among `Regimes.times`, in result.json and in the printed table. With
-n training points, d dimensions and alpha = log(n)/d:
+n training points, d dimensions and alpha = log(n)/d (n is `TrainingSet.num_points`: with a symmetry
+that of the points of the orbit, and phi_C that of the same one of them):
 
     phi              probability that two clones forked at t end in the same class, E sum_c p_c^2;
                      of the draws from a single class c, that a clone ends in it, E p_c

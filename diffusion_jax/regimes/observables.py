@@ -18,13 +18,13 @@ class Ensemble:
 
     Attributes:
       draws: from the posterior engine; N draws, T times, C classes.
-      num_points: number n of all training points.
+      num_points: number n of all training points, see `TrainingSet.num_points`.
       class_weights: share pi_c of each class (C,); of length 1 without classes.
       label: the class that all of the draws start from; None where they start from all.
     """
 
     draws: Draws
-    num_points: int
+    num_points: float
     class_weights: np.ndarray
     label: int | None = None
 
@@ -35,7 +35,7 @@ class Ensemble:
 
     @property
     def log_n(self) -> np.float64:
-        """The logarithm of n; in float64, and so what is divided by it."""
+        """The logarithm of n, the prior's entropy; in float64, and so what is divided by it."""
         return np.float64(np.log(self.num_points))
 
     @property

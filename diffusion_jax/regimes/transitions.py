@@ -12,7 +12,9 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.curves import ON_THE_LEVEL, Curve, Estimate, average
 from diffusion_jax.regimes.measures import OBSERVABLES, known
 from diffusion_jax.regimes.observables import Ensemble
-from diffusion_jax.regimes.posterior import Draws, draw_from, training_set
+from diffusion_jax.regimes.posterior import Draws, draw_from
+from diffusion_jax.regimes.training_set import TrainingSet, training_set
+from diffusion_jax.symmetry import Group
 
 TIMES = np.geomspace(1e-3, 10, 96)
 MAX_DRAWS = 50_000
@@ -51,12 +53,12 @@ class Regimes:
         return f"> {times[-1]:.3g}" if excess[-1] < -ON_THE_LEVEL else "never"
 
 
-def summarize(draws: Draws, num_points: int, class_weights: np.ndarray, seed: int = 0) -> Regimes:
+def summarize(draws: Draws, num_points: float, class_weights: np.ndarray, seed: int = 0) -> Regimes:
     """Averages draws into curves, and finds the times; see `Regimes`.
 
     Args:
       draws: from the posterior engine; NaN marks what was not taken.
-      num_points: number n of training points.
+      num_points: number n of training points, see `TrainingSet.num_points`.
       class_weights: pi_c (C,).
       seed: of the bootstrap.
     """
@@ -64,7 +66,7 @@ def summarize(draws: Draws, num_points: int, class_weights: np.ndarray, seed: in
 
 
 def summarize_class(
-    draws: Draws, num_points: int, class_weights: np.ndarray, label: int, seed: int = 0
+    draws: Draws, num_points: float, class_weights: np.ndarray, label: int, seed: int = 0
 ) -> Regimes:
     """The same over the draws that start from one class."""
     chosen = draws.labels == label
@@ -133,6 +135,7 @@ def measure(
     max_draws: int = MAX_DRAWS,
     times: np.ndarray = TIMES,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,
+    group: Group | None = None,
 ) -> Draws:
     """Draws from the posterior engine until the curves are accurate, most where they are not yet.
 
@@ -148,17 +151,29 @@ def measure(
       max_draws: most draws at any time, reached where the accuracy is too much to ask.
       times: increasing Ornstein-Uhlenbeck times (T,).
       progress: called after each round with the draws so far and the largest standard error.
+      group: symmetries, see `training_set`.
 
     Returns:
       The draws; NaN at the times that a round left out.
 
     Raises:
-      UserError: see `posterior.training_set` and `check_accuracy`.
+      UserError: see `training_set` and `check_accuracy`.
     """
     check_accuracy(accuracy, max_draws)
-    training = training_set(points, labels)
-    times = np.asarray(times, np.float64)
-    weights = np.ones(1) if labels is None else np.bincount(labels) / len(points)
+    training = training_set(points, labels, group)
+    return measure_from(training, key, accuracy, max_draws, times, progress)
+
+
+def measure_from(
+    training: TrainingSet,
+    key: Array,
+    accuracy: float,
+    max_draws: int,
+    times: np.ndarray = TIMES,
+    progress: Callable[[int, float], None] = lambda num_draws, error: None,
+) -> Draws:
+    """The draws of `measure` from points that are on the devices already."""
+    times, weights = np.asarray(times, np.float64), training.class_weights
     wanted = [each.values for each in known(len(weights)).values() if each.accurate]
     active = np.ones(len(times), bool)
     # Sums of these quantities and of their squares, and the draws, at each time.
@@ -171,7 +186,7 @@ def measure(
         draws = draw_from(training, times[active], key, taken, last)
         taken = last
         rounds.append(draws)
-        ensemble = Ensemble(draws, len(points), weights)
+        ensemble = Ensemble(draws, training.num_points, weights)
         values = np.stack([each(ensemble) for each in wanted])
         first[:, active] += values.sum(1, dtype=np.float64)
         second[:, active] += (values.astype(np.float64) ** 2).sum(1)
