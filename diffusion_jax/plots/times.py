@@ -48,9 +48,13 @@ def rows_of(analysis: Analysis, class_intervals: bool) -> tuple[list[str], list[
     empty = ["" for _ in classes]
     rows = [[name, what, *map(_interval, values), *empty] for name, what, values in spectra]
     for name in overall.times:
-        levels = {round(each.levels[name][1], 6) for each in (overall, *classes.values())}
+        those = [each for each in (overall, *classes.values()) if name in each.levels]
+        levels = {round(each.levels[name][1], 6) for each in those}
         values = [_time(each.overall, name, True) for each in both]
-        own = [_time(each, name, class_intervals) for each in classes.values()]
+        own = [
+            _time(each, name, class_intervals) if name in each.times else ""
+            for each in classes.values()
+        ]
         rows.append([name, level_of(name)[1].described(levels), *values, *own])
     value = ["value [95 % interval]"]
     if symmetry is not None:
