@@ -1,7 +1,7 @@
 """Everything that can be said of a data set without training: its spectrum, t_S and t_C."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,8 +9,9 @@ import numpy as np
 from jax import Array
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.regimes import spectrum
+from diffusion_jax.regimes import class_information, spectrum
 from diffusion_jax.regimes.adaptive import adaptive_times, data_density
+from diffusion_jax.regimes.class_information import Partition
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve, lipschitz_curve
 from diffusion_jax.regimes.measures import known
@@ -84,6 +85,8 @@ class Analysis:
       overall: curves and times of all draws.
       per_class: those of the draws from each class, by its name; empty without labels or with more
         than 20 classes.
+      pairs: what x_t says of each two classes; of three to ten, else empty.
+      partition: what it says of a user's own groups of classes; None where there are none.
       lipschitz: the constants of the empirical score.
       schedule: times of the 1 000 steps of the data's own noise schedule, see `adaptive`; None
         where it cannot be made.
@@ -98,6 +101,8 @@ class Analysis:
     norm: spectrum.SquaredNorm
     overall: Regimes
     per_class: dict[str, Regimes]
+    pairs: tuple[Partition, ...]
+    partition: Partition | None
     lipschitz: LipschitzCurve
     schedule: np.ndarray | None
     num_points: float
@@ -163,6 +168,8 @@ def _warnings(
         )
     if num_classes > MOST_CLASSES:
         yield f"curves of single classes are given for up to {MOST_CLASSES} classes"
+    if num_classes > class_information.MOST_PAIRED:
+        yield f"pairs of classes are told for up to {class_information.MOST_PAIRED} classes"
 
 
 def measure(
@@ -175,6 +182,8 @@ def measure(
     max_draws: int,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,
     group: Group | None = None,
+    partition: Sequence[Sequence[int]] | None = None,
+    with_pairs: bool = True,
 ) -> Analysis:
     """Measures the regimes of a data set; with a group those of its orbit, and those without.
 
@@ -188,6 +197,8 @@ def measure(
       max_draws: most draws.
       progress: see `transitions.measure`.
       group: symmetries of the images less their mean, each of the class of its image.
+      partition: labels of classes in groups, see `class_information.groups_named`.
+      with_pairs: whether pairs of classes are told, which takes a while where there are many.
 
     Raises:
       UserError: see `training_set`.
@@ -195,7 +206,8 @@ def measure(
     check_accuracy(accuracy, max_draws)
     without, scale = None, 255 if images.dtype == np.uint8 else 1
     if group is not None:
-        without = measure(images, labels, class_names, mean, key, accuracy, max_draws, progress)
+        plain = (images, labels, class_names, mean, key, accuracy, max_draws, progress)
+        without = measure(*plain, with_pairs=False)
         images, mean, scale = images / np.float32(scale) - mean, np.zeros_like(mean), 1
     first = _spectrum(images, False, group)
     every = _spectrum(images, True, group) if images.shape[-1] > 1 else first
@@ -215,6 +227,10 @@ def measure(
     if 1 < len(weights) <= MOST_CLASSES:
         for label, name in enumerate(class_names):
             per_class[name] = summarize_class(draws, num_points, weights, label)
+    pairs = class_information.pairs(draws, weights, class_names) if with_pairs else ()
+    parted = None
+    if partition is not None:
+        parted = class_information.part(draws, weights, class_names, partition)
     lipschitz = without.lipschitz if without else _lipschitz(images, scale, key)
     warnings = list(_warnings(first, overall, len(weights), accuracy))
     schedule = None
@@ -233,6 +249,8 @@ def measure(
         norm=norm,
         overall=overall,
         per_class=per_class,
+        pairs=pairs,
+        partition=parted,
         lipschitz=lipschitz,
         schedule=schedule,
         num_points=num_points,
@@ -253,11 +271,33 @@ def _curve(curve: Curve) -> dict[str, Any]:
 
 
 def _regimes(regimes: Regimes) -> dict[str, Any]:
-    return {
+    found = {
         **{name: asdict(time) for name, time in regimes.times.items()},
         "phi_floor": regimes.floor,
         "num_draws": regimes.num_draws,
         "curves": {name: _curve(curve) for name, curve in regimes.curves.items()},
+    }
+    if "class_rate" in regimes.curves:
+        peaks = class_information.peaks(regimes.curves["class_rate"])
+        found["class_rate_peaks"] = {clock: asdict(time) for clock, time in peaks.items()}
+    return found
+
+
+def _partition(partition: Partition) -> dict[str, Any]:
+    return {
+        "groups": partition.groups,
+        "weights": partition.weights,
+        **_regimes(partition.regimes),
+    }
+
+
+def _pair(pair: Partition) -> dict[str, Any]:
+    """The times of two classes and, of the curves, no more than the averages: there are many."""
+    times, curves = pair.regimes.times, pair.regimes.curves
+    return {
+        "classes": [name for group in pair.groups for name in group],
+        **{name: asdict(time) for name, time in times.items()},
+        **{name: curves[name].mean for name in ("phi", "class_information", "class_rate")},
     }
 
 
@@ -306,5 +346,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
             "bound": analysis.lipschitz.bound,
         },
         "per_class": {name: _regimes(each) for name, each in analysis.per_class.items()},
+        "pairs": [_pair(pair) for pair in analysis.pairs],
+        "partition": None if analysis.partition is None else _partition(analysis.partition),
     }
     return plain(result)

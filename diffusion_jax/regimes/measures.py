@@ -132,7 +132,7 @@ OBSERVABLES: dict[str, Observable] = {
         _class_rate,
         needs_classes=True,
         of_all=True,
-        times={"t_S_rate": Level(math.nan, "peak of -dI(c; x_t)/dt", "$t_S$ (rate)")},
+        times={"t_S_rate": Level(math.nan, "peak of -dI/dt", "$t_S$ (rate)")},
     ),
     "excess_entropy": Observable(
         r"$f^e/\alpha$: entropy of the posterior",
