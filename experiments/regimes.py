@@ -71,9 +71,9 @@ class Options:
     time that of the images alone. flip: left for right; dihedral: that and quarter turns, of square
     images; translations: every shift around the edges. None by default."""
     partition: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """Names of classes that make up one group; given once for each group, as in --partition 0 6 8 9
-    --partition 1 4 7. What x_t says of its group is then measured too, and when. Classes that are
-    in no group are left out of that."""
+    """Names of classes that make up a group, once for each group: --partition 0 6 --partition 1 4 7.
+    When x_t says of which group it is, is then measured too; images of other classes are left out
+    of that."""
     memory_gib: float | None = None
     """Memory that may be used, in GiB; by default what is free."""
 

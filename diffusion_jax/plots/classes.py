@@ -86,11 +86,11 @@ def draw_pairs(
     figure, axes = style.new(width=6, height=5)
     picture = axes.imshow(times, cmap="viridis")
     known = times[np.isfinite(times)]
-    middle = (known.min(initial=np.inf) + known.max(initial=-np.inf)) / 2
+    middle = (known.min() + known.max()) / 2 if len(known) else np.nan
     for (row, column), time in np.ndenumerate(times):
         if row != column:
             text = "-" if np.isnan(time) else f"({time:.2f})" if time < collapse else f"{time:.2f}"
-            color = "black" if time > middle else "white"
+            color = "white" if time <= middle else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
     ticks, labels = range(len(names)), list(map(style.label, names))
     axes.set_xticks(ticks, labels)

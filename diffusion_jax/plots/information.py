@@ -48,6 +48,8 @@ def draw_information(
     for axes in grid.flat:
         log_time_axis(axes, limits)
         axes.legend(fontsize=8, frameon=False)
+    for axes in grid[0]:
+        axes.set_xlabel("")
     return style.trimmed(figure)
 
 
@@ -64,14 +66,14 @@ def _classes(
     above.axhline(most, color="0.5", linewidth=0.6, linestyle=":")
     above.set(ylabel="of the class: I(c; x$_t$) in nats", ylim=(0, None))
     band(below, curves["class_rate"], "C4", "-dI(c; x$_t$)/dt")
-    below.set(ylabel="its rate, nats per unit of t")
+    below.set(ylabel="its rate -dI/dt in nats per unit of t")
     if partition is not None:
         for axes, name, color in ((above, "class_information", "C5"), (below, "class_rate", "C5")):
             band(axes, partition.regimes.curves[name], color, "the partition")
         peak = partition.regimes.times["t_S_rate"]
-        mark_time(below, limits, peak, "C5", "its peak", "-")
+        mark_time(below, limits, peak, "C5", "its peak", ":")
     for axes in (above, below):
-        mark_time(axes, limits, times.get("t_S_rate"), "C4", level_of("t_S_rate")[1].symbol, "-")
+        mark_time(axes, limits, times.get("t_S_rate"), "C4", level_of("t_S_rate")[1].symbol, ":")
         mark_time(axes, limits, times.get("t_S_phi"), "C0", level_of("t_S_phi")[1].symbol, "--")
         mark_time(axes, limits, times.get("t_S_spectrum"), "C3", "t$_S$ (½ log Λ)", "-.")
 

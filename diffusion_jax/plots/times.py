@@ -61,8 +61,8 @@ def rows_of(analysis: Analysis, class_intervals: bool) -> tuple[list[str], list[
     if analysis.partition is not None:
         parted, blank = analysis.partition.regimes, ["" for _ in (*both[1:], *classes)]
         for name in parted.times:
-            meaning = f"partition: {level_of(name)[1].described({parted.levels[name][1]})}"
-            rows.append([name, meaning, _time(parted, name, True), *blank])
+            meaning = level_of(name)[1].described({parted.levels[name][1]})
+            rows.append([f"{name} of groups", meaning, _time(parted, name, True), *blank])
     value = ["value [95 % interval]"]
     if symmetry is not None:
         value = [f"with {symmetry.name} [95 %]", "without [95 %]"]
