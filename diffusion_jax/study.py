@@ -74,7 +74,7 @@ class Study:
                 console.print(Text(f"warning: {shown(warning)}"))
             console.print(self.table())
             console.print(self.information_table())
-            console.print(self.notes, highlight=False)
+            console.print(Text(self.notes))
         lines = [line.rstrip() for line in text.get().splitlines()]
         return "\n".join([describe(self.images), *lines])
 

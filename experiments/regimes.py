@@ -71,9 +71,9 @@ class Options:
     time that of the images alone. flip: left for right; dihedral: that and quarter turns, of square
     images; translations: every shift around the edges. None by default."""
     partition: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """Names of classes that make up a group, once for each group: --partition 0 6 --partition 1 4 7.
-    When x_t says of which group it is, is then measured too; images of other classes are left out
-    of that."""
+    """Names of classes that make up a group, once for each group, as in --partition 0 6 --partition
+    1 4 7. When x_t says which group it is of is then measured too; images of other classes are left
+    out of that."""
     memory_gib: float | None = None
     """Memory that may be used, in GiB; by default what is free."""
 
@@ -200,7 +200,7 @@ def main() -> None:
     _warn(console, found.analysis.warnings)
     console.print(found.table())
     console.print(found.information_table())
-    console.print(found.notes, highlight=False)
+    console.print(Text(found.notes))
     named = {
         name: getattr(options, name)
         for name in ("data", "images_per_class", "image_size", "flat", "data_dir")

@@ -8,6 +8,7 @@ from diffusion_jax.regimes.analysis import Analysis
 from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.regimes.measures import level_of
 from diffusion_jax.regimes.transitions import Regimes
+from diffusion_jax.runtime.text import shown
 
 MOST_COLUMNS = 4
 
@@ -85,8 +86,8 @@ def information_rows(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
         if math.isfinite(time.value) and log_times[0] <= math.log(time.value) <= log_times[-1]:
             place = math.log(time.value)
             values = (np.interp(place, log_times, curves[curve].mean) for curve in known)
-            rows.append([name, _number(time.value), *(_number(float(each)) for each in values)])
-    return ["at", "t", *known.values()], rows
+            rows.append([_number(time.value), name, *(_number(float(each)) for each in values)])
+    return ["t", "", *known.values()], rows
 
 
 def class_notes(analysis: Analysis) -> list[str]:
@@ -95,11 +96,11 @@ def class_notes(analysis: Analysis) -> list[str]:
     if (parted := analysis.partition) is not None:
         entropy = -float(np.sum(parted.weights * np.log(parted.weights)))
         lines.append(
-            f"The partition is {parted.name}, of entropy {entropy:.3f} nats; images of classes "
-            "that it does not name are left out of it"
+            f"The partition is {shown(parted.name)}, of entropy {entropy:.3f} nats; images of "
+            "classes that it does not name are left out of it"
         )
     found = [
-        (pair.regimes.times["t_S_rate"].value, pair.name)
+        (pair.regimes.times["t_S_rate"].value, shown(pair.name))
         for pair in analysis.pairs
         if math.isfinite(pair.regimes.times["t_S_rate"].value)
     ]

@@ -15,6 +15,7 @@ from diffusion_jax.regimes.class_information import Partition
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve, lipschitz_curve
 from diffusion_jax.regimes.measures import known
+from diffusion_jax.regimes.posterior import Draws
 from diffusion_jax.regimes.symmetric_spectrum import (
     MOST_EIGENVALUES,
     orbit_eigenvalues,
@@ -138,6 +139,11 @@ def _eigenvalues(images: np.ndarray, group: Group | None) -> np.ndarray:
     return spectrum.eigenmodes(rows, NUM_MODES)[0]
 
 
+def _norm(images: np.ndarray, scale: int, mean: np.ndarray) -> spectrum.SquaredNorm:
+    squares = (np.sum((part / scale - mean) ** 2) for part in np.array_split(images, 64))
+    return spectrum.SquaredNorm(math.prod(images.shape[1:]), float(sum(squares)) / len(images))
+
+
 def _lipschitz(images: np.ndarray, scale: int, key: Array) -> LipschitzCurve:
     points = images.reshape(len(images), -1) / np.float32(scale)
     num_draws = int(np.clip(_LIPSCHITZ_WORK / points.size, 4, 32))
@@ -170,6 +176,28 @@ def _warnings(
         yield f"curves of single classes are given for up to {MOST_CLASSES} classes"
     if num_classes > class_information.MOST_PAIRED:
         yield f"pairs of classes are told for up to {class_information.MOST_PAIRED} classes"
+
+
+def _per_class(
+    draws: Draws, num_points: float, weights: np.ndarray, class_names: tuple[str, ...]
+) -> dict[str, Regimes]:
+    if not 1 < len(weights) <= MOST_CLASSES:
+        return {}
+    return {
+        name: summarize_class(draws, num_points, weights, label)
+        for label, name in enumerate(class_names)
+    }
+
+
+def _schedule(
+    overall: Regimes, eigenvalues: np.ndarray, num_points: float, dimension: int
+) -> np.ndarray | str:
+    """The times of the data's own schedule, or why there is none."""
+    try:
+        density = data_density(overall, eigenvalues, num_points, dimension)
+        return adaptive_times(overall.curves["phi_C"].times, density, SCHEDULE_STEPS)
+    except UserError as error:
+        return f"no schedule can be made from these images: {error}"
 
 
 def measure(
@@ -212,8 +240,7 @@ def measure(
     first = _spectrum(images, False, group)
     every = _spectrum(images, True, group) if images.shape[-1] > 1 else first
     eigenvalues = _eigenvalues(images, group)
-    squares = (np.sum((part / scale - mean) ** 2) for part in np.array_split(images, 64))
-    norm = spectrum.SquaredNorm(math.prod(images.shape[1:]), float(sum(squares)) / len(images))
+    norm = _norm(images, scale, mean)
 
     training = training_set(images, labels, group)
     draws = measure_from(training, key, accuracy, max_draws, progress=progress)
@@ -223,22 +250,16 @@ def measure(
         symmetry = Symmetry(group.name, group.order, sum(training.sizes), without)
     del training
     overall = summarize(draws, num_points, weights)
-    per_class = {}
-    if 1 < len(weights) <= MOST_CLASSES:
-        for label, name in enumerate(class_names):
-            per_class[name] = summarize_class(draws, num_points, weights, label)
+    per_class = _per_class(draws, num_points, weights, class_names)
     pairs = class_information.pairs(draws, weights, class_names) if with_pairs else ()
     parted = None
     if partition is not None:
         parted = class_information.part(draws, weights, class_names, partition)
     lipschitz = without.lipschitz if without else _lipschitz(images, scale, key)
     warnings = list(_warnings(first, overall, len(weights), accuracy))
-    schedule = None
-    try:
-        density = data_density(overall, eigenvalues, num_points, norm.dimension)
-        schedule = adaptive_times(overall.curves["phi_C"].times, density, SCHEDULE_STEPS)
-    except UserError as error:
-        warnings.append(f"no schedule can be made from these images: {error}")
+    schedule = _schedule(overall, eigenvalues, num_points, norm.dimension)
+    if isinstance(schedule, str):
+        warnings.append(schedule)
     if without is not None:
         others = [text for text in without.warnings if text not in warnings]
         warnings += [f"without the symmetry, {text}" for text in others]
@@ -252,7 +273,7 @@ def measure(
         pairs=pairs,
         partition=parted,
         lipschitz=lipschitz,
-        schedule=schedule,
+        schedule=None if isinstance(schedule, str) else schedule,
         num_points=num_points,
         warnings=tuple(warnings),
         symmetry=symmetry,

@@ -283,7 +283,7 @@ def test_what_x_t_says_of_its_point_is_the_entropy_of_the_distinct_ones():
 def test_the_largest_weight_of_two_points():
     """Of two points it is 1/2 (1 + E |tanh y|), y of two Gaussians without width."""
     points, times = np.array([[0.5], [-0.5]], np.float32), np.array([0.1, 0.5, 1.5])
-    found = summarize(draw(points, None, times, jax.random.key(12), 20_000), 2, np.ones(1))
+    found = summarize(draw(points, None, times, jax.random.key(12), 4000), 2, np.ones(1))
     s = 0.25 / np.expm1(2 * times)
     z, w = np.linspace(-10, 10, 40_001), np.exp(-(np.linspace(-10, 10, 40_001) ** 2) / 2)
     exact = 0.5 + 0.5 * np.abs(np.tanh(s[:, None] + np.sqrt(s)[:, None] * z)) @ (w / w.sum())
