@@ -22,8 +22,9 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.plots import page
 from diffusion_jax.plots import regimes as plots
 from diffusion_jax.plots.pictures import pictures_of
-from diffusion_jax.plots.times import MOST_COLUMNS, rows_of
+from diffusion_jax.plots.times import MOST_COLUMNS, class_notes, information_rows, rows_of
 from diffusion_jax.regimes import analysis as numbers
+from diffusion_jax.regimes.class_information import groups_named
 from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.runtime.files import parse_json, unwritten, write_json
 from diffusion_jax.runtime.text import shown
@@ -31,7 +32,8 @@ from diffusion_jax.symmetry import Group, group_named
 
 # What a study may write. Each result.json says which of them are its own.
 FILES = (
-    *("symmetry.png", "spectrum.png", "speciation.png", "collapse.png", "lipschitz.png"),
+    *("symmetry.png", "spectrum.png", "speciation.png", "collapse.png", "information.png"),
+    *("pairs.png", "lipschitz.png"),
     *("samples.png", "schedule.png", "schedule.json", "report.html"),
 )
 _NO_LABELS = (
@@ -71,7 +73,8 @@ class Study:
             for warning in self.warnings:
                 console.print(Text(f"warning: {shown(warning)}"))
             console.print(self.table())
-            console.print(self.notes, highlight=False)
+            console.print(self.information_table())
+            console.print(Text(self.notes))
         lines = [line.rstrip() for line in text.get().splitlines()]
         return "\n".join([describe(self.images), *lines])
 
@@ -83,17 +86,18 @@ class Study:
 
     @property
     def notes(self) -> str:
-        """What the table does not say, a line each: of which law it is, and `norm`."""
-        symmetry = self.analysis.symmetry
+        """What the tables do not say, a line each: of which law they are, and `norm`."""
+        symmetry, last = self.analysis.symmetry, [*class_notes(self.analysis), self.norm]
         if symmetry is None:
-            return self.norm
+            return "\n".join(last)
         maps, points = symmetry.order * len(self.images.images), symmetry.num_distinct
         fewer = f" ({points} points, since some maps leave an image as it is)" * (points < maps)
-        return (
+        law = (
             f"With the symmetry {symmetry.name} the law is that of the {maps} maps of the images "
             f"less their mean{fewer}: so are Lambda, the times, the curves and the schedule. Only "
-            f"the Lipschitz constants are those of the images alone.\n{self.norm}"
+            f"the Lipschitz constants are those of the images alone."
         )
+        return "\n".join([law, *last])
 
     @property
     def norm(self) -> str:
@@ -109,15 +113,11 @@ class Study:
     def table(self) -> Table:
         """The table of times as rich prints it."""
         title = None if self.analysis.symmetry is None else Text(shown(self.title))
-        table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
-        header, rows = rows_of(self.analysis, class_intervals=False)
-        for name in header:
-            table.add_column(
-                Text(shown(name)), no_wrap=not name.startswith("from"), overflow="fold"
-            )
-        for row in rows:
-            table.add_row(*map(Text, row))
-        return table
+        return _printed(*rows_of(self.analysis, class_intervals=False), title)
+
+    def information_table(self) -> Table:
+        """The table of what x_t says of its class and its training point, at these times."""
+        return _printed(*information_rows(self.analysis))
 
     def plot(self) -> Figure:
         """phi, phi_C and f^e/alpha along time, the three regimes shaded."""
@@ -174,11 +174,21 @@ class Study:
             ),
             *(page.Paragraph(f"Warning: {text}.", warning=True) for text in self.warnings),
             page.Table(*rows_of(self.analysis, class_intervals=True)),
+            page.Table(*information_rows(self.analysis)),
         ]
         if len(self.analysis.per_class) > MOST_COLUMNS:
             parts.append(page.Paragraph("The times of each class are in result.json."))
         notes = [page.Paragraph(f"{line.removesuffix('.')}.") for line in self.notes.splitlines()]
         page.save(path, f"Regimes of {self.title}", [*parts, *notes, *pictures])
+
+
+def _printed(header: list[str], rows: list[list[str]], title: Text | None = None) -> Table:
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
+    for name in header:
+        table.add_column(Text(shown(name)), no_wrap=not name.startswith("from"), overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def analyse(
@@ -189,6 +199,7 @@ def analyse(
     seed: int = 0,
     name: str = "the images",
     symmetry: Group | str | None = None,
+    partition: Iterable[str | Iterable[Any]] | None = None,
 ) -> Study:
     """When does a sample of these images commit to its class, and to a training image?
 
@@ -205,9 +216,12 @@ def analyse(
       name: of the data set, for the report's title.
       symmetry: a group of maps under which the images' law is to be symmetric, or the name of one:
         "flip", "dihedral" or "translations". Each time is then measured with it and without.
+      partition: groups of names of classes, as [["cat", "dog"], ["car"]]: what x_t says of its
+        group is then measured too. Images of classes that are in no group are left out of that.
 
     Raises:
-      UserError: images, labels or a symmetry that cannot be used; the message says why.
+      UserError: images, labels, a symmetry or a partition that cannot be used; the message says
+        why.
     """
     if isinstance(images, ImageSet):
         if labels is not None:
@@ -216,8 +230,10 @@ def analyse(
     else:
         chosen = image_set(images, labels)
     group = symmetry_of(symmetry, chosen)
+    groups = None if partition is None else groups_named(partition, chosen.class_names)
     warnings = warnings_of(chosen, group=group)
-    return measure(chosen, name, warnings, accuracy, int(max_draws), seed, group=group)
+    settings = (accuracy, int(max_draws), seed)
+    return measure(chosen, name, warnings, *settings, group=group, partition=groups)
 
 
 def symmetry_of(symmetry: Group | str | None, images: ImageSet) -> Group | None:
@@ -276,6 +292,7 @@ def measure(
     seed: int,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,
     group: Group | None = None,
+    partition: Sequence[Sequence[int]] | None = None,
 ) -> Study:
     """What `analyse` does once the images are checked.
 
@@ -288,6 +305,7 @@ def measure(
       seed: see `analyse`.
       progress: see `transitions.measure`.
       group: see `symmetry_of`.
+      partition: see `class_information.groups_named`.
 
     Raises:
       UserError: see `regimes.analysis.measure`.
@@ -302,6 +320,7 @@ def measure(
         max_draws,
         progress,
         group,
+        partition,
     )
     settings = {
         "classes": images.class_names,
@@ -310,6 +329,7 @@ def measure(
         "max_draws": max_draws,
         "seed": seed,
         "symmetry": None if group is None else group.name,
+        "partition": None if analysis.partition is None else analysis.partition.groups,
     }
     return Study(name, images, analysis, (*warnings, *analysis.warnings), settings)
 

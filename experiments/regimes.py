@@ -26,6 +26,7 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.notes import say_notes
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import data_defaults
+from diffusion_jax.regimes.class_information import groups_named
 from diffusion_jax.regimes.transitions import check_accuracy
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
@@ -69,6 +70,10 @@ class Options:
     """Measure the images together with all that the maps of a group make of them, and beside each
     time that of the images alone. flip: left for right; dihedral: that and quarter turns, of square
     images; translations: every shift around the edges. None by default."""
+    partition: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Names of classes that make up a group, once for each group, as in --partition 0 6 --partition
+    1 4 7. When x_t says which group it is of is then measured too; images of other classes are left
+    out of that."""
     memory_gib: float | None = None
     """Memory that may be used, in GiB; by default what is free."""
 
@@ -169,6 +174,7 @@ def main() -> None:
     images = load(options)
     distributed.require_same("data set", json.dumps([images.mean.tolist(), len(images.images)]))
     group = study.symmetry_of(options.symmetry, images)
+    partition = groups_named(options.partition, images.class_names) if options.partition else None
     warnings = study.warnings_of(images, options.memory_gib, group)
     said = say_notes(images)
     out = Path(distributed.from_first(lambda: _folder(options)))
@@ -187,12 +193,14 @@ def main() -> None:
                 f"{draws} draws, largest standard error {error:.4f}"
             ),
             group,
+            partition,
         )
     if not is_first_process():
         return
     _warn(console, found.analysis.warnings)
     console.print(found.table())
-    console.print(found.notes, highlight=False)
+    console.print(found.information_table())
+    console.print(Text(found.notes))
     named = {
         name: getattr(options, name)
         for name in ("data", "images_per_class", "image_size", "flat", "data_dir")

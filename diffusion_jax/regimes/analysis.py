@@ -1,7 +1,7 @@
 """Everything that can be said of a data set without training: its spectrum, t_S and t_C."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,11 +10,13 @@ from jax import Array
 
 from diffusion_jax.covariance import Rows
 from diffusion_jax.errors import UserError
-from diffusion_jax.regimes import spectrum
+from diffusion_jax.regimes import class_information, spectrum
 from diffusion_jax.regimes.adaptive import adaptive_times, data_density
+from diffusion_jax.regimes.class_information import Partition
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve, lipschitz_curve
 from diffusion_jax.regimes.measures import known
+from diffusion_jax.regimes.posterior import Draws
 from diffusion_jax.regimes.symmetric_spectrum import (
     MOST_EIGENVALUES,
     orbit_eigenvalues,
@@ -85,6 +87,8 @@ class Analysis:
       overall: curves and times of all draws.
       per_class: those of the draws from each class, by its name; empty without labels or with more
         than 20 classes.
+      pairs: what x_t says of each two classes; of three to ten, else empty.
+      partition: what it says of a user's own groups of classes; None where there are none.
       lipschitz: the constants of the empirical score.
       schedule: times of the 1 000 steps of the data's own noise schedule, see `adaptive`; None
         where it cannot be made.
@@ -99,6 +103,8 @@ class Analysis:
     norm: spectrum.SquaredNorm
     overall: Regimes
     per_class: dict[str, Regimes]
+    pairs: tuple[Partition, ...]
+    partition: Partition | None
     lipschitz: LipschitzCurve
     schedule: np.ndarray | None
     num_points: float
@@ -134,6 +140,11 @@ def _eigenvalues(images: np.ndarray, group: Group | None) -> np.ndarray:
     return spectrum.eigenmodes(rows, NUM_MODES)[0]
 
 
+def _norm(images: np.ndarray, scale: int, mean: np.ndarray) -> spectrum.SquaredNorm:
+    squares = (np.sum((part / scale - mean) ** 2) for part in np.array_split(images, 64))
+    return spectrum.SquaredNorm(math.prod(images.shape[1:]), float(sum(squares)) / len(images))
+
+
 def _lipschitz(images: np.ndarray, scale: int, key: Array) -> LipschitzCurve:
     points = images.reshape(len(images), -1) / np.float32(scale)
     num_draws = int(np.clip(_LIPSCHITZ_WORK / points.size, 4, 32))
@@ -164,6 +175,30 @@ def _warnings(
         )
     if num_classes > MOST_CLASSES:
         yield f"curves of single classes are given for up to {MOST_CLASSES} classes"
+    if num_classes > class_information.MOST_PAIRED:
+        yield f"pairs of classes are told for up to {class_information.MOST_PAIRED} classes"
+
+
+def _per_class(
+    draws: Draws, num_points: float, weights: np.ndarray, class_names: tuple[str, ...]
+) -> dict[str, Regimes]:
+    if not 1 < len(weights) <= MOST_CLASSES:
+        return {}
+    return {
+        name: summarize_class(draws, num_points, weights, label)
+        for label, name in enumerate(class_names)
+    }
+
+
+def _schedule(
+    overall: Regimes, eigenvalues: np.ndarray, num_points: float, dimension: int
+) -> np.ndarray | str:
+    """The times of the data's own schedule, or why there is none."""
+    try:
+        density = data_density(overall, eigenvalues, num_points, dimension)
+        return adaptive_times(overall.curves["phi_C"].times, density, SCHEDULE_STEPS)
+    except UserError as error:
+        return f"no schedule can be made from these images: {error}"
 
 
 def measure(
@@ -176,6 +211,8 @@ def measure(
     max_draws: int,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,
     group: Group | None = None,
+    partition: Sequence[Sequence[int]] | None = None,
+    with_pairs: bool = True,
 ) -> Analysis:
     """Measures the regimes of a data set; with a group those of its orbit, and those without.
 
@@ -189,6 +226,8 @@ def measure(
       max_draws: most draws.
       progress: see `transitions.measure`.
       group: symmetries of the images less their mean, each of the class of its image.
+      partition: labels of classes in groups, see `class_information.groups_named`.
+      with_pairs: whether pairs of classes are told, which takes a while where there are many.
 
     Raises:
       UserError: see `training_set`.
@@ -196,13 +235,13 @@ def measure(
     check_accuracy(accuracy, max_draws)
     without, scale = None, 255 if images.dtype == np.uint8 else 1
     if group is not None:
-        without = measure(images, labels, class_names, mean, key, accuracy, max_draws, progress)
+        plain = (images, labels, class_names, mean, key, accuracy, max_draws, progress)
+        without = measure(*plain, with_pairs=False)
         images, mean, scale = images / np.float32(scale) - mean, np.zeros_like(mean), 1
     first = _spectrum(images, False, group)
     every = _spectrum(images, True, group) if images.shape[-1] > 1 else first
     eigenvalues = _eigenvalues(images, group)
-    squares = (np.sum((part / scale - mean) ** 2) for part in np.array_split(images, 64))
-    norm = spectrum.SquaredNorm(math.prod(images.shape[1:]), float(sum(squares)) / len(images))
+    norm = _norm(images, scale, mean)
 
     training = training_set(images, labels, group)
     draws = measure_from(training, key, accuracy, max_draws, progress=progress)
@@ -212,18 +251,16 @@ def measure(
         symmetry = Symmetry(group.name, group.order, sum(training.sizes), without)
     del training
     overall = summarize(draws, num_points, weights)
-    per_class = {}
-    if 1 < len(weights) <= MOST_CLASSES:
-        for label, name in enumerate(class_names):
-            per_class[name] = summarize_class(draws, num_points, weights, label)
+    per_class = _per_class(draws, num_points, weights, class_names)
+    pairs = class_information.pairs(draws, weights, class_names) if with_pairs else ()
+    parted = None
+    if partition is not None:
+        parted = class_information.part(draws, weights, class_names, partition)
     lipschitz = without.lipschitz if without else _lipschitz(images, scale, key)
     warnings = list(_warnings(first, overall, len(weights), accuracy))
-    schedule = None
-    try:
-        density = data_density(overall, eigenvalues, num_points, norm.dimension)
-        schedule = adaptive_times(overall.curves["phi_C"].times, density, SCHEDULE_STEPS)
-    except UserError as error:
-        warnings.append(f"no schedule can be made from these images: {error}")
+    schedule = _schedule(overall, eigenvalues, num_points, norm.dimension)
+    if isinstance(schedule, str):
+        warnings.append(schedule)
     if without is not None:
         others = [text for text in without.warnings if text not in warnings]
         warnings += [f"without the symmetry, {text}" for text in others]
@@ -234,8 +271,10 @@ def measure(
         norm=norm,
         overall=overall,
         per_class=per_class,
+        pairs=pairs,
+        partition=parted,
         lipschitz=lipschitz,
-        schedule=schedule,
+        schedule=None if isinstance(schedule, str) else schedule,
         num_points=num_points,
         warnings=tuple(warnings),
         symmetry=symmetry,
@@ -254,11 +293,33 @@ def _curve(curve: Curve) -> dict[str, Any]:
 
 
 def _regimes(regimes: Regimes) -> dict[str, Any]:
-    return {
+    found = {
         **{name: asdict(time) for name, time in regimes.times.items()},
         "phi_floor": regimes.floor,
         "num_draws": regimes.num_draws,
         "curves": {name: _curve(curve) for name, curve in regimes.curves.items()},
+    }
+    if "class_rate" in regimes.curves:
+        peaks = class_information.peaks(regimes.curves["class_rate"])
+        found["class_rate_peaks"] = {clock: asdict(time) for clock, time in peaks.items()}
+    return found
+
+
+def _partition(partition: Partition) -> dict[str, Any]:
+    return {
+        "groups": partition.groups,
+        "weights": partition.weights,
+        **_regimes(partition.regimes),
+    }
+
+
+def _pair(pair: Partition) -> dict[str, Any]:
+    """The times of two classes and, of the curves, no more than the averages: there are many."""
+    times, curves = pair.regimes.times, pair.regimes.curves
+    return {
+        "classes": [name for group in pair.groups for name in group],
+        **{name: asdict(time) for name, time in times.items()},
+        **{name: curves[name].mean for name in ("phi", "class_information", "class_rate")},
     }
 
 
@@ -307,5 +368,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
             "bound": analysis.lipschitz.bound,
         },
         "per_class": {name: _regimes(each) for name, each in analysis.per_class.items()},
+        "pairs": [_pair(pair) for pair in analysis.pairs],
+        "partition": None if analysis.partition is None else _partition(analysis.partition),
     }
     return plain(result)

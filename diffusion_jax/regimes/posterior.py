@@ -80,8 +80,11 @@ class Draws:
       entropy: H(p(. | x_t)) in nats (N, T).
       collision: sum_nu p(nu | x_t)^2 (N, T).
       log_own: log p(mu | x_t) (N, T).
+      largest: max_nu p(nu | x_t) (N, T).
       log_evidence: log sum_{nu in c, nu != mu} e^logit_nu, (N, T, C): the evidence of each class
         with the source point left out; -inf where that leaves none.
+      squared: E[|a_mu - a_nu|^2 | x_t, nu in c], (N, T, C): over the posterior of each class alone,
+        the source among the points of its own.
     """
 
     times: np.ndarray
@@ -90,7 +93,9 @@ class Draws:
     entropy: np.ndarray
     collision: np.ndarray
     log_own: np.ndarray
+    largest: np.ndarray
     log_evidence: np.ndarray
+    squared: np.ndarray
 
     @property
     def log_others(self) -> np.ndarray:
@@ -99,12 +104,17 @@ class Draws:
             return np.logaddexp.reduce(self.log_evidence, axis=2)
 
     @property
-    def class_probability(self) -> np.ndarray:
-        """p(c | x_t), (N, T, C): the weights of a class's points summed, the source included."""
+    def log_weight(self) -> np.ndarray:
+        """The logarithm of sum_{nu in c} e^logit_nu, the source included, whose logit is 0."""
         own = np.arange(self.log_evidence.shape[2]) == self.labels[:, None]
         source = np.where(own, 0, -np.inf).astype(self.log_evidence.dtype)
         with np.errstate(invalid="ignore"):
-            evidence = np.logaddexp(self.log_evidence, source[:, None, :])
+            return np.logaddexp(self.log_evidence, source[:, None, :])
+
+    @property
+    def class_probability(self) -> np.ndarray:
+        """p(c | x_t), (N, T, C): the weights of a class's points summed, the source included."""
+        evidence = self.log_weight
         evidence -= evidence.max(2, keepdims=True)
         weight = np.exp(evidence)
         return weight / weight.sum(2, keepdims=True)
@@ -148,13 +158,15 @@ def _differences(
 
 
 def _statistics(
-    logits: Array, alone: Array, offsets: tuple[int, ...]
-) -> tuple[Array, Array, Array, Array]:
-    """Entropy, collision, log p(mu | x) (draws,) and evidences (draws, classes) at one time.
+    logits: Array, squared: Array, own: Array, alone: Array, offsets: tuple[int, ...]
+) -> tuple[Array, ...]:
+    """What `Draws` has of one time, from its entropy on: (draws,) or (draws, classes).
 
     Args:
       logits: (draws, n), with the source point weighing nothing: its logit, 0, is added here.
-      alone: whether leaving the source point out leaves a class empty (draws, classes).
+      squared: |a_mu - a_nu|^2 (draws, n).
+      own: whether the source point is of the class (draws, classes).
+      alone: whether leaving it out leaves the class empty (draws, classes).
       offsets: where each class begins, and n at the end.
     """
     top, sums = [], []
@@ -163,15 +175,20 @@ def _statistics(
         top.append(jnp.max(part, axis=1))
         # Without the barrier XLA takes the exponentials once for each sum.
         weight = jax.lax.optimization_barrier(jnp.exp(part - top[-1][:, None]))
-        sums.append([jnp.sum(weight, 1), jnp.sum(weight * part, 1), jnp.sum(weight * weight, 1)])
+        weighted = (weight, weight * part, weight * weight, weight * squared[:, start:stop])
+        sums.append([jnp.sum(each, 1) for each in weighted])
     tops = jnp.stack(top, 1)
-    zeroth, first, second = (jnp.stack(each, 1) for each in zip(*sums, strict=True))
+    zeroth, first, second, distance = (jnp.stack(each, 1) for each in zip(*sums, strict=True))
     evidence = jnp.where(alone, -jnp.inf, tops + jnp.log(zeroth))
     total = jnp.logaddexp(jax.nn.logsumexp(evidence, axis=1), 0.0)
     scale = jnp.exp(tops - total[:, None])
     entropy = total - jnp.sum(scale * first, axis=1)
     collision = jnp.exp(-2 * total) + jnp.sum(scale * scale * second, axis=1)
-    return entropy, collision, -total, evidence
+    largest = jnp.exp(jnp.maximum(jnp.max(jnp.where(alone, -jnp.inf, tops), axis=1), 0) - total)
+    # The source, at distance 0, has the weight 1 beside e^evidence of the others of its class.
+    others = jnp.where(own, jax.nn.sigmoid(evidence), 1)
+    mean = jnp.where(alone, 0, others * distance / zeroth)
+    return entropy, collision, -total, largest, evidence, mean
 
 
 @partial(jax.jit, static_argnames=("num_times", "together", "maps"))
@@ -203,11 +220,14 @@ def _chunk(
         logits = -(r[i] ** 2 / 2) * squared - r[i] * overlap
         if prior is not None:
             logits += prior[None] - prior[source * training.maps][:, None]
-        return _statistics(logits, alone, offsets)
+        return _statistics(logits, squared, own, alone, offsets)
 
     def body(i: Array, out: tuple[Array, ...]) -> tuple[Array, ...]:
         first = i * together
-        rows = jax.vmap(at)(first + jnp.arange(together))
+        if together == 1:  # on the CPU XLA takes twice as long for the batch of one
+            rows = jax.tree.map(lambda leaf: leaf[None], at(first))
+        else:
+            rows = jax.vmap(at)(first + jnp.arange(together))
         return jax.tree.map(
             partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=0), out, rows
         )
@@ -267,11 +287,11 @@ def draw_from(training: TrainingSet, times: np.ndarray, key: Array, first: int, 
         )
 
     tables = in_batches(batch, last - first, min(chunk, last - first))
-    entropy, collision, log_own, evidence = (table[:, :active] for table in tables)
+    entropy, *others = (table[:, :active] for table in tables)
     source = source[: last - first]
     index = np.asarray(training.order)[source]
     labels = np.searchsorted(training.offsets, source, side="right") - 1
-    return Draws(times, index, labels, np.maximum(entropy, 0), collision, log_own, evidence)
+    return Draws(times, index, labels, np.maximum(entropy, 0), *others)
 
 
 def draw(

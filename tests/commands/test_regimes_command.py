@@ -59,9 +59,48 @@ def test_images_with_labels(blobs, tmp_path, monkeypatch, capsys):
     assert set(result["per_class"]) == {"0", "1"}
     # The page needs no other file: its pictures are in it.
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 7
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "t_S_phi" in capsys.readouterr().out
+
+
+def test_a_partition_of_named_classes(blobs, tmp_path, monkeypatch, capsys):
+    """Of awkward names; each of the groups is drawn, told of and saved, and so are the pairs."""
+    images = blobs[0][..., :1].astype(np.float32)
+    names = np.array(["$a$, b", "c d", "猫"])[np.arange(80) % 3]
+    np.savez(tmp_path / "a.npz", images=images, labels=names)
+    words, out = ("--data", tmp_path / "a.npz"), tmp_path / "o"
+    groups = ("--partition", "c d", "--partition", "猫", "$a$, b")
+    assert run(monkeypatch, *words, "--out", out, *FAST, *groups) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The partition is c d | 猫, $a$, b, of entropy 0.6" in printed
+    assert "t_S_rate of groups peak of -dI/dt" in printed
+    result = json.loads((out / "result.json").read_text())
+    found = result["partition"]
+    assert found["groups"] == result["settings"]["partition"] == [["c d"], ["猫", "$a$, b"]]
+    assert found["weights"] == pytest.approx([27 / 80, 53 / 80])
+    assert found["curves"]["class_information"]["mean"][0] == pytest.approx(0.6393, abs=1e-3)
+    assert found["t_S_rate"] == found["class_rate_peaks"]["per t"]
+    assert [pair["classes"] for pair in result["pairs"]] == [
+        ["$a$, b", "c d"],
+        ["$a$, b", "猫"],
+        ["c d", "猫"],
+    ]
+    assert all(
+        pair["class_information"][0] == pytest.approx(0.693, abs=1e-3) for pair in result["pairs"]
+    )
+    assert {"information.png", "pairs.png"} <= set(result["files"])
+    for wrong, message in (
+        (("c d", "--partition", "x"), "has no class x; its classes are $a$, b, c d,"),
+        (("c d", "--partition"), "group 2 of the partition names no class"),
+        (("c d", "--partition", "c d"), "names class c d in more than one group"),
+        (("c d",), "a partition has two groups of classes at least, not 1"),
+    ):
+        assert run(monkeypatch, *words, "--out", tmp_path / "none", "--partition", *wrong) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
+        assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_without_labels_says_what_is_missing(blobs, tmp_path, monkeypatch, capsys):

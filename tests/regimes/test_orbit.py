@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import posterior
@@ -15,7 +15,7 @@ from diffusion_jax.regimes.training_set import training_set
 from diffusion_jax.symmetry import Group
 
 TIMES = np.array([1e-3, 1e-2, 0.05, 0.2, 0.7, 2.0, 10.0])
-TABLES = ("entropy", "collision", "log_own", "log_evidence")
+TABLES = ("entropy", "collision", "log_own", "largest", "log_evidence", "squared")
 FAR = np.array([20.0])
 
 
@@ -148,7 +148,11 @@ def merged(group, images, labels, source, z, times):
             logsumexp(np.where(classes == c, others, -np.inf), axis=1) for c in np.unique(labels)
         ]
         entropy = -np.sum(np.where(p > 0, p * log_p, 0), 1)
-        out.append((entropy, np.sum(p * p, 1), log_p[rows, own], np.stack(evidence, 1)))
+        apart = np.sum((a[own][:, None] - a[None]) ** 2, 2)
+        inside = [np.where(classes == c, logit, -np.inf) for c in np.unique(labels)]
+        squared = [(softmax(each, axis=1) * apart).sum(1) for each in inside]
+        alone = (np.sum(p * p, 1), log_p[rows, own], p.max(1))
+        out.append((entropy, *alone, np.stack(evidence, 1), np.stack(squared, 1)))
     share = weights / weights.sum()
     tables = dict(zip(TABLES, (np.stack(each, 1) for each in zip(*out, strict=True)), strict=True))
     return tables, len(points), -np.sum(share * np.log(share))
