@@ -45,11 +45,11 @@ class EquivariantLocalDenoiser:
 
     Weights are normalised over all training patches, whatever the batch. For each patch of a
     noisy image every training patch costs patch^2 * channels multiplications and an exponential;
-    with patch=None each image alone is compared, with n * height * width others. Training patches
-    that are equal to the last bit are found when it is made and compared once, exactly. Blocks of
-    1024 patches of noisy images meet blocks of 256 others: besides points and images it needs 8
-    bytes for each distinct training patch and a few arrays of 2^18 numbers, of 2^22 where patches
-    are large. Blocks change nothing but rounding.
+    with patch=None each image alone is compared, with n * height * width others. Equal training
+    patches are found when it is made, and compared once: that is exact. Blocks of 1024 patches of
+    noisy images meet blocks of 256 others, which changes rounding only: beside points and images it
+    needs 8 bytes for each distinct training patch and a few arrays of 2^18 numbers, of up to 2^22
+    where patches are large, or of batch * half width * 2^9 if that is more.
 
     Logits are products of the size of |a_P|^2/Delta_t, and in float32 wrong by up to about 1e-7 of
     that: where t is so small that this is not small, patches nearer to each other than

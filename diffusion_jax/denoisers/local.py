@@ -43,13 +43,13 @@ class LocalDenoiser:
     for MNIST, 0.05 for CIFAR-10, 0.02 for CelebA). A component that never varies is in no patch;
     where a patch is empty all weights are 1/n.
 
-    Weights are normalised over all training images, whatever the batch. A batch of b images costs
-    b n d (height + width) multiplications, whatever the patch, and b n d exponentials; with the
-    covariance's patches b (n + 2 min(n, d)) d^2. Beside points and images it needs about four
-    arrays of 2^18 numbers, with the covariance's patches of 2^21, or of b d if that is more, and
-    as much again for the images: blocks of points are gone through, and change nothing but
-    rounding. Logits are sums of squares, about d/2 where the image is a noised training image: in
-    float32 their rounding stays below about 1e-7 of that at any t.
+    Weights are normalised over all n training images, whatever the batch. A batch of b images of d
+    components costs b n d (height + width) multiplications, whatever the patch, and b n d
+    exponentials; with the covariance's patches b (n + 2 min(n, d)) d^2. Blocks of points are gone
+    through, which changes rounding only: beside points and images it needs a few arrays of 2^18
+    numbers, with the covariance's patches of 2^21, or of b d if that is more. Logits are sums of
+    squares, about half the patch's size for a noised training image: in float32 rounding is about
+    1e-7 of that at any t, 1e-5 of D where 1 000 pixels are compared at once.
 
     Attributes:
       schedule: the noise schedule that gives each step its e^-t and Delta_t.

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 import two_convolutions
+from sklearn.datasets import load_digits
 from weights import random_params
 
 from diffusion_jax import data, forking
@@ -246,10 +247,11 @@ def test_few_calls_have_forks(run_dir, judge, tmp_path, calls):
     assert result["denoiser_calls"]["a_trunk"] == int(calls) + sum(range(int(calls) + 1))
 
 
-def small_run(folder, labels):
-    """A run of noise of a Lambda below 1, with the given classes."""
+def small_run(folder, labels, images=None):
+    """A run of noise of a Lambda below 1, or of images of 8 x 8, with the given classes."""
     labels, rng = np.asarray(labels), np.random.default_rng(0)
-    images = np.uint8(127 + 12 * rng.standard_normal((len(labels), 8, 8)).clip(-3, 3))
+    if images is None:
+        images = np.uint8(127 + 12 * rng.standard_normal((len(labels), 8, 8)).clip(-3, 3))
     folder.mkdir()
     np.savez(folder / "data.npz", images=images, labels=labels)
     words = ["--data", str(folder / "data.npz"), *OPTIONS[6:], "--run-dir", str(folder / "run")]
@@ -285,6 +287,44 @@ def test_a_dozen_images_and_awkward_names(tmp_path, monkeypatch, capsys):
     assert command(*refused) == 1
     assert "--published rescales time by t_S" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_scores_of_patches_fork_digits(tmp_path, monkeypatch, capsys):
+    """What is local makes images that are none of the training set's, and says its patch."""
+    monkeypatch.setattr(forking, "train_classifier", partial(train_classifier, updates=5))
+    digits = load_digits()
+    chosen = np.concatenate([np.flatnonzero(digits.target == digit)[:20] for digit in (1, 8)])
+    images = np.uint8(digits.images[chosen] * 15.9)
+    folder = small_run(tmp_path / "digits", digits.target[chosen].astype(str), images)
+    words = ("--calls", "20", *FORKS)
+    assert command(folder, "--score", "equivariant", "--patch", "3", *words) == 0
+    found = result_of(folder / "cloning_equivariant_3")
+    assert found["memorised_fraction"]["value"] < 0.1
+    settings = folder / "cloning_equivariant_3" / "batches" / "settings.json"
+    assert json.loads(settings.read_text())["patch"] == 3
+    # Another patch is another experiment: here the default one.
+    out = folder / "cloning_equivariant_3"
+    assert command(folder, "--score", "equivariant", "--out", out, *words) == 1
+    assert "patch: 3 -> 5" in capsys.readouterr().err
+    # Batches of an earlier version, which knew no patches, are continued.
+    exact = folder / "cloning_exact" / "batches" / "settings.json"
+    assert command(folder, "--score", "exact", *words) == 0
+    kept = json.loads(exact.read_text())
+    assert kept.pop("patch") is None
+    exact.write_text(json.dumps(kept))
+    capsys.readouterr()
+    assert command(folder, "--score", "exact", *words) == 0
+    assert "2 of 2 batches were done before" in capsys.readouterr().out
+    for refused, message in (
+        (("--score", "local", "--patch", "4"), "patch = 4 must be an odd number of pixels from 1"),
+        (("--score", "equivariant", "--patch", "17"), "patch = 17 must be an odd number"),
+        (("--score", "exact", "--patch", "3"), "--score exact compares no patches"),
+        (("--patch", "3"), "leave --patch out, or take --score local or equivariant"),
+    ):
+        assert command(folder, *refused, *words, "--out", tmp_path / "x") == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("labels", [["a"] * 6 + ["b"], ["a", "b"], ["a"] * 3])
