@@ -52,7 +52,7 @@ def test_python_md(tmp_path, monkeypatch):
         for lines in (printed, shown)
     )
     assert list(rows) == list(expected)
-    assert len(rows) == 7
+    assert len(rows) == 8
     for name, values in expected.items():  # another processor rounds otherwise
         np.testing.assert_allclose(*(np.array(v, float) for v in (rows[name], values)), rtol=0.02)
     exec(training, names)

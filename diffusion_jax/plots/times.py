@@ -76,7 +76,7 @@ def information_rows(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
     columns = {
         "class_information": "I(c; x_t)",
         "point_information": "I(a; x_t)",
-        "effective_points": "exp H",
+        "effective_points": "effective points",
         "largest_weight": "largest weight",
     }
     known = {name: head for name, head in columns.items() if name in curves}
