@@ -15,6 +15,7 @@ from .denoisers import GaussianClassesDenoiser as GaussianClassesDenoiser
 from .denoisers import GaussianDenoiser as GaussianDenoiser
 from .denoisers import GaussianMixtureDenoiser as GaussianMixtureDenoiser
 from .denoisers import LocalDenoiser as LocalDenoiser
+from .denoisers import SymmetricDenoiser as SymmetricDenoiser
 from .denoisers import TrainedDenoiser as TrainedDenoiser
 from .errors import UserError as UserError
 from .nn.unet import UNet as UNet

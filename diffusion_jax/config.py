@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +15,7 @@ from diffusion_jax.runtime.backend import best_dtype
 from diffusion_jax.runtime.files import expanded
 from diffusion_jax.schedule import NoiseSchedule, from_time
 from diffusion_jax.schedules import SCHEDULES, is_path, make_schedule, read_times
+from diffusion_jax.symmetry import GROUPS, Group, check_symmetry, group_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +163,11 @@ class TrainingConfig:
     faithful: bool = False
     """Reproduce the authors' code: step 0 is never trained, and sampling adds no noise at steps 1
     and 0 (by default: step 0 is trained, and no noise at step 0 alone)."""
+    symmetry: Annotated[str | None, tyro.conf.arg(metavar="|".join(GROUPS))] = None
+    """Train on the images moved at random by the maps of a group: each example by a map of its own,
+    all equally likely. flip: left for right; dihedral: that and quarter turns, of square images;
+    translations: every shift, with what leaves on one side coming back on the other. None by
+    default. Moments and memorisation are then those of the images with all their moved ones."""
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
@@ -179,6 +185,16 @@ class TrainingConfig:
             raise UserError(f"warmup_steps = {self.warmup_steps} must not be negative")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay = {self.ema_decay} must lie in [0, 1)")
+        if self.symmetry is not None:
+            check_symmetry(self.symmetry)
+
+    def group(self, shape: tuple[int, ...]) -> Group | None:
+        """The group of the symmetry for images of a shape (height, width, channels), if any.
+
+        Raises:
+          UserError: see `symmetry.group_named`.
+        """
+        return None if self.symmetry is None else group_named(self.symmetry, shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ _DIGESTS = {
     "parameters": "other parameters of the network",
 }
 # What was done before it was among the settings.
-_EARLIER = {"sampler": "ancestral", "clip": False, "matched_start": False}
+_EARLIER = {"sampler": "ancestral", "clip": False, "matched_start": False, "patch": None}
 # Places at which the trunk's nearest training image is looked up.
 NUM_WATCHED = 100
 # Trunks whose clones are kept to be looked at.

@@ -16,24 +16,25 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusion_jax.data.arrays import image_set
-from diffusion_jax.data.checks import check, require_memory
+from diffusion_jax.data.checks import check, check_maps, require_memory
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.plots import page
 from diffusion_jax.plots import regimes as plots
 from diffusion_jax.plots.pictures import pictures_of
+from diffusion_jax.plots.times import MOST_COLUMNS, class_notes, information_rows, rows_of
 from diffusion_jax.regimes import analysis as numbers
+from diffusion_jax.regimes.class_information import groups_named
 from diffusion_jax.regimes.curves import Estimate
-from diffusion_jax.regimes.measures import level_of
-from diffusion_jax.regimes.transitions import Regimes
 from diffusion_jax.runtime.files import parse_json, unwritten, write_json
 from diffusion_jax.runtime.text import shown
+from diffusion_jax.symmetry import Group, group_named
 
-MOST_COLUMNS = 4
 # What a study may write. Each result.json says which of them are its own.
 FILES = (
-    *("spectrum.png", "speciation.png", "collapse.png", "lipschitz.png", "samples.png"),
-    *("schedule.png", "schedule.json", "report.html"),
+    *("symmetry.png", "spectrum.png", "speciation.png", "collapse.png", "information.png"),
+    *("pairs.png", "lipschitz.png"),
+    *("samples.png", "schedule.png", "schedule.json", "report.html"),
 )
 _NO_LABELS = (
     "the images have no labels: phi, the class entropy and t_S_phi need them and are not given; "
@@ -72,9 +73,31 @@ class Study:
             for warning in self.warnings:
                 console.print(Text(f"warning: {shown(warning)}"))
             console.print(self.table())
-            console.print(self.norm, highlight=False)
+            console.print(self.information_table())
+            console.print(Text(self.notes))
         lines = [line.rstrip() for line in text.get().splitlines()]
         return "\n".join([describe(self.images), *lines])
+
+    @property
+    def title(self) -> str:
+        """What was measured."""
+        symmetry = self.analysis.symmetry
+        return self.name if symmetry is None else f"{self.name} with the symmetry {symmetry.name}"
+
+    @property
+    def notes(self) -> str:
+        """What the tables do not say, a line each: of which law they are, and `norm`."""
+        symmetry, last = self.analysis.symmetry, [*class_notes(self.analysis), self.norm]
+        if symmetry is None:
+            return "\n".join(last)
+        maps, points = symmetry.order * len(self.images.images), symmetry.num_distinct
+        fewer = f" ({points} points, since some maps leave an image as it is)" * (points < maps)
+        law = (
+            f"With the symmetry {symmetry.name} the law is that of the {maps} maps of the images "
+            f"less their mean{fewer}: so are Lambda, the times, the curves and the schedule. Only "
+            f"the Lipschitz constants are those of the images alone."
+        )
+        return "\n".join([law, *last])
 
     @property
     def norm(self) -> str:
@@ -89,15 +112,12 @@ class Study:
 
     def table(self) -> Table:
         """The table of times as rich prints it."""
-        table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-        header, rows = rows_of(self.analysis, class_intervals=False)
-        for name in header:
-            table.add_column(
-                Text(shown(name)), no_wrap=not name.startswith("from"), overflow="fold"
-            )
-        for row in rows:
-            table.add_row(*map(Text, row))
-        return table
+        title = None if self.analysis.symmetry is None else Text(shown(self.title))
+        return _printed(*rows_of(self.analysis, class_intervals=False), title)
+
+    def information_table(self) -> Table:
+        """The table of what x_t says of its class and its training point, at these times."""
+        return _printed(*information_rows(self.analysis))
 
     def plot(self) -> Figure:
         """phi, phi_C and f^e/alpha along time, the three regimes shaded."""
@@ -154,12 +174,21 @@ class Study:
             ),
             *(page.Paragraph(f"Warning: {text}.", warning=True) for text in self.warnings),
             page.Table(*rows_of(self.analysis, class_intervals=True)),
+            page.Table(*information_rows(self.analysis)),
         ]
         if len(self.analysis.per_class) > MOST_COLUMNS:
             parts.append(page.Paragraph("The times of each class are in result.json."))
-        page.save(
-            path, f"Regimes of {self.name}", [*parts, page.Paragraph(f"{self.norm}."), *pictures]
-        )
+        notes = [page.Paragraph(f"{line.removesuffix('.')}.") for line in self.notes.splitlines()]
+        page.save(path, f"Regimes of {self.title}", [*parts, *notes, *pictures])
+
+
+def _printed(header: list[str], rows: list[list[str]], title: Text | None = None) -> Table:
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
+    for name in header:
+        table.add_column(Text(shown(name)), no_wrap=not name.startswith("from"), overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def analyse(
@@ -169,6 +198,8 @@ def analyse(
     max_draws: int = 50_000,
     seed: int = 0,
     name: str = "the images",
+    symmetry: Group | str | None = None,
+    partition: Iterable[str | Iterable[Any]] | None = None,
 ) -> Study:
     """When does a sample of these images commit to its class, and to a training image?
 
@@ -183,9 +214,14 @@ def analyse(
       max_draws: most draws of the posterior engine.
       seed: of the draws.
       name: of the data set, for the report's title.
+      symmetry: a group of maps under which the images' law is to be symmetric, or the name of one:
+        "flip", "dihedral" or "translations". Each time is then measured with it and without.
+      partition: groups of names of classes, as [["cat", "dog"], ["car"]]: what x_t says of its
+        group is then measured too. Images of classes that are in no group are left out of that.
 
     Raises:
-      UserError: images or labels that cannot be used; the message says why.
+      UserError: images, labels, a symmetry or a partition that cannot be used; the message says
+        why.
     """
     if isinstance(images, ImageSet):
         if labels is not None:
@@ -193,15 +229,43 @@ def analyse(
         chosen = images
     else:
         chosen = image_set(images, labels)
-    return measure(chosen, name, warnings_of(chosen), accuracy, int(max_draws), seed)
+    group = symmetry_of(symmetry, chosen)
+    groups = None if partition is None else groups_named(partition, chosen.class_names)
+    warnings = warnings_of(chosen, group=group)
+    settings = (accuracy, int(max_draws), seed)
+    return measure(chosen, name, warnings, *settings, group=group, partition=groups)
 
 
-def warnings_of(images: ImageSet, memory_gib: float | None = None) -> list[str]:
+def symmetry_of(symmetry: Group | str | None, images: ImageSet) -> Group | None:
+    """The group, by its name or itself, for these images.
+
+    Raises:
+      UserError: no such name, or a group that does not map such images.
+    """
+    if symmetry is None:
+        return None
+    height, width, channels = images.images.shape[1:]
+    if isinstance(symmetry, Group):
+        symmetry.require((height, width, channels))
+        return symmetry
+    group = group_named(symmetry, (height, width, channels))
+    if height == 1 or width == 1:
+        raise UserError(
+            f"the symmetry {symmetry} maps images of rows and columns, and these are rows of "
+            f"{height * width} values, as flattened images are: give (n, height, width, channels)"
+        )
+    return group
+
+
+def warnings_of(
+    images: ImageSet, memory_gib: float | None = None, group: Group | None = None
+) -> list[str]:
     """What is odd about a set of images, a sentence each.
 
     Args:
       images: the data set.
       memory_gib: memory that measuring may take, in GiB; by default what is free.
+      group: symmetries with which they are to be measured.
 
     Raises:
       UserError: they have no regimes (see `checks.check`), or are too large for the memory.
@@ -209,7 +273,13 @@ def warnings_of(images: ImageSet, memory_gib: float | None = None) -> list[str]:
     warnings = check(images)
     n, d = len(images.images), math.prod(images.images.shape[1:])
     copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-    require_memory(f"measuring {n} images of {d} values", (8 + 4 * copies) * n * d, memory_gib)
+    num_bytes, what = (8 + 4 * copies) * n * d, f"measuring {n} images of {d} values"
+    if group is not None:
+        num_bytes += 4 * n * d + 40 * copies * n * group.order
+        what += f" and their {n * group.order} images under the symmetry {group.name}"
+    require_memory(what, num_bytes, memory_gib)
+    if group is not None:
+        warnings += check_maps(images, group)
     return warnings if images.labels is not None else [*warnings, _NO_LABELS]
 
 
@@ -221,6 +291,8 @@ def measure(
     max_draws: int,
     seed: int,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,
+    group: Group | None = None,
+    partition: Sequence[Sequence[int]] | None = None,
 ) -> Study:
     """What `analyse` does once the images are checked.
 
@@ -232,6 +304,8 @@ def measure(
       max_draws: see `analyse`.
       seed: see `analyse`.
       progress: see `transitions.measure`.
+      group: see `symmetry_of`.
+      partition: see `class_information.groups_named`.
 
     Raises:
       UserError: see `regimes.analysis.measure`.
@@ -245,6 +319,8 @@ def measure(
         accuracy,
         max_draws,
         progress,
+        group,
+        partition,
     )
     settings = {
         "classes": images.class_names,
@@ -252,6 +328,8 @@ def measure(
         "accuracy": accuracy,
         "max_draws": max_draws,
         "seed": seed,
+        "symmetry": None if group is None else group.name,
+        "partition": None if analysis.partition is None else analysis.partition.groups,
     }
     return Study(name, images, analysis, (*warnings, *analysis.warnings), settings)
 
@@ -295,42 +373,3 @@ def describe(images: ImageSet) -> str:
     classes = len(images.class_names)
     kinds = f" in {classes} class{'es' * (classes != 1)}" if images.labels is not None else ""
     return f"{len(images.images)} images of {math.prod(images.images.shape[1:])} values{kinds}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"
-
-
-def _interval(estimate: Estimate) -> str:
-    if not math.isfinite(estimate.value):
-        return "none: Lambda <= 1"
-    if not math.isfinite(estimate.low):
-        return _number(estimate.value)
-    return f"{_number(estimate.value)} [{_number(estimate.low)}, {_number(estimate.high)}]"
-
-
-def _time(regimes: Regimes, name: str, interval: bool) -> str:
-    estimate = regimes.times[name]
-    if not math.isfinite(estimate.value):
-        return regimes.beyond(name)
-    return _interval(estimate) if interval else _number(estimate.value)
-
-
-def rows_of(analysis: numbers.Analysis, class_intervals: bool) -> tuple[list[str], list[list[str]]]:
-    """The table's header and rows: each time, overall and for the draws from each class."""
-    overall, classes = analysis.overall, analysis.per_class
-    if len(classes) > MOST_COLUMNS:
-        classes = {}
-    first, every = analysis.first_channel, analysis.all_channels
-    spectra = [
-        ("Lambda", "first channel", first.Lambda),
-        ("Lambda_all_channels", "all channels", every.Lambda),
-        ("t_S_spectrum", "1/2 log Lambda", first.t_S),
-        ("t_S_all_channels", "the same, all", every.t_S),
-    ][:: 1 if every is not first else 2]
-    rows = [[name, what, _interval(each), *("" for _ in classes)] for name, what, each in spectra]
-    for name in overall.times:
-        levels = {round(each.levels[name][1], 6) for each in (overall, *classes.values())}
-        own = (_time(each, name, class_intervals) for each in classes.values())
-        rows.append([name, level_of(name)[1].described(levels), _time(overall, name, True), *own])
-    return ["", "where", "value [95 % interval]", *(f"from {name}" for name in classes)], rows

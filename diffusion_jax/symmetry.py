@@ -53,14 +53,15 @@ class Group:
       maps: the map of a number: called with it, an integer scalar, and with images
         (..., height, width, channels).
       inverses: the number of each map's inverse (order,).
-      shape: (height, width) of the images that it maps, None where it is not bound to one.
+      shape: what the shape of an image must begin with, (height, width) or all of it; None where
+        the group is not bound to one.
     """
 
     name: str
     order: int
     maps: Callable[[Array, Array], Array]
     inverses: tuple[int, ...]
-    shape: tuple[int, int] | None = None
+    shape: tuple[int, ...] | None = None
 
     @classmethod
     def flip(cls) -> Self:
@@ -126,7 +127,7 @@ class Group:
                     f"{order[products.index(None)]} is none of them"
                 )
             inverses.append(products.index(0))
-        return cls(name, len(maps), _Listed(maps), tuple(inverses), shape[:2])
+        return cls(name, len(maps), _Listed(maps), tuple(inverses), tuple(shape))
 
     def __call__(self, index: Array, x: Array) -> Array:
         """The map of a number, an integer scalar, of images (..., height, width, channels)."""
@@ -154,9 +155,10 @@ class Group:
             raise UserError(
                 f"the group {self.name} maps images (height, width, channels), not {shape}"
             )
-        if self.shape not in (None, shape[:2]):
+        own = self.shape or ()
+        if own != shape[: len(own)]:
             raise UserError(
-                f"the group {self.name} is one of images of {self.shape}, not of {shape[:2]}"
+                f"the group {self.name} is one of images of {own}, not of {shape[: len(own)]}"
             )
         image = jax.ShapeDtypeStruct(shape, jnp.float32)
         try:
@@ -214,12 +216,23 @@ def _number_of(image: Array, images: Sequence[Array]) -> int | None:
     return next((i for i, each in enumerate(images) if _equal(image, each)), None)
 
 
-# Groups that commands know by name: each is called with (height, width) of the images.
+# Groups that commands know by name: each is called with (height, width) of the images. Their maps
+# permute the pixels of an image, so that it is all one whether the mean of each channel is removed.
 GROUPS: dict[str, Callable[[int, int], Group]] = {
     "flip": lambda height, width: Group.flip(),
     "dihedral": lambda height, width: Group.dihedral(),
     "translations": Group.translations,
 }
+
+
+def check_symmetry(name: str) -> None:
+    """Refuses a name that is not in GROUPS.
+
+    Raises:
+      UserError: it is not; the message lists those that are.
+    """
+    if name not in GROUPS:
+        raise UserError(f"there is no symmetry {name!r}; choose from {', '.join(GROUPS)}")
 
 
 def group_named(name: str, shape: tuple[int, ...]) -> Group:
@@ -228,8 +241,7 @@ def group_named(name: str, shape: tuple[int, ...]) -> Group:
     Raises:
       UserError: an unknown name, or a group that does not map such images to such.
     """
-    if name not in GROUPS:
-        raise UserError(f"there is no symmetry {name!r}; choose from {', '.join(GROUPS)}")
+    check_symmetry(name)
     group = GROUPS[name](shape[0], shape[1])
     group.require(shape)
     return group

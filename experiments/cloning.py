@@ -10,6 +10,7 @@ the same command goes on, and a larger --num-trunks adds to it.
 """
 
 import dataclasses
+import inspect
 import sys
 import time
 from functools import partial
@@ -50,8 +51,8 @@ class Options:
     """Where the files of the run's data set are now, if they moved."""
     out: Path | None = None
     """Folder for the results; by default RUN_DIR/cloning, or cloning_exact for --score exact
-    and so on, and behind it what else makes it another experiment: the sampler, unclipped,
-    bfloat16."""
+    and so on, and behind it what else makes it another experiment: the patch, the sampler,
+    unclipped, bfloat16."""
     num_trunks: int = 256
     """Trunks, each forked at every branch time; at least 30."""
     times: tuple[float, ...] | None = None
@@ -61,7 +62,10 @@ class Options:
     """1: the trunk is one of the two that are compared; 2: both are fresh, at nearly twice the
     price."""
     score: Annotated[str, tyro.conf.arg(metavar=f"trained|{'|'.join(DENOISERS)}")] = "trained"
-    """exact: the exact score of the training set in place of the network."""
+    """exact: the exact score of the training set in place of the network. local, equivariant: what
+    it becomes where each pixel sees a patch alone, and does not know where it is."""
+    patch: int | None = None
+    """Side of the patches in pixels, odd, of --score local and equivariant; 5 by default."""
     sampler: Annotated[str, tyro.conf.arg(metavar="|".join(SAMPLERS))] = "ancestral"
     """Clones of a sampler without noise (ddim, dpm-solver-2m) are equal."""
     calls: int | None = None
@@ -90,11 +94,16 @@ class Options:
         parts = {
             "cloning": True,
             self.score: self.score != "trained",
+            f"{self.patch_side()}": self.patch_side() is not None,
             self.sampler: self.sampler != "ancestral",
             "unclipped": not self.clip and self.score == "trained",
             self.dtype: self.dtype != "float32",
         }
         return "_".join(name for name, there in parts.items() if there)
+
+    def patch_side(self) -> int | None:
+        """The side of the patches; None for a score that has none."""
+        return _default_patch(self.score) if self.patch is None else self.patch
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
@@ -109,8 +118,22 @@ class Options:
             raise UserError(
                 f"there is no score {self.score!r}; choose from trained, {', '.join(DENOISERS)}"
             )
+        if self.patch is not None and _default_patch(self.score) is None:
+            able = (name for name in DENOISERS if _default_patch(name) is not None)
+            raise UserError(
+                f"--score {self.score} compares no patches: leave --patch out, or take --score "
+                f"{' or '.join(able)}"
+            )
         if self.batch_size < 1 or not 0 <= self.seed < 2**32:
             raise UserError("batch_size must be at least 1, seed between 0 and 2^32 - 1")
+
+
+def _default_patch(score: str) -> int | None:
+    """The side of a score's patches, unless --patch says another; None where it has none."""
+    if score not in DENOISERS:
+        return None
+    patch = inspect.signature(DENOISERS[score]).parameters.get("patch")
+    return None if patch is None else int(patch.default)
 
 
 def _backward_process(
@@ -121,7 +144,9 @@ def _backward_process(
     if options.score == "trained":
         return model.backward(sampler, calls, clock, options.clip)
     schedule, faithful = model.sampler.schedule, model.sampler.faithful
-    denoiser = DENOISERS[options.score](schedule, points, labels)
+    side = options.patch_side()
+    patch = {} if side is None else {"patch": side}
+    denoiser = DENOISERS[options.score](schedule, points, labels, **patch)
     return backward(schedule, denoiser, sampler, calls, clock, faithful=faithful)
 
 
@@ -180,6 +205,7 @@ def _settings(options: Options, model: run.TrainedModel, planned: Plan) -> dict[
         "run_step": model.step,
         "parameters": forking.digest(model.denoiser.params),
         "score": options.score,
+        "patch": options.patch_side(),
         "sampler": options.sampler,
         "clip": planned.process.clipped,
         "matched_start": planned.process.start is not None,

@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 from rich.text import Text
 
@@ -24,11 +26,13 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.notes import say_notes
 from diffusion_jax.errors import UserError
 from diffusion_jax.presets import data_defaults
+from diffusion_jax.regimes.class_information import groups_named
 from diffusion_jax.regimes.transitions import check_accuracy
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import expanded, parse_json
 from diffusion_jax.runtime.text import shown
+from diffusion_jax.symmetry import GROUPS, check_symmetry
 from experiments.command import parse, reports_errors
 
 
@@ -41,7 +45,7 @@ class Options:
     an .npy or an .npz."""
     out: Path | None = None
     """Folder for result.json, the figures and report.html; by default runs/regimes/NAME, or
-    NAME-DIGEST where other data of that name were first."""
+    NAME_SYMMETRY, or NAME-DIGEST where other data of that name were first."""
     classes: tuple[str, ...] | None = None
     """Names of the data set's classes; by default those of the paper (1 and 8, church_outdoor and
     conference_room, and so on), of the sample run, or all of your own files'."""
@@ -62,11 +66,21 @@ class Options:
     """Most draws of the posterior engine."""
     seed: int = 0
     """Seed of the draws."""
+    symmetry: Annotated[str | None, tyro.conf.arg(metavar="|".join(GROUPS))] = None
+    """Measure the images together with all that the maps of a group make of them, and beside each
+    time that of the images alone. flip: left for right; dihedral: that and quarter turns, of square
+    images; translations: every shift around the edges. None by default."""
+    partition: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Names of classes that make up a group, once for each group, as in --partition 0 6 --partition
+    1 4 7. When x_t says which group it is of is then measured too; images of other classes are left
+    out of that."""
     memory_gib: float | None = None
     """Memory that may be used, in GiB; by default what is free."""
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
+        if self.symmetry is not None:
+            check_symmetry(self.symmetry)
         if not 0 <= self.seed < 2**32:
             raise UserError("seed must lie between 0 and 2^32 - 1")
         if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
@@ -114,10 +128,13 @@ def _place(name: str, data_dir: str | Path | None) -> str:
 def default_folder(options: Options) -> Path:
     """runs/regimes/NAME; and NAME-DIGEST for data other than those whose results NAME holds.
 
+    With a symmetry NAME is that of the data with it at its end, after a low line.
+
     The digest is that of the data's place, so that the same data have the same folder again.
     """
     place = _place(options.data, options.data_dir)
-    plain = Path("runs/regimes") / data.name_of(options.data)
+    name = "_".join([data.name_of(options.data), *([options.symmetry] if options.symmetry else [])])
+    plain = Path("runs/regimes") / name
     own = plain.with_name(f"{plain.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}")
     if own.exists():
         return own
@@ -156,7 +173,9 @@ def main() -> None:
     distributed.join()
     images = load(options)
     distributed.require_same("data set", json.dumps([images.mean.tolist(), len(images.images)]))
-    warnings = study.warnings_of(images, options.memory_gib)
+    group = study.symmetry_of(options.symmetry, images)
+    partition = groups_named(options.partition, images.class_names) if options.partition else None
+    warnings = study.warnings_of(images, options.memory_gib, group)
     said = say_notes(images)
     out = Path(distributed.from_first(lambda: _folder(options)))
     console = Console(emoji=False)
@@ -173,12 +192,15 @@ def main() -> None:
             lambda draws, error: status.update(
                 f"{draws} draws, largest standard error {error:.4f}"
             ),
+            group,
+            partition,
         )
     if not is_first_process():
         return
     _warn(console, found.analysis.warnings)
     console.print(found.table())
-    console.print(found.norm, highlight=False)
+    console.print(found.information_table())
+    console.print(Text(found.notes))
     named = {
         name: getattr(options, name)
         for name in ("data", "images_per_class", "image_size", "flat", "data_dir")

@@ -35,6 +35,7 @@ from diffusion_jax.sampling import SAMPLERS, Backward, check_sampler
 from diffusion_jax.sampling.respacing import Clock, first_step
 from diffusion_jax.schedule import from_time
 from diffusion_jax.schedules import read_times
+from diffusion_jax.symmetry import GROUPS, check_symmetry, group_named
 from diffusion_jax.training import run
 from experiments.command import parse, reports_errors, start
 
@@ -71,6 +72,10 @@ class Options:
     clip: bool = True
     """Keep what the network predicts of the data within their range; never where the run is
     faithful. docs/sampling.md shows what comes of it without."""
+    symmetrise: Annotated[str | None, tyro.conf.arg(metavar="|".join(GROUPS))] = None
+    """Average the network over the maps of a group, so that it moves with them: flip, left for
+    right; dihedral, that and quarter turns; translations, every shift around the edges. Each call
+    costs as many calls of the network as the group has maps: 2, 8, height x width."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the network, whatever the run was trained in; docs/sampling.md shows what
     bfloat16 changes."""
@@ -85,6 +90,8 @@ class Options:
                 "num_samples and batch_size must be at least 1, seed between 0 and 2^32 - 1"
             )
         check_sampler(self.sampler)
+        if self.symmetrise is not None:
+            check_symmetry(self.symmetrise)
         if self.schedule is not None and self.clock is not None:
             raise UserError(
                 f"--clock {self.clock} and --schedule {self.schedule} both say where the steps "
@@ -103,6 +110,8 @@ class Options:
             parts.append(str(self.clock))
         if not self.clip:
             parts.append("unclipped")
+        if self.symmetrise is not None:
+            parts += ["symmetrised", re.sub(r"[^\w.-]", "-", self.symmetrise)]
         if self.dtype != "float32":
             parts.append(self.dtype)
         return "_".join(parts)
@@ -112,11 +121,13 @@ def choose(model: run.TrainedModel, options: Options) -> Backward:
     """The backward process that the options name.
 
     Raises:
-      UserError: calls that the sampler cannot make, or a schedule at other times than the run's.
+      UserError: calls that the sampler cannot make, a schedule at other times than the run's, or a
+        symmetry that the images do not have.
     """
-    calls, clip = options.calls, options.clip
+    calls, clip, name = options.calls, options.clip, options.symmetrise
+    group = None if name is None else group_named(name, model.shape)
     if options.schedule is None:
-        return model.backward(options.sampler, calls, options.clock or "log-snr", clip)
+        return model.backward(options.sampler, calls, options.clock or "log-snr", clip, group)
     spread, own = from_time(np.asarray(read_times(options.schedule))), model.sampler.schedule
     first, last = float(own.time[0]), float(own.time[-1])
     within = int(np.sum((spread.time >= first) & (spread.time <= last)))
@@ -127,7 +138,7 @@ def choose(model: run.TrainedModel, options: Options) -> Backward:
         )
     each = SAMPLERS[options.sampler].calls_per_step
     calls = calls or each * min(spread.num_steps, first_step(own) + 1)
-    return model.backward(options.sampler, calls, spread, clip)
+    return model.backward(options.sampler, calls, spread, clip, group)
 
 
 def draw(process: Backward, model: run.TrainedModel, options: Options, path: Path) -> np.ndarray:
@@ -202,6 +213,7 @@ def main() -> None:
     print(
         f"Sampling {options.num_samples} images with the parameters of step {model.step}: "
         f"{options.sampler}, {process.calls} calls, {process.described()}"
+        + (f", averaged over {options.symmetrise}" if options.symmetrise else "")
     )
     path = folder / f"{options.name(model.step, process.calls)}.npy"
     images = draw(process, model, options, path)

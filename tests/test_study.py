@@ -117,6 +117,37 @@ def test_classes_may_be_minus_one_and_one(study):
     assert other.times["t_S_phi"] == study.times["t_S_phi"]
 
 
+def test_two_groups_of_one_class_each_are_the_two_classes(study):
+    images, labels = blobs()
+    found = dj.analyse(images, labels, **FAST, partition=["down", ["across"]])
+    for name in ("t_S_phi", "t_S_rate"):
+        time, own = found.analysis.partition.regimes.times[name], study.times[name]
+        assert [time.value, time.low, time.high] == pytest.approx([own.value, own.low, own.high])
+    assert study.analysis.pairs == found.analysis.pairs == ()
+    assert found.settings["partition"] == (("down",), ("across",))
+    assert "The partition is down | across, of entropy 0.693 nats" in " ".join(repr(found).split())
+    with pytest.raises(dj.UserError, match="a partition is one of classes, and the data set does"):
+        dj.analyse(images, **FAST, partition=["down", ["across"]])
+
+
+def test_what_is_known_at_each_time_is_told(study):
+    """The second table, against the curves: at the collapse, say, phi_C = 1/2."""
+    curves = study.analysis.overall.curves
+    lines = [line.split() for line in repr(study).splitlines()]
+    rows = {line[1]: [line[0], *line[2:]] for line in lines if len(line) == 6}
+    for name in ("t_S_rate", "t_S_phi", "t_C_phi"):
+        row = [float(value) for value in rows[name]]
+        expected = [study.times[name].value] + [
+            np.interp(
+                np.log(study.times[name].value), np.log(curves[curve].times), curves[curve].mean
+            )
+            for curve in ("class_information", "point_information", "effective_points")
+        ]
+        assert row[:4] == pytest.approx(expected, rel=6e-3)
+        assert row[2] == pytest.approx(np.log(40) - np.log(row[3]), rel=0.05)
+        assert 1 / row[3] < row[4] < 1
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
@@ -293,3 +324,24 @@ def test_names_are_printed_as_they_are():
     text = repr(dj.analyse(images, names, **FAST))
     assert "from [red]x" in text
     assert "from [/] :dog: \\" in text
+
+
+def test_a_symmetry_by_name_or_of_ones_own(study, tmp_path):
+    images, labels = blobs()
+    named = dj.analyse(images, labels, symmetry="dihedral", name="blobs", **FAST)
+    assert named.settings["symmetry"] == "dihedral"
+    assert named.analysis.symmetry.without.times == study.times
+    assert "blobs with the symmetry dihedral" in repr(named)
+    assert "320 maps of the images" in repr(named)
+    # Across and down are one another's quarter turns: their mean images no longer part them.
+    assert named.times["t_S_phi"].value < study.times["t_S_phi"].value
+    own = dj.Group.of([lambda x: x, lambda x: -x], (6, 6, 1), "signs")
+    found = dj.analyse(images, labels, symmetry=own, **FAST)
+    # Signs of the images less the mean of all pixels: so the mean image is their second moment's.
+    rows = images.reshape(40, -1) - images.mean()
+    second = rows - rows.mean(0)
+    exact = second.T @ second / 39 + np.outer(rows.mean(0), rows.mean(0))
+    Lambda = found.analysis.first_channel.Lambda.value
+    assert Lambda == pytest.approx(np.linalg.eigvalsh(exact)[-1], rel=1e-4)
+    with pytest.raises(dj.UserError, match="group signs is one of images of"):
+        dj.analyse(np.random.default_rng(0).random((9, 5, 6)), symmetry=own)

@@ -4,13 +4,18 @@ import hashlib
 from collections import defaultdict
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import memory
+from diffusion_jax.symmetry import Group
 
 _CHUNK_BYTES = 2**26
+# Of all maps of all images: more are not looked through for images of one another.
+_MOST_MAPPED = 2**31
 
 
 def require_memory(what: str, num_bytes: int, memory_gib: float | None = None) -> None:
@@ -106,10 +111,52 @@ def _copies(pixels: np.ndarray) -> list[list[int]]:
     """The places of equal images, for each image that occurs more than once."""
     places = defaultdict(list)
     for i, image in enumerate(pixels):
-        # Adding 0 makes -0.0, which equals 0.0, the same bytes.
-        plain = np.ascontiguousarray(image if image.dtype == np.uint8 else image + 0)
-        places[hashlib.blake2b(plain.data, digest_size=16).digest()].append(i)
+        places[_digest(image)].append(i)
     return [group for group in places.values() if len(group) > 1]
+
+
+def _digest(image: np.ndarray) -> bytes:
+    # Adding 0 makes -0.0, which equals 0.0, the same bytes.
+    plain = np.ascontiguousarray(image if image.dtype == np.uint8 else image + 0)
+    return hashlib.blake2b(plain.data, digest_size=16).digest()
+
+
+def check_maps(images: ImageSet, group: Group) -> list[str]:
+    """Says whether images are maps of others already, to the bit: the orbit holds those twice.
+
+    Where all maps of all images are over 2 GiB they are not looked through.
+
+    Args:
+      images: the data set.
+      group: maps of its images less their mean.
+
+    Returns:
+      At most one warning.
+    """
+    n, pixels = len(images.images), images.images[:1].size
+    if 4 * n * pixels * group.order > _MOST_MAPPED:
+        return []
+    first: dict[bytes, int] = {}
+    same = [first.setdefault(_digest(image), i) for i, image in enumerate(images.centred())]
+    moved, other = jax.jit(group.maps), np.full(n, -1)
+    for number in range(1, group.order):
+        for part in chunks(images.images):
+            mapped = np.asarray(moved(jnp.int32(number), images.centred(part)))
+            for i, image in enumerate(mapped, part.start):
+                if (found := first.get(_digest(image), same[i])) != same[i]:
+                    other[i] = found
+    if not (known := other >= 0).any():
+        return []
+    place = int(np.argmax(known))
+    text = (
+        f"{known.sum()} of {n} images are others under the symmetry {group.name} (the first: images"
+        f" {place} and {other[place]}, counted from 0): their orbits hold the same points, which "
+        f"count as several; the posterior cannot separate them, and phi_C stays below 1 for small t"
+    )
+    labels = images.labels
+    if labels is not None and (mixed := int(np.sum(known & (labels != labels[other])))):
+        text += f"; {mixed} of them are of another class, so phi does too"
+    return [text]
 
 
 def _duplicates(images: ImageSet, groups: list[list[int]]) -> list[str]:

@@ -11,6 +11,7 @@ from diffusion_jax.denoisers.local import LocalDenoiser
 from diffusion_jax.denoisers.mixture import GaussianMixtureDenoiser
 from diffusion_jax.denoisers.protocol import Denoiser, require_steps
 from diffusion_jax.denoisers.shifted import ShiftedDenoiser
+from diffusion_jax.denoisers.symmetric import SymmetricDenoiser
 from diffusion_jax.denoisers.trained import TrainedDenoiser
 
 # Denoisers in closed form that a training set makes, for experiments.cloning --score NAME: each is
@@ -25,8 +26,8 @@ DENOISERS: dict[str, Callable[..., Denoiser]] = {
 }
 
 __all__ = [
-    "DENOISERS",
     "ClippedDenoiser",
+    "DENOISERS",
     "Denoiser",
     "EmpiricalDenoiser",
     "EquivariantLocalDenoiser",
@@ -35,6 +36,7 @@ __all__ = [
     "GaussianMixtureDenoiser",
     "LocalDenoiser",
     "ShiftedDenoiser",
+    "SymmetricDenoiser",
     "TrainedDenoiser",
     "require_steps",
 ]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax.denoisers.streamed import ABSENT, in_blocks, softmax_mean
+from diffusion_jax.denoisers.streamed import in_blocks, softmax_mean
 
 # Numbers in the arrays of a block: its products want larger ones than a core's cache holds.
 _BLOCK = 2**21
@@ -27,14 +27,14 @@ class Filters:
 
     def __init__(self, vectors: Array, factors: Array) -> None:
         self.vectors, self.factors = vectors, factors
-        diagonal = jnp.einsum("br,ir->bi", factors, vectors**2, precision="highest")
-        self.inverse = jnp.where(diagonal > 0, 1 / jnp.where(diagonal > 0, diagonal, 1), 0)
+        self.diagonal = jnp.einsum("br,ir->bi", factors, vectors**2, precision="highest")
 
     def ratios(self, rows: Array) -> Array:
-        """|W_ij/W_ii|, outputs j before components i (batch, j, i), of rows j of V."""
+        """|W_ij/W_ii|, 0 for 0/0, outputs j before components i (batch, j, i), of rows j of V."""
         scaled = self.factors[:, None] * rows[None]
         product = jnp.einsum("bjr,ir->bji", scaled, self.vectors, precision="highest")
-        return jnp.abs(product) * self.inverse[:, None]
+        varies = (self.diagonal > 0)[:, None]
+        return jnp.where(varies, jnp.abs(product) / jnp.where(varies, self.diagonal[:, None], 1), 0)
 
 
 def mean_by_covariance(
@@ -45,7 +45,7 @@ def mean_by_covariance(
     images, flat = x.reshape(batch, 1, dimension), points.reshape(len(points), dimension)
     size = max(1, _BLOCK // max(1, batch * dimension))
     blocks = in_blocks(flat, min(size, len(flat)))
-    absent = in_blocks(jnp.zeros(len(flat), x.dtype), min(size, len(flat)), fill=ABSENT)
+    present = in_blocks(jnp.ones(len(flat), bool), min(size, len(flat)))
     outputs = min(size, dimension)
     rows = in_blocks(filters.vectors, outputs)
     columns = in_blocks(blocks, outputs, axis=2)
@@ -60,16 +60,20 @@ def mean_by_covariance(
         rows, values = some  # (outputs, r), (blocks, size, outputs)
         patches = (filters.ratios(rows) >= least[:, None, None]).astype(x.dtype)
 
-        def of_block(block: tuple[Array, Array, Array]) -> tuple[Array, Any]:
-            a, own, missing = block
+        def of_block(block: tuple[Array, Array, Array]) -> tuple[Array, Array, Any]:
+            a, own, present = block
             squares = (images - signal[:, None, None] * a[None]) ** 2
             summed = jnp.einsum("bni,bji->bnj", squares, patches, precision="highest")
-            logits = missing[None, :, None] - summed / (2 * variance[:, None, None])
+            logits = -summed / (2 * variance[:, None, None])
             own = jnp.stack([own, jnp.ones_like(own)], axis=-1)
-            return logits, lambda weights: jnp.sum(weights[..., None] * own[None], axis=1)
+
+            def weighed(weights: Array) -> Array:
+                return jnp.sum(weights[..., None] * own[None], axis=1)
+
+            return logits, present[None, :, None], weighed
 
         shape = (batch, outputs, 1)
-        return softmax_mean(of_block, (blocks, values, absent), shape, 1, x.dtype)[..., 0]
+        return softmax_mean(of_block, (blocks, values, present), shape, 1, x.dtype)[..., 0]
 
     means = jnp.moveaxis(jax.lax.map(of_outputs, (rows, columns)), 0, 1)
     return means.reshape(batch, -1)[:, :dimension].reshape(x.shape)

@@ -16,7 +16,7 @@ from diffusion_jax.denoisers.patches import (
     require_like,
 )
 from diffusion_jax.denoisers.places import Boundary, Window
-from diffusion_jax.denoisers.streamed import ABSENT, in_blocks, softmax_mean
+from diffusion_jax.denoisers.streamed import in_blocks, softmax_mean
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import x_0_to_noise
 from diffusion_jax.schedule import NoiseSchedule
@@ -84,7 +84,7 @@ class EquivariantLocalDenoiser:
         largest = min(shape) if boundary == "circular" else 2 * max(shape) - 1
         self.patch = None if patch is None else checked_patch(patch, largest, "None for all pixels")
         self._patches = tuple(
-            (jnp.asarray(first), jnp.asarray(count, float))
+            (jnp.asarray(first), jnp.asarray(count))
             for first, count in self._window.distinct(np.asarray(self.points))
         )
 
@@ -165,7 +165,7 @@ def _mean_of_patches(
 
     Args:
       points: training images a.
-      patches: of them, and the logs of their numbers (groups, N), see `Window`.
+      patches: of them, and how many there are of each (groups, N), see `Window`.
       places: of the noisy images' patches, each group compared with its own (groups, P).
       window: what a patch is.
       x: noisy images (batch, height, width, channels).
@@ -180,7 +180,7 @@ def _mean_of_patches(
     images, colours = x.reshape(batch, pixels, channels), points.reshape(-1, channels)
     queries = max(1, min(_QUERIES // max(1, batch * groups), count))
     keys = max(1, min(_KEYS, _NUMBERS // (groups * size), patches[0].shape[1]))
-    blocks = in_blocks(patches[0], keys, 1), in_blocks(patches[1].astype(x.dtype), keys, 1, ABSENT)
+    blocks = tuple(in_blocks(each, keys, 1) for each in patches)
     scale = (signal / variance)[None, :, None, None]
     halved = -(signal**2 / (2 * variance))[None, :, None, None]
 
@@ -193,13 +193,14 @@ def _mean_of_patches(
         fixed = jnp.broadcast_to(halved, shape), jnp.ones(shape, x.dtype)
         query = jnp.concatenate([scale * patch, *fixed], axis=-1)
 
-        def of_block(block: tuple[Array, Array]) -> tuple[Array, Any]:
+        def of_block(block: tuple[Array, Array]) -> tuple[Array, Array, Any]:
             first, number = block  # (groups, keys)
             at, inside = window.pixels(first % pixels)
             at = at + (first - first % pixels)[..., None]
             a = jnp.where(inside[..., None], colours[at], 0).reshape(groups, keys, size)
             squared = jnp.sum(a**2, axis=-1, keepdims=True)
-            key = jnp.concatenate([a, squared, number[..., None]], axis=-1)
+            several = jnp.log(jnp.maximum(number, 1).astype(x.dtype))[..., None]
+            key = jnp.concatenate([a, squared, several], axis=-1)
             logits = jnp.einsum("gbqk,gnk->gbqn", query, key, precision="highest")
             values = a if window.patch is None else colours[first]
             values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
@@ -207,7 +208,7 @@ def _mean_of_patches(
             def summed(weights: Array) -> Array:
                 return jnp.einsum("gbqn,gnv->gbqv", weights, values, precision="highest")
 
-            return logits, summed
+            return logits, (number > 0)[:, None, None], summed
 
         width = size if window.patch is None else channels
         return softmax_mean(of_block, blocks, (*shape[:-1], width), 3, x.dtype)

@@ -14,7 +14,7 @@ from diffusion_jax.denoisers.patches import (
     checked_points,
     require_like,
 )
-from diffusion_jax.denoisers.streamed import ABSENT, in_blocks, softmax_mean
+from diffusion_jax.denoisers.streamed import in_blocks, softmax_mean
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import x_0_to_noise
 from diffusion_jax.schedule import NoiseSchedule
@@ -156,24 +156,36 @@ def _band(size: int, half: int, dtype: Any) -> Array:
 def mean_by_squares(points: Array, half: int, x: Array, signal: Array, variance: Array) -> Array:
     """D with square patches: two products with band matrices sum the squares, without cancelling.
 
-    Rows go first, so that both products are plain ones.
+    Args:
+      points: training points (n, height, width, channels).
+      half: how far patches reach from their pixel in each direction.
+      x: noisy images (batch, height, width, channels).
+      signal: e^-t of each (batch,).
+      variance: Delta_t of each (batch,).
     """
     batch, height, width, channels = x.shape
-    down, along = _band(height, half, x.dtype), _band(width, half, x.dtype)
+    # Channels lie behind columns, so that one product sums both; rows go first, so that both
+    # products are plain ones.
+    down = _band(height, half, x.dtype)
+    along = jnp.repeat(_band(width, half, x.dtype), channels, axis=0)
     images = jnp.moveaxis(x, 1, 0)[:, :, None]
     size = max(1, min(len(points), _BLOCK // max(1, batch * height * width)))
     rows = jnp.moveaxis(in_blocks(points, size), 2, 1)
-    absent = in_blocks(jnp.zeros(len(points), x.dtype), size, fill=ABSENT)
+    present = in_blocks(jnp.ones(len(points), bool), size)
 
-    def of_block(block: tuple[Array, Array]) -> tuple[Array, Any]:
-        a, missing = block  # (height, size, width, channels), (size,)
-        difference = images - signal[None, :, None, None, None] * a[:, None]
-        squares = jnp.sum(difference**2, axis=-1)
-        squares = jnp.einsum("ij,jbnw->ibnw", down, squares, precision="highest")
-        squares = jnp.einsum("hbnw,wv->hbnv", squares, along, precision="highest")
-        logits = missing[None, None, :, None] - squares / (2 * variance[None, :, None, None])
+    def of_block(block: tuple[Array, Array]) -> tuple[Array, Array, Any]:
+        a, present = block  # (height, size, width, channels), (size,)
+        squares = (images - signal[None, :, None, None, None] * a[:, None]) ** 2
+        squares = squares.reshape(height, batch, size, width * channels)
+        sums = jnp.einsum("hbnk,kv->hbnv", squares, along, precision="highest")
+        sums = jnp.einsum("ij,jbnw->ibnw", down, sums, precision="highest")
         values = jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1)
-        return logits, lambda weights: jnp.sum(weights[..., None] * values[:, None], axis=2)
+
+        def summed(weights: Array) -> Array:
+            return jnp.sum(weights[..., None] * values[:, None], axis=2)
+
+        logits = -sums / (2 * variance[None, :, None, None])
+        return logits, present[None, None, :, None], summed
 
     shape = (height, batch, width, channels)
-    return jnp.moveaxis(softmax_mean(of_block, (rows, absent), shape, 2, x.dtype), 0, 1)
+    return jnp.moveaxis(softmax_mean(of_block, (rows, present), shape, 2, x.dtype), 0, 1)

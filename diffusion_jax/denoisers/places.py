@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax.denoisers.streamed import ABSENT
-
 Boundary = Literal["zero", "circular"]
 
 
@@ -79,12 +77,12 @@ class Window:
           points: training images (n, height, width, channels).
 
         Returns:
-          Patches as image * height * width + place (groups, N), and the logs of how many there are
-          of each (groups, N); groups that have fewer are filled up with patches of weight 0.
+          Patches as image * height * width + place (groups, N), and how many there are of each
+          (groups, N); groups that have fewer are filled up with 0 of the first.
         """
         if self.patch is None:
             every = np.arange(points[..., 0].size, dtype=np.int32)[None]
-            return [(every, np.zeros(every.shape))] * len(self.groups())
+            return [(every, np.ones(every.shape, np.int32))] * len(self.groups())
         return [
             self._joined([_counted(names[:, group], group) for group in places])
             for names in [self._names(points)]
@@ -94,11 +92,11 @@ class Window:
     def _joined(self, groups: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray]:
         """Groups of patches (image, place, count) as arrays of one size."""
         shape = len(groups), max(len(image) for image, *_ in groups)
-        first, log_count = np.zeros(shape, np.int32), np.full(shape, ABSENT)
+        first, counts = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         for i, (image, place, count) in enumerate(groups):
             first[i, : len(image)] = image * self.shape[0] * self.shape[1] + place
-            log_count[i, : len(image)] = np.log(count)
-        return first, log_count
+            counts[i, : len(image)] = count
+        return first, counts
 
     def _names(self, points: np.ndarray) -> np.ndarray:
         """Numbers (n, places) that are equal where patches are, and cut alike.

@@ -9,22 +9,22 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-# Logit of what only fills up a block. Finite, as 0 * inf would spoil a product.
-ABSENT = -1e30
+# Logit of what only fills up a block: finite, as a derivative of it would otherwise be 0 * inf.
+_ABSENT = -1e30
 
 
-def in_blocks(array: Array, size: int, axis: int = 0, fill: float = 0) -> Array:
-    """Splits an axis into blocks (blocks, ..., size, ...), the last one filled up."""
+def in_blocks(array: Array, size: int, axis: int = 0) -> Array:
+    """Splits an axis into blocks (blocks, ..., size, ...), the last one filled up with zeros."""
     count = array.shape[axis]
     widths = [(0, 0)] * array.ndim
     widths[axis] = (0, -count % size)
-    padded = jnp.pad(array, widths, constant_values=fill)
+    padded = jnp.pad(array, widths)
     split = padded.reshape(*array.shape[:axis], -1, size, *array.shape[axis + 1 :])
     return jnp.moveaxis(split, axis, 0)
 
 
 def softmax_mean(
-    of_block: Callable[[Any], tuple[Array, Callable[[Array], Array]]],
+    of_block: Callable[[Any], tuple[Array, Array, Callable[[Array], Array]]],
     blocks: Any,
     shape: tuple[int, ...],
     axis: int,
@@ -36,8 +36,9 @@ def softmax_mean(
     in derivatives backwards, which keep what was summed before each block.
 
     Args:
-      of_block: takes a block, and returns logits l, its points along `axis`, and a function that
-        sums weights like them over the points: sum w_n (v_n, 1), shape (*shape[:-1], V + 1).
+      of_block: takes a block, and returns logits l, its points along `axis`; which of them are
+        there, an array that broadcasts to theirs; and a function that sums weights like them over
+        the points: sum w_n (v_n, 1), shape (*shape[:-1], V + 1).
       blocks: a pytree of arrays whose first axis is that of the blocks.
       shape: of the mean, values last (..., V).
       axis: that of the points among the logits'.
@@ -50,7 +51,10 @@ def softmax_mean(
     @partial(jax.checkpoint, prevent_cse=False)
     def add(state: tuple[Array, Array], block: Any) -> tuple[tuple[Array, Array], None]:
         before, sums = state
-        logits, summed = of_block(block)
+        logits, present, summed = of_block(block)
+        # It also keeps products apart from reductions, which XLA (0.10.2) miscompiles where it
+        # fuses them on the CPU: jax-ml/jax issue 39103.
+        logits = jnp.where(present, logits, _ABSENT)
         # The maximum cancels: the mean's derivative does not depend on its own.
         largest = jnp.maximum(before, jax.lax.stop_gradient(jnp.max(logits, axis=axis)))
         weights = jnp.exp(logits - jnp.expand_dims(largest, axis))

@@ -68,28 +68,35 @@ def draw_scaling(scaling: dict[str, Any], curves: dict[str, Any]) -> Figure:
     return style.trimmed(figure)
 
 
-def draw_pairs(times: np.ndarray, names: tuple[str, ...], collapse: float) -> Figure:
-    """Draws the matrix of t_rs of all pairs; what lies below the collapse is in brackets.
+def draw_pairs(
+    times: np.ndarray,
+    names: tuple[str, ...],
+    collapse: float,
+    words: tuple[str, str, str] = ("speciation time $t_{rs}$", "against class", "class"),
+) -> Figure:
+    """Draws the matrix of a time of all pairs; what lies below the collapse is in brackets.
 
     Args:
       times: t_rs of the class of the row against that of the column (C, C); NaN where there is
         none.
       names: of the classes.
       collapse: the data's t_C.
+      words: what the times, the columns and the rows are.
     """
     figure, axes = style.new(width=6, height=5)
     picture = axes.imshow(times, cmap="viridis")
-    middle = (np.nanmin(times) + np.nanmax(times)) / 2
+    known = times[np.isfinite(times)]
+    middle = (known.min() + known.max()) / 2 if len(known) else np.nan
     for (row, column), time in np.ndenumerate(times):
         if row != column:
             text = "-" if np.isnan(time) else f"({time:.2f})" if time < collapse else f"{time:.2f}"
-            color = "black" if time > middle else "white"
+            color = "white" if time <= middle else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
     ticks, labels = range(len(names)), list(map(style.label, names))
     axes.set_xticks(ticks, labels)
     axes.set_yticks(ticks, labels)
-    axes.set(xlabel="against class", ylabel="class")
-    figure.colorbar(picture, label="speciation time $t_{rs}$")
+    axes.set(xlabel=words[1], ylabel=words[2])
+    figure.colorbar(picture, label=words[0])
     return style.trimmed(figure)
 
 

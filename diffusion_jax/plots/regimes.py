@@ -9,19 +9,20 @@ from diffusion_jax.plots import style
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve
 from diffusion_jax.regimes.measures import OBSERVABLES, level_of
+from diffusion_jax.regimes.transitions import Regimes
 
 _COLORS = {"phi": "C0", "phi_C": "C1", "excess_entropy": "C2"}
 _SHADES = (("III: collapse", "#f2d5d0"), ("II: classes", "#f5ecd0"), ("I: noise", "#dbe8f2"))
 
 
-def _band(axes: Axes, curve: Curve, color: str, label: str, zorder: float = 2) -> None:
+def band(axes: Axes, curve: Curve, color: str, label: str, zorder: float = 2) -> None:
     """A curve with its 95 % interval."""
     low, high = curve.interval
     axes.fill_between(curve.times, low, high, color=color, alpha=0.3, linewidth=0)
     axes.plot(curve.times, curve.mean, color=color, label=label, zorder=zorder)
 
 
-def _shade(axes: Axes, window: tuple[float, float], t_C: float, t_S: float | None) -> None:
+def shade(axes: Axes, window: tuple[float, float], t_C: float, t_S: float | None) -> None:
     """Shades the three regimes: below t_C, between t_C and t_S, above t_S.
 
     Without t_S, what lies above t_C is left white.
@@ -38,7 +39,7 @@ def _shade(axes: Axes, window: tuple[float, float], t_C: float, t_S: float | Non
             )
 
 
-def _line(
+def mark_time(
     axes: Axes,
     limits: tuple[float, float],
     estimate: Estimate | None,
@@ -66,7 +67,7 @@ def _named_line(
 ) -> None:
     """A time by its name, in the colour of the curve that defines it."""
     curve, level = level_of(name)
-    _line(axes, limits, times.get(name), _COLORS[curve], level.symbol, style_)
+    mark_time(axes, limits, times.get(name), _COLORS[curve], level.symbol, style_)
 
 
 def window(curves: dict[str, Curve]) -> tuple[float, float]:
@@ -86,7 +87,7 @@ def window(curves: dict[str, Curve]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def log_time(axes: Axes, limits: tuple[float, float]) -> None:
+def log_time_axis(axes: Axes, limits: tuple[float, float]) -> None:
     """A logarithmic time axis with its numbers written out."""
     axes.set(xscale="log", xlim=limits, xlabel="time t (Ornstein-Uhlenbeck)")
     wide = limits[1] > 500 * limits[0]
@@ -105,15 +106,45 @@ def draw_regimes(curves: dict[str, Curve], times: dict[str, Estimate]) -> Figure
     figure, axes = style.new(width=7)
     limits = window(curves)
     t_S = times.get("t_S_phi")
-    _shade(axes, limits, times["t_C_phi"].value, t_S.value if t_S else None)
+    shade(axes, limits, times["t_C_phi"].value, t_S.value if t_S else None)
     for name, color in _COLORS.items():
         if name in curves:
-            _band(axes, curves[name], color, OBSERVABLES[name].label)
+            band(axes, curves[name], color, OBSERVABLES[name].label)
     _named_line(axes, limits, times, "t_S_phi", ":")
     _named_line(axes, limits, times, "t_C_phi", "-.")
     _named_line(axes, limits, times, "t_C_entropy", "--")
     axes.set(ylim=(-0.03, 1.05))
-    log_time(axes, limits)
+    log_time_axis(axes, limits)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return style.trimmed(figure)
+
+
+def draw_symmetry(found: Regimes, without: Regimes, name: str) -> Figure:
+    """Draws phi where it is known, phi_C and f^e/alpha, with a symmetry and without.
+
+    Args:
+      found: with it.
+      without: without it.
+      name: of the symmetry.
+    """
+    figure, axes = style.new(width=7)
+    shown = style.label(name)
+    windows = [window(each.curves) for each in (found, without)]
+    limits = min(low for low, _ in windows), max(high for _, high in windows)
+    for curve, color in _COLORS.items():
+        if curve in found.curves:
+            band(axes, found.curves[curve], color, OBSERVABLES[curve].label)
+            other = without.curves[curve]
+            axes.plot(other.times, other.mean, color=color, linestyle="--", linewidth=1)
+    axes.plot([], [], "0.4", linestyle="--", linewidth=1, label=f"without {shown}")
+    for regimes, dashes, words in ((found, "-", f"with {shown}"), (without, "--", "without")):
+        for time in ("t_S_phi", "t_C_phi"):
+            if time in regimes.times:
+                curve, level = level_of(time)
+                label = f"{words}: {level.symbol}"
+                mark_time(axes, limits, regimes.times[time], _COLORS[curve], label, dashes)
+    axes.set(ylim=(-0.03, 1.05))
+    log_time_axis(axes, limits)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return style.trimmed(figure)
 
@@ -185,8 +216,8 @@ def draw_speciation(
     """
     figure, axes = style.new()
     limits = window(curves)
-    _shade(axes, limits, times["t_C_phi"].value, times["t_S_phi"].value)
-    _band(axes, curves["phi"], "C0", "φ", zorder=3)
+    shade(axes, limits, times["t_C_phi"].value, times["t_S_phi"].value)
+    band(axes, curves["phi"], "C0", "φ", zorder=3)
     if len(per_class) <= 4:
         for i, (name, curve) in enumerate(per_class.items()):
             axes.plot(
@@ -197,43 +228,45 @@ def draw_speciation(
                 label=style.label(f"from {name}"),
             )
     _named_line(axes, limits, times, "t_S_phi", "--")
-    _line(axes, limits, times["t_S_spectrum"], "C3", "t$_S$ (½ log Λ)", "-.")
+    mark_time(axes, limits, times["t_S_spectrum"], "C3", "t$_S$ (½ log Λ)", "-.")
     axes.axhline(level, color="0.5", linewidth=0.6)
     axes.axhline(floor, color="0.5", linewidth=0.6, linestyle=":")
     axes.set(ylabel="probability of the same class, φ")
-    log_time(axes, limits)
+    log_time_axis(axes, limits)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return style.trimmed(figure)
 
 
-def draw_collapse(curves: dict[str, Curve], times: dict[str, Estimate], num_points: int) -> Figure:
+def draw_collapse(
+    curves: dict[str, Curve], times: dict[str, Estimate], num_points: float
+) -> Figure:
     """Draws f^e(t)/alpha and phi_C(t) with t_C, and the effective number of training points.
 
     Args:
       curves: `Regimes.curves`.
       times: the named times, "t_C_entropy", "t_C_phi" and, where known, "t_S_phi" used.
-      num_points: number n of training points.
+      num_points: number n of training points, see `TrainingSet.num_points`.
     """
     figure, (top, bottom) = style.new(2, 1, height=6)
     bottom.sharex(top)
     limits = window(curves)
     t_S = times.get("t_S_phi")
     for axes in (top, bottom):
-        _shade(axes, limits, times["t_C_phi"].value, t_S.value if t_S else None)
+        shade(axes, limits, times["t_C_phi"].value, t_S.value if t_S else None)
     for text in bottom.texts:
         text.set_visible(False)
-    _band(top, curves["excess_entropy"], "C2", "$f^e/\\alpha$")
-    _band(top, curves["phi_C"], "C1", "φ$_C$")
+    band(top, curves["excess_entropy"], "C2", "$f^e/\\alpha$")
+    band(top, curves["phi_C"], "C1", "φ$_C$")
     _named_line(top, limits, times, "t_C_entropy", "--")
     _named_line(top, limits, times, "t_C_phi", "-.")
     _named_line(top, limits, times, "t_S_phi", ":")
     top.set(ylabel="$f^e/\\alpha$, φ$_C$", ylim=(-0.03, 1.05))
     handles, labels = top.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    _band(bottom, curves["effective_points"], "C2", "exp H")
+    band(bottom, curves["effective_points"], "C2", "exp H")
     bottom.axhline(num_points, color="0.5", linewidth=0.6, linestyle=":")
     bottom.set(yscale="log", ylabel="effective number of training points")
-    log_time(bottom, limits)
+    log_time_axis(bottom, limits)
     return style.trimmed(figure)
 
 
@@ -250,7 +283,7 @@ def draw_lipschitz(curve: LipschitzCurve) -> Figure:
     axes.plot(curve.times, curve.bound, "C3", linewidth=1, label="bound for all x")
     axes.plot(curve.times, -1 / np.expm1(-2 * curve.times), "0.4", linestyle=":", label="1/Δ$_t$")
     axes.set(yscale="log", ylabel="Lipschitz constant of the empirical score")
-    log_time(axes, (curve.times[0], curve.times[-1]))
+    log_time_axis(axes, (curve.times[0], curve.times[-1]))
     axes.legend(frameon=False)
     return style.trimmed(figure)
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from diffusion_jax.plots import style
 from diffusion_jax.plots.cloning import show
-from diffusion_jax.plots.regimes import log_time, window
+from diffusion_jax.plots.regimes import log_time_axis, window
 from diffusion_jax.regimes.curves import Curve, Estimate
 
 # R^2 below this is no resemblance, however far below.
@@ -102,7 +102,7 @@ def draw_resemblance(
             _band(axes, times, estimates, name, list(theories))
         axes.axhline(0, color="0.85", linewidth=0.6, zorder=0)
         axes.set_ylim(_LOWEST, 1.03)
-        log_time(axes, _limits(times))
+        log_time_axis(axes, _limits(times))
         _marks(axes, marks, named=True)
     panels[0].set_ylabel(ylabel)
     return _legend(figure, panels[0])
@@ -128,7 +128,7 @@ def draw_losses(
         least = min(each.value for each in theories["network"])
         axes.set_yscale("log")
         axes.set_ylim(bottom=max(axes.get_ylim()[0], _NEGLIGIBLE * least))
-        log_time(axes, _limits(times))
+        log_time_axis(axes, _limits(times))
         _marks(axes, marks, named=True)
     panels[0].set_ylabel("squared error of the predicted noise, a component")
     return _legend(figure, panels[0])
@@ -174,7 +174,7 @@ def draw_patches(
         axes.set_yticks(sides, [str(side) for side in sides])
         axes.set_ylim(min(sides) / 1.2, 1.2 * max(sides))
         axes.minorticks_off()
-        log_time(axes, _limits(times))
+        log_time_axis(axes, _limits(times))
         _marks(axes, marks, named=True)
     panels[0].set_ylabel("best patch, pixels a side")
     return _legend(figure, panels[0])
@@ -199,7 +199,7 @@ def draw_two_moments(exact: Curve, moments: Curve, times: Mapping[str, Estimate]
             text = f"t$_S$ = {t_S.value:.3g}"
             axes.axvline(t_S.value, color=color, linestyle=":", linewidth=1, label=text)
     low, high = window({"phi": exact, "phi_C": moments})
-    log_time(axes, (low, high))
+    log_time_axis(axes, (low, high))
     axes.set_ylabel("probability of the same class, φ")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return style.trimmed(figure)

@@ -155,7 +155,7 @@ def mixture_density(times: np.ndarray, mixture: GaussianMixture) -> np.ndarray:
     )
 
 
-def data_density(regimes: Regimes, eigenvalues: np.ndarray, n: int, d: int) -> np.ndarray:
+def data_density(regimes: Regimes, eigenvalues: np.ndarray, n: float, d: int) -> np.ndarray:
     """`step_density` at the times of a data set's curves, from all that is known of it.
 
     The excess entropy; phi, where it has a speciation time; and the spectrum, where all of it is
@@ -164,12 +164,12 @@ def data_density(regimes: Regimes, eigenvalues: np.ndarray, n: int, d: int) -> n
 
     Args:
       regimes: curves and times of all draws.
-      eigenvalues: of the covariance, min(n, d) of them or the first few.
-      n: number of images.
+      eigenvalues: of the covariance, min(n, d) of them or more, or the first few.
+      n: number of images, or of points of their orbit.
       d: values of an image.
     """
     curves, spectrum = regimes.curves, None
-    if len(eigenvalues) == min(n, d):
+    if len(eigenvalues) >= min(n, d):
         spectrum = np.column_stack([eigenvalues, np.ones(len(eigenvalues))])
         spectrum = np.concatenate([spectrum, [[0, d - len(eigenvalues)]]])
     entropy, t_S = curves["excess_entropy"], regimes.times.get("t_S_phi")

@@ -10,6 +10,8 @@ from scipy.interpolate import PchipInterpolator, PPoly
 REPLICATES = 400
 _BLOCK = 4096
 ON_THE_LEVEL = 1e-5
+# A peak is smoothed where it is over so much of its largest value, by a polynomial of this degree.
+_TOP_SHARE, _TOP_DEGREE = 0.7, 4
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,52 @@ class Curve:
                         result[row] = np.exp(roots[-1])
             return result
 
-        value = float(roots_of(self.mean[None])[0])
-        roots = roots_of(self.replicates)
-        found = roots[np.isfinite(roots)]
-        if len(found) < 0.975 * len(roots):
-            return Estimate(value, np.nan, np.nan)
-        return Estimate(value, *map(float, np.percentile(found, [2.5, 97.5])))
+        return _estimate(float(roots_of(self.mean[None])[0]), roots_of(self.replicates))
+
+    def peak(self) -> Estimate:
+        """The time at which the curve is largest.
+
+        The curve is smoothed about its largest value: where it is over 0.7 of that, and at two
+        times on either side at least, by a polynomial of degree 4 in log t. The interval is that of
+        the replicates' peaks; where more than one in forty has none, its ends are NaN.
+
+        Returns:
+          Time and interval; NaN throughout where the curve is largest at its first or last time, or
+          nowhere positive.
+        """
+        log_times = np.log(self.times)
+        peaks = np.array([_top(log_times, values) for values in self.replicates])
+        return _estimate(_top(log_times, self.mean), peaks)
+
+
+def _estimate(value: float, replicates: np.ndarray) -> Estimate:
+    """A time with the interval of its replicates, NaN where one of them has none."""
+    found = replicates[np.isfinite(replicates)]
+    if len(found) < 0.975 * len(replicates):
+        return Estimate(value, np.nan, np.nan)
+    return Estimate(value, *map(float, np.percentile(found, [2.5, 97.5])))
+
+
+def _top(log_times: np.ndarray, values: np.ndarray) -> float:
+    """The time of a curve's peak, see `Curve.peak`."""
+    taken = np.isfinite(values)
+    x, y = log_times[taken], values[taken]
+    top = int(np.argmax(y)) if len(y) else 0
+    if top in (0, len(y) - 1) or y[top] <= 0:
+        return np.nan
+    low = np.flatnonzero(y < _TOP_SHARE * y[top])
+    first = min(low[low < top].max(initial=-1) + 1, top - 2)
+    last = max(low[low > top].min(initial=len(y)) - 1, top + 2)
+    around = slice(max(first, 0), last + 1)
+    place = x[around] - x[top]
+    degree = min(_TOP_DEGREE, len(place) - 1)
+    smooth = np.polynomial.Polynomial.fit(place, y[around], degree)
+    roots = smooth.deriv().roots()
+    roots = roots[np.isreal(roots)].real
+    inside = roots[(roots > place[0]) & (roots < place[-1])]
+    if len(inside) == 0:
+        return np.nan
+    return float(np.exp(x[top] + inside[np.argmax(smooth(inside))]))
 
 
 def average(
@@ -128,10 +170,13 @@ def average(
     for start in range(0, n, _BLOCK):
         block = slice(start, start + _BLOCK)
         weight = rng.poisson(1.0, (num_replicates, len(tables[0][block]))).astype(np.float32)
+        taken = count = np.zeros(0)
         for i, table in enumerate(tables):
-            taken = ~np.isnan(table[block])
+            before, taken = taken, ~np.isnan(table[block])
+            if not np.array_equal(before, taken):
+                count = weight @ taken.astype(np.float32)
             sums[i] += weight @ np.where(taken, table[block], 0).astype(np.float32)
-            counts[i] += weight @ taken.astype(np.float32)
+            counts[i] += count
     curves = []
     for table, total, count in zip(tables, sums, counts, strict=True):
         number = np.sum(~np.isnan(table), axis=0)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.symmetry import Group
 
 # Rows of a block of the distances.
 _BLOCK = 1024
@@ -59,19 +60,29 @@ def _block(x: Array, points: Array) -> tuple[Array, Array, Array]:
     return index, distance[:, 0], distance[:, 1]
 
 
-def nearest(x: np.ndarray, points: np.ndarray) -> Neighbours:
+@partial(jax.jit, static_argnums=0)
+def _moved(group: Group, index: Array, x: Array) -> Array:
+    return group(index, x)
+
+
+def nearest(x: np.ndarray, points: np.ndarray, group: Group | None = None) -> Neighbours:
     """The two nearest training points of each sample.
 
     Eight candidates in every 2 048 points come from |a|^2 - 2 a.x, in float32; their distances are
     those of the differences, so that a sample on a training point has distance 0.
 
+    With a group the distance to a point is that to the nearest of its images, min_g |x - g a|, so
+    that the second nearest is another point, and no other image of the same; |G| times the work.
+
     Args:
       x: samples (N, ...). Along a trajectory, x_t e^t: nearest to a_nu means nearest to e^-t a_nu.
       points: training points (n, ...), n >= 2, in the same units; integers, such as grey levels,
         are raised to floats a part at a time.
+      group: maps of the samples, images (height, width, channels); None for the points alone.
 
     Raises:
-      UserError: fewer than two training points, or another number of components.
+      UserError: fewer than two training points, or another number of components, or images that the
+        group does not map to such.
     """
     flat, rows = x.reshape(len(x), -1), points.reshape(len(points), -1)
     if len(rows) < 2 or flat.shape[1] != rows.shape[1]:
@@ -81,18 +92,30 @@ def nearest(x: np.ndarray, points: np.ndarray) -> Neighbours:
         )
     mean = rows.mean(0, dtype=np.float64)
     put = partial(np.asarray, dtype=np.float32)
-    centred = put(flat - mean)
+
+    def centred(number: int) -> np.ndarray:
+        """The samples as a map makes them: |x - g a| = |g^-1 x - a|, and g^-1 is any map."""
+        if group is None:
+            return put(flat - mean)
+        return put(np.asarray(_moved(group, jnp.int32(number), put(x))).reshape(flat.shape) - mean)
+
+    if group is not None:
+        group.require(x.shape[1:])
     parts, offset = [], 0
     for part in np.array_split(rows, -(-len(rows) // _POINTS)):
         on_device = jnp.asarray(put(part - mean))
-        blocks = [_block(centred[i : i + _BLOCK], on_device) for i in range(0, len(flat), _BLOCK)]
-        index, distance, second = (np.concatenate(each) for each in zip(*blocks, strict=True))
-        parts.append((index + offset, distance, second))
+        for number in range(1 if group is None else group.order):
+            moved = centred(number)
+            blocks = [_block(moved[i : i + _BLOCK], on_device) for i in range(0, len(flat), _BLOCK)]
+            index, distance, second = (np.concatenate(each) for each in zip(*blocks, strict=True))
+            parts.append((index + offset, distance, second))
         offset += len(part)
     index, distance, second = (np.stack(each) for each in zip(*parts, strict=True))
     best = np.argmin(distance, axis=0)[None]
-    two = np.partition(np.concatenate([distance, second]), 1, axis=0)
-    return Neighbours(np.take_along_axis(index, best, axis=0)[0], two[0], two[1])
+    found = np.take_along_axis(index, best, axis=0)
+    # Of the part, or the map, that found the same point, the other one that it found.
+    others = np.where(index == found, second, distance)
+    return Neighbours(found[0], distance.min(axis=0), others.min(axis=0))
 
 
 def last_change(index: np.ndarray, times: np.ndarray) -> np.ndarray:

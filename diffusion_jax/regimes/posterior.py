@@ -18,6 +18,10 @@ independent draws from p(. | x_t), so that
 The last holds because P_t^e(x_t) = (1/n) (2 pi Delta_t)^(-d/2) e^(-|z|^2/2)/p(mu | x_t). The
 average of log P_t^e that Biroli et al. (2024) take is thus that of -log p(mu | x_t), whose mean
 given x_t is the posterior's entropy, and of |z|^2/2, which fluctuates and says nothing.
+
+With a group of symmetries the training points are the orbit {g a_nu}, see `orbit`. Its law is
+invariant, so that mu is drawn among the a_nu themselves; points that coincide because a map leaves
+a_nu as it is are one point.
 """
 
 from dataclasses import dataclass
@@ -28,12 +32,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 
-from diffusion_jax.denoisers.labels import class_counts
 from diffusion_jax.errors import UserError
+from diffusion_jax.regimes.training_set import TrainingSet, training_set
 from diffusion_jax.runtime.devices import fold_in_each, in_batches, replicate, shard
+from diffusion_jax.symmetry import Group
 
 # Stands for the squared distance of a point left out: its weight underflows to zero at every time
 # in this range, yet no product with it is infinite, which zero times would make NaN.
@@ -63,23 +67,6 @@ _ON_CPU = _Chunk(bytes=2**25, draws=256, logits=0)
 _ELSEWHERE = _Chunk(bytes=2**29, draws=4096, logits=2**30)
 
 
-@struct.dataclass
-class TrainingSet:
-    """Training points on the devices, in the order of their classes.
-
-    Attributes:
-      points: float32 (n, d), less their mean.
-      squared_norms: |a_nu|^2 (n,).
-      order: place in the caller's array of each point (n,).
-      offsets: where each class begins, and n at the end.
-    """
-
-    points: Array
-    squared_norms: Array
-    order: Array
-    offsets: tuple[int, ...] = struct.field(pytree_node=False)
-
-
 @dataclass(frozen=True)
 class Draws:
     """What the posterior of each draw says at each time; N draws, T times, C classes.
@@ -93,8 +80,11 @@ class Draws:
       entropy: H(p(. | x_t)) in nats (N, T).
       collision: sum_nu p(nu | x_t)^2 (N, T).
       log_own: log p(mu | x_t) (N, T).
+      largest: max_nu p(nu | x_t) (N, T).
       log_evidence: log sum_{nu in c, nu != mu} e^logit_nu, (N, T, C): the evidence of each class
         with the source point left out; -inf where that leaves none.
+      squared: E[|a_mu - a_nu|^2 | x_t, nu in c], (N, T, C): over the posterior of each class alone,
+        the source among the points of its own.
     """
 
     times: np.ndarray
@@ -103,7 +93,9 @@ class Draws:
     entropy: np.ndarray
     collision: np.ndarray
     log_own: np.ndarray
+    largest: np.ndarray
     log_evidence: np.ndarray
+    squared: np.ndarray
 
     @property
     def log_others(self) -> np.ndarray:
@@ -112,61 +104,49 @@ class Draws:
             return np.logaddexp.reduce(self.log_evidence, axis=2)
 
     @property
-    def class_probability(self) -> np.ndarray:
-        """p(c | x_t), (N, T, C): the weights of a class's points summed, the source included."""
+    def log_weight(self) -> np.ndarray:
+        """The logarithm of sum_{nu in c} e^logit_nu, the source included, whose logit is 0."""
         own = np.arange(self.log_evidence.shape[2]) == self.labels[:, None]
         source = np.where(own, 0, -np.inf).astype(self.log_evidence.dtype)
         with np.errstate(invalid="ignore"):
-            evidence = np.logaddexp(self.log_evidence, source[:, None, :])
+            return np.logaddexp(self.log_evidence, source[:, None, :])
+
+    @property
+    def class_probability(self) -> np.ndarray:
+        """p(c | x_t), (N, T, C): the weights of a class's points summed, the source included."""
+        evidence = self.log_weight
         evidence -= evidence.max(2, keepdims=True)
         weight = np.exp(evidence)
         return weight / weight.sum(2, keepdims=True)
 
 
-def training_set(points: np.ndarray, labels: np.ndarray | None = None) -> TrainingSet:
-    """Puts the training points on every device, sorted by class.
+def _differences(
+    training: TrainingSet, source: Array, noise: Array, maps: int
+) -> tuple[Array, Array]:
+    """|a_mu - a_nu|^2 and z.(a_mu - a_nu), (draws, n), of sources mu (draws,), z (draws, d).
 
-    Args:
-      points: (n, ...), flattened; uint8 is scaled to [0, 1], floats are taken as they are.
-      labels: classes 0..C-1 (n,); all one class where there are none.
-
-    Raises:
-      UserError: fewer than two points, values that are not finite, a label missing from 0..C-1.
+    With a symmetry (draws, n |G|), a_nu in the place of which stands g a_nu; so many `maps` of the
+    draws are made at once.
     """
-    n = len(points)
-    if n < 2:
-        raise UserError(f"the posterior needs at least two training points, not {n}")
-    labels = np.zeros(n, np.int64) if labels is None else np.asarray(labels)
-    counts = class_counts(labels, n)
-    order = np.argsort(labels, kind="stable")
-    rows = points.reshape(n, -1)[order]
-    rows = rows / np.float32(255) if rows.dtype == np.uint8 else rows.astype(np.float32)
-    if not (finite := np.isfinite(rows).all(axis=1)).all():
-        raise UserError(
-            f"training point {order[np.argmin(finite)]} holds values that are not finite"
-        )
-    rows -= rows.mean(0, dtype=np.float64).astype(np.float32)  # only differences matter
-    squared_norms = np.einsum("nd,nd->n", rows, rows)
-    offsets = (0, *(int(c) for c in np.cumsum(counts)))
-    places = order.astype(np.int32)
-    return TrainingSet(replicate(rows), replicate(squared_norms), replicate(places), offsets)
-
-
-def _differences(training: TrainingSet, source: Array, noise: Array) -> tuple[Array, Array]:
-    """|a_mu - a_nu|^2 and z.(a_mu - a_nu), (draws, n), of sources mu (draws,), z (draws, d)."""
-    points, norms = training.points, training.squared_norms
+    points, norms, orbit = training.points, training.squared_norms, training.orbit
     product = partial(jnp.matmul, precision="highest")
-    chosen = points[source]
-    squared = norms[source][:, None] + norms[None, :] - 2 * product(chosen, points.T)
-    projected = product(noise, points.T)
-    overlap = jnp.take_along_axis(projected, source[:, None], 1) - projected
+    chosen, own = points[source], source * training.maps
+    if orbit is None:
+        inner, projected = product(chosen, points.T), product(noise, points.T)
+    else:
+        inner, projected = (orbit.products(x, points, maps) for x in (chosen, noise))
+    squared = norms[source][:, None] + jnp.repeat(norms, training.maps)[None, :] - 2 * inner
+    overlap = jnp.take_along_axis(projected, own[:, None], 1) - projected
+    nearness = -squared
+    if orbit is not None and orbit.log_prior is not None:
+        nearness += jnp.minimum(orbit.log_prior, 0)[None]  # copies are nobody's neighbours
     # The nearest are formed again from their differences, one neighbour at a time.
-    _, nearest = jax.lax.top_k(-squared, min(_NEIGHBOURS + 1, points.shape[0]))
+    _, nearest = jax.lax.top_k(nearness, min(_NEIGHBOURS + 1, nearness.shape[1]))
     rows = jnp.arange(len(source))
 
     def refine(i: Array, both: tuple[Array, Array]) -> tuple[Array, Array]:
         neighbour = nearest[:, i]
-        difference = chosen - points[neighbour]
+        difference = chosen - (points[neighbour] if orbit is None else orbit.at(neighbour, points))
         place = (rows, neighbour)
         return (
             both[0].at[place].set(jnp.sum(difference * difference, axis=1)),
@@ -174,17 +154,19 @@ def _differences(training: TrainingSet, source: Array, noise: Array) -> tuple[Ar
         )
 
     squared, overlap = jax.lax.fori_loop(0, nearest.shape[1], refine, (squared, overlap))
-    return jnp.maximum(squared, 0).at[rows, source].set(_LEFT_OUT), overlap
+    return jnp.maximum(squared, 0).at[rows, own].set(_LEFT_OUT), overlap
 
 
 def _statistics(
-    logits: Array, alone: Array, offsets: tuple[int, ...]
-) -> tuple[Array, Array, Array, Array]:
-    """Entropy, collision, log p(mu | x) (draws,) and evidences (draws, classes) at one time.
+    logits: Array, squared: Array, own: Array, alone: Array, offsets: tuple[int, ...]
+) -> tuple[Array, ...]:
+    """What `Draws` has of one time, from its entropy on: (draws,) or (draws, classes).
 
     Args:
       logits: (draws, n), with the source point weighing nothing: its logit, 0, is added here.
-      alone: whether leaving the source point out leaves a class empty (draws, classes).
+      squared: |a_mu - a_nu|^2 (draws, n).
+      own: whether the source point is of the class (draws, classes).
+      alone: whether leaving it out leaves the class empty (draws, classes).
       offsets: where each class begins, and n at the end.
     """
     top, sums = [], []
@@ -193,18 +175,23 @@ def _statistics(
         top.append(jnp.max(part, axis=1))
         # Without the barrier XLA takes the exponentials once for each sum.
         weight = jax.lax.optimization_barrier(jnp.exp(part - top[-1][:, None]))
-        sums.append([jnp.sum(weight, 1), jnp.sum(weight * part, 1), jnp.sum(weight * weight, 1)])
+        weighted = (weight, weight * part, weight * weight, weight * squared[:, start:stop])
+        sums.append([jnp.sum(each, 1) for each in weighted])
     tops = jnp.stack(top, 1)
-    zeroth, first, second = (jnp.stack(each, 1) for each in zip(*sums, strict=True))
+    zeroth, first, second, distance = (jnp.stack(each, 1) for each in zip(*sums, strict=True))
     evidence = jnp.where(alone, -jnp.inf, tops + jnp.log(zeroth))
     total = jnp.logaddexp(jax.nn.logsumexp(evidence, axis=1), 0.0)
     scale = jnp.exp(tops - total[:, None])
     entropy = total - jnp.sum(scale * first, axis=1)
     collision = jnp.exp(-2 * total) + jnp.sum(scale * scale * second, axis=1)
-    return entropy, collision, -total, evidence
+    largest = jnp.exp(jnp.maximum(jnp.max(jnp.where(alone, -jnp.inf, tops), axis=1), 0) - total)
+    # The source, at distance 0, has the weight 1 beside e^evidence of the others of its class.
+    others = jnp.where(own, jax.nn.sigmoid(evidence), 1)
+    mean = jnp.where(alone, 0, others * distance / zeroth)
+    return entropy, collision, -total, largest, evidence, mean
 
 
-@partial(jax.jit, static_argnames=("num_times", "together"))
+@partial(jax.jit, static_argnames=("num_times", "together", "maps"))
 def _chunk(
     training: TrainingSet,
     source: Array,
@@ -213,25 +200,34 @@ def _chunk(
     active: Array,
     num_times: int,
     together: int,
+    maps: int = 1,
 ) -> tuple[Array, ...]:
     """The statistics of some draws, each (draws, num_times, ...), at the first `active` times.
 
-    So many times `together`, a divisor of num_times, are computed at once.
+    So many times `together`, a divisor of num_times, are computed at once, and so many `maps` of a
+    symmetry, a divisor of their number.
     """
     shape = (training.points.shape[1],)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
-    squared, overlap = _differences(training, source, noise)
+    squared, overlap = _differences(training, source, noise, maps)
     starts, stops = jnp.array(training.offsets[:-1]), jnp.array(training.offsets[1:])
     own = (source[:, None] >= starts[None]) & (source[:, None] < stops[None])
-    alone = own & (stops - starts == 1)[None]
+    alone = own & (jnp.array(training.sizes) == 1)[None]
+    prior = None if training.orbit is None else training.orbit.log_prior
+    offsets = tuple(training.maps * place for place in training.offsets)
 
     def at(i: Array) -> tuple[Array, ...]:
         logits = -(r[i] ** 2 / 2) * squared - r[i] * overlap
-        return _statistics(logits, alone, training.offsets)
+        if prior is not None:
+            logits += prior[None] - prior[source * training.maps][:, None]
+        return _statistics(logits, squared, own, alone, offsets)
 
     def body(i: Array, out: tuple[Array, ...]) -> tuple[Array, ...]:
         first = i * together
-        rows = jax.vmap(at)(first + jnp.arange(together))
+        if together == 1:  # on the CPU XLA takes twice as long for the batch of one
+            rows = jax.tree.map(lambda leaf: leaf[None], at(first))
+        else:
+            rows = jax.vmap(at)(first + jnp.arange(together))
         return jax.tree.map(
             partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=0), out, rows
         )
@@ -254,13 +250,19 @@ def stratified(key: Array, n: int, first: int, last: int) -> np.ndarray:
     return np.concatenate(order)[first - epochs[0] * n : last - epochs[0] * n]
 
 
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most so much, and 1 at least."""
+    return max(k for k in range(1, min(max(most, 1), number) + 1) if number % k == 0)
+
+
 def draw_from(training: TrainingSet, times: np.ndarray, key: Array, first: int, last: int) -> Draws:
     """The draws number first..last-1, see `draw`, from points that are on the devices already."""
     n, d = training.points.shape
+    columns = n * training.maps
     devices = jax.device_count()
-    # About eight arrays of (draws, n) and four of (draws, d) live at once.
+    # About eight arrays of (draws, columns) and four of (draws, d) live at once.
     most = _ON_CPU if jax.default_backend() == "cpu" else _ELSEWHERE
-    per_device = int(np.clip(most.bytes // (4 * (8 * n + 4 * d)), 1, most.draws))
+    per_device = int(np.clip(most.bytes // (4 * (8 * columns + 4 * d)), 1, most.draws))
     per_device = min(per_device, -(-(last - first) // devices))
     chunk = per_device * devices
     times = np.asarray(times, np.float64)
@@ -270,8 +272,8 @@ def draw_from(training: TrainingSet, times: np.ndarray, key: Array, first: int, 
             f"{_TIME_RANGE[1]:g}"
         )
     active, padded = len(times), -(-len(times) // 16) * 16
-    fit = max(1, most.logits // (4 * per_device * n))
-    together = max(k for k in range(1, min(fit, padded) + 1) if padded % k == 0)
+    together = _divisor(padded, most.logits // (4 * per_device * columns))
+    maps = _divisor(training.maps, most.bytes // (8 * per_device * d))
     r = np.ones(padded)
     r[:active] = 1 / np.sqrt(np.expm1(2 * times))
     key_source, key_noise = jax.random.split(key)
@@ -280,14 +282,16 @@ def draw_from(training: TrainingSet, times: np.ndarray, key: Array, first: int, 
 
     def batch(numbers: np.ndarray) -> tuple[Array, ...]:
         arguments = shard((source[numbers], fold_in_each(key_noise, first + numbers)))
-        return _chunk(training, *arguments, *constants, num_times=padded, together=together)
+        return _chunk(
+            training, *arguments, *constants, num_times=padded, together=together, maps=maps
+        )
 
     tables = in_batches(batch, last - first, min(chunk, last - first))
-    entropy, collision, log_own, evidence = (table[:, :active] for table in tables)
+    entropy, *others = (table[:, :active] for table in tables)
     source = source[: last - first]
     index = np.asarray(training.order)[source]
     labels = np.searchsorted(training.offsets, source, side="right") - 1
-    return Draws(times, index, labels, np.maximum(entropy, 0), collision, log_own, evidence)
+    return Draws(times, index, labels, np.maximum(entropy, 0), *others)
 
 
 def draw(
@@ -296,13 +300,14 @@ def draw(
     times: np.ndarray,
     key: Array,
     num_draws: int,
+    group: Group | None = None,
 ) -> Draws:
     """Draws points and noise, and forms the posterior over the training points at every time.
 
     Draw i depends on `key` and i alone, not on the number of devices. Computed in float32; the
     differences to the nearest eight neighbours are formed explicitly, so that up to eight
     near-duplicates of a point keep their digits down to t = 1e-3. Each device holds all points:
-    4 n d bytes.
+    4 n d bytes, and with a group 32 n |G| for each draw of a chunk, of which there is one at least.
 
     Args:
       points: training points (n, ...); uint8 is scaled to [0, 1].
@@ -310,6 +315,7 @@ def draw(
       times: Ornstein-Uhlenbeck times (T,), from 1e-6 to 30.
       key: typed PRNG key.
       num_draws: number of draws, spread evenly over the points.
+      group: symmetries, see `training_set`.
 
     Returns:
       See `Draws`.
@@ -317,4 +323,4 @@ def draw(
     Raises:
       UserError: see `training_set`; times out of range; no draws.
     """
-    return draw_from(training_set(points, labels), times, key, 0, num_draws)
+    return draw_from(training_set(points, labels, group), times, key, 0, num_draws)

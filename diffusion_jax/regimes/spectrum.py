@@ -10,6 +10,7 @@ for large data, a float copy of them is formed.
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.linalg import eigvalsh, eigvalsh_tridiagonal
@@ -19,11 +20,26 @@ from diffusion_jax.covariance import Rows, gram
 from diffusion_jax.regimes.curves import Estimate
 
 
-def eigenmodes(rows: Rows, num_modes: int) -> tuple[np.ndarray, np.ndarray]:
+class Covariance(Protocol):
+    """A covariance matrix of size d that is known by its products, as `Rows` know theirs."""
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+
+    @property
+    def d(self) -> int:
+        """Its size."""
+
+    def covariance_product(self, v: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """C v of vectors (d, k), float32; see `Rows`."""
+
+
+def eigenmodes(rows: Covariance, num_modes: int) -> tuple[np.ndarray, np.ndarray]:
     """The largest eigenvalues of the covariance and their modes, by Lanczos iteration.
 
     Args:
-      rows: the data.
+      rows: the data, or what else gives the products.
       num_modes: how many, less than d.
 
     Returns:
@@ -78,8 +94,17 @@ def full_spectrum(rows: Rows) -> np.ndarray:
     return np.maximum(eigvalsh(gram(rows) / (rows.n - 1), overwrite_a=True)[::-1], 0)
 
 
+def resampled(n: int, num_replicates: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each image counts in data sets resampled with replacement (num_replicates, n)."""
+    return rng.multinomial(n, np.full(n, 1 / n), num_replicates)
+
+
 def bootstrap_largest_eigenvalue(
-    rows: Rows, mode: np.ndarray, num_replicates: int = 200, seed: int = 0, num_steps: int = 12
+    rows: Covariance,
+    mode: np.ndarray,
+    num_replicates: int = 200,
+    seed: int = 0,
+    num_steps: int = 12,
 ) -> np.ndarray:
     """Lambda of data sets resampled with replacement, all replicates at once.
 
@@ -97,7 +122,7 @@ def bootstrap_largest_eigenvalue(
       Lambda in each replicate (num_replicates,).
     """
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(rows.n, np.full(rows.n, 1 / rows.n), num_replicates)
+    counts = resampled(rows.n, num_replicates, rng)
     weights = counts.T.astype(np.float32)
     num_steps = min(num_steps, rows.d)
     # A little noise, so that no replicate's first mode is out of reach.

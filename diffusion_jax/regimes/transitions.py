@@ -1,6 +1,6 @@
 """Speciation and collapse of a data set under its exact score: the curves and their times."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -11,8 +11,10 @@ from scipy.interpolate import PchipInterpolator
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.curves import ON_THE_LEVEL, Curve, Estimate, average
 from diffusion_jax.regimes.measures import OBSERVABLES, known
-from diffusion_jax.regimes.observables import Ensemble
-from diffusion_jax.regimes.posterior import Draws, draw_from, training_set
+from diffusion_jax.regimes.observables import Ensemble, Observable, time_at
+from diffusion_jax.regimes.posterior import Draws, draw_from
+from diffusion_jax.regimes.training_set import TrainingSet, training_set
+from diffusion_jax.symmetry import Group
 
 TIMES = np.geomspace(1e-3, 10, 96)
 MAX_DRAWS = 50_000
@@ -26,7 +28,7 @@ class Regimes:
     `measures.OBSERVABLES` says what each curve is, and which level of it defines which time.
 
     Attributes:
-      curves: the curves by name; phi and class_entropy need classes.
+      curves: the curves by name; phi and what else is of classes need them.
       times: the times by name; NaN where a curve does not cross its level.
       levels: the curve and the level that define each time.
       floor: what phi tends to at large t: sum_c pi_c^2, or pi_c for a single class.
@@ -42,6 +44,8 @@ class Regimes:
     def beyond(self, name: str) -> str:
         """Where a time is that the curve does not show: before or after its times, or never."""
         curve, level = self.levels[name]
+        if np.isnan(level):
+            return "none"
         times, mean = self.curves[curve].times, self.curves[curve].mean
         if not np.isfinite(mean).all():
             return "no draws"
@@ -51,20 +55,21 @@ class Regimes:
         return f"> {times[-1]:.3g}" if excess[-1] < -ON_THE_LEVEL else "never"
 
 
-def summarize(draws: Draws, num_points: int, class_weights: np.ndarray, seed: int = 0) -> Regimes:
+def summarize(draws: Draws, num_points: float, class_weights: np.ndarray, seed: int = 0) -> Regimes:
     """Averages draws into curves, and finds the times; see `Regimes`.
 
     Args:
       draws: from the posterior engine; NaN marks what was not taken.
-      num_points: number n of training points.
+      num_points: number n of training points, see `TrainingSet.num_points`.
       class_weights: pi_c (C,).
       seed: of the bootstrap.
     """
-    return _summarize(Ensemble(draws, num_points, class_weights), seed)
+    ensemble = Ensemble(draws, num_points, class_weights)
+    return summarize_some(ensemble, known(len(class_weights)), seed)
 
 
 def summarize_class(
-    draws: Draws, num_points: int, class_weights: np.ndarray, label: int, seed: int = 0
+    draws: Draws, num_points: float, class_weights: np.ndarray, label: int, seed: int = 0
 ) -> Regimes:
     """The same over the draws that start from one class."""
     chosen = draws.labels == label
@@ -73,11 +78,18 @@ def summarize_class(
         for field in fields(draws)
         for table in [getattr(draws, field.name)]
     }
-    return _summarize(Ensemble(Draws(**tables), num_points, class_weights, label), seed)
+    ensemble = Ensemble(Draws(**tables), num_points, class_weights, label)
+    observables = known(len(class_weights)).items()
+    return summarize_some(
+        ensemble, {name: each for name, each in observables if not each.of_all}, seed
+    )
 
 
-def _summarize(ensemble: Ensemble, seed: int) -> Regimes:
-    draws, observables = ensemble.draws, known(len(ensemble.class_weights))
+def summarize_some(
+    ensemble: Ensemble, observables: Mapping[str, Observable], seed: int = 0
+) -> Regimes:
+    """The curves and times of some observables alone, by their names."""
+    draws = ensemble.draws
     # Those that average the same values share the average.
     values = {each.values: each.values(ensemble) for each in observables.values()}
     averages = dict(zip(values, average(draws.times, values.values(), seed), strict=True))
@@ -87,8 +99,8 @@ def _summarize(ensemble: Ensemble, seed: int) -> Regimes:
         curve, link = averages[each.values], each.link
         curves[name] = curve if link is None else curve.map(partial(link, ensemble))
         levels |= {time: (name, level.of(ensemble)) for time, level in each.times.items()}
-    times = {time: curves[name].crossing(level) for time, (name, level) in levels.items()}
-    num_draws = np.sum(~np.isnan(draws.entropy), axis=0)
+    times = {time: time_at(curves[name], level) for time, (name, level) in levels.items()}
+    num_draws = np.sum(~np.isnan(draws.log_evidence[..., 0]), axis=0)
     return Regimes(curves, times, levels, ensemble.floor, num_draws)
 
 
@@ -108,7 +120,7 @@ def _combine(rounds: list[Draws], times: np.ndarray) -> Draws:
         times,
         np.concatenate([part.index for part in rounds]),
         np.concatenate([part.labels for part in rounds]),
-        *(stack(name) for name in ("entropy", "collision", "log_own", "log_evidence")),
+        *(stack(field.name) for field in fields(Draws)[3:]),
     )
 
 
@@ -133,6 +145,7 @@ def measure(
     max_draws: int = MAX_DRAWS,
     times: np.ndarray = TIMES,
     progress: Callable[[int, float], None] = lambda num_draws, error: None,
+    group: Group | None = None,
 ) -> Draws:
     """Draws from the posterior engine until the curves are accurate, most where they are not yet.
 
@@ -148,17 +161,29 @@ def measure(
       max_draws: most draws at any time, reached where the accuracy is too much to ask.
       times: increasing Ornstein-Uhlenbeck times (T,).
       progress: called after each round with the draws so far and the largest standard error.
+      group: symmetries, see `training_set`.
 
     Returns:
       The draws; NaN at the times that a round left out.
 
     Raises:
-      UserError: see `posterior.training_set` and `check_accuracy`.
+      UserError: see `training_set` and `check_accuracy`.
     """
     check_accuracy(accuracy, max_draws)
-    training = training_set(points, labels)
-    times = np.asarray(times, np.float64)
-    weights = np.ones(1) if labels is None else np.bincount(labels) / len(points)
+    training = training_set(points, labels, group)
+    return measure_from(training, key, accuracy, max_draws, times, progress)
+
+
+def measure_from(
+    training: TrainingSet,
+    key: Array,
+    accuracy: float,
+    max_draws: int,
+    times: np.ndarray = TIMES,
+    progress: Callable[[int, float], None] = lambda num_draws, error: None,
+) -> Draws:
+    """The draws of `measure` from points that are on the devices already."""
+    times, weights = np.asarray(times, np.float64), training.class_weights
     wanted = [each.values for each in known(len(weights)).values() if each.accurate]
     active = np.ones(len(times), bool)
     # Sums of these quantities and of their squares, and the draws, at each time.
@@ -171,7 +196,7 @@ def measure(
         draws = draw_from(training, times[active], key, taken, last)
         taken = last
         rounds.append(draws)
-        ensemble = Ensemble(draws, len(points), weights)
+        ensemble = Ensemble(draws, training.num_points, weights)
         values = np.stack([each(ensemble) for each in wanted])
         first[:, active] += values.sum(1, dtype=np.float64)
         second[:, active] += (values.astype(np.float64) ** 2).sum(1)

@@ -20,6 +20,7 @@ from diffusion_jax.regimes.neighbours import nearest
 from diffusion_jax.runtime.devices import few_sizes, fold_in_each, in_batches, replicate, shard
 from diffusion_jax.sampling import Backward
 from diffusion_jax.schedule import NoiseSchedule
+from diffusion_jax.symmetry import Group
 from diffusion_jax.training.metrics import FRACTION, HELD_OUT, RATIO, TRAINING
 
 # Ornstein-Uhlenbeck times between the bands. They are fixed, so that runs on other schedules and
@@ -112,12 +113,15 @@ def denoising_losses(
     return np.array(losses)
 
 
-def memorisation(samples: np.ndarray, points: np.ndarray) -> dict[str, float]:
+def memorisation(
+    samples: np.ndarray, points: np.ndarray, group: Group | None = None
+) -> dict[str, float]:
     """How close samples lie to training points.
 
     Args:
       samples: (N, ...).
       points: training points (n, ...), n >= 2, in the units of the samples.
+      group: with it, every map of a training point counts as that point; see `neighbours.nearest`.
 
     Returns:
       memorised_fraction: of the samples, those three times nearer to their nearest training point
@@ -128,7 +132,7 @@ def memorisation(samples: np.ndarray, points: np.ndarray) -> dict[str, float]:
     Raises:
       UserError: see `neighbours.nearest`.
     """
-    found = nearest(samples, points)
+    found = nearest(samples, points, group)
     return {
         FRACTION: float(found.memorised.mean()),
         RATIO: float(np.median(found.ratio)),
@@ -144,6 +148,7 @@ def evaluate(
     num_samples: int,
     process: Backward,
     faithful: bool = False,
+    group: Group | None = None,
 ) -> dict[str, float]:
     """All that is measured of a model in training.
 
@@ -160,6 +165,8 @@ def evaluate(
       num_samples: how many samples.
       process: draws the samples, with this denoiser; see `sampling.backward`.
       faithful: no loss at step 0.
+      group: that of the symmetry with which the model is trained, so that a moved training image
+        is a copy too. The losses are those of the images as they are.
 
     Returns:
       The two of `memorisation`, training_loss/BAND for each band of `time_bands`, and
@@ -168,7 +175,7 @@ def evaluate(
     sample_key, loss_key = jax.random.split(key)
     samples = process.sample(sample_key, num_samples, training.images.shape[1:])
     # In grey levels, so that the training set is not copied into floats.
-    metrics = memorisation(255 * (samples + training.mean), training.images)
+    metrics = memorisation(255 * (samples + training.mean), training.images, group)
     n, most = len(training.images), num_samples if held_out is None else len(held_out.images)
     chosen = np.arange(most) * n // most
     sets = {TRAINING: training.images[chosen]}

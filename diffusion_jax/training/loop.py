@@ -203,6 +203,7 @@ class _Run:
         shape = images.images.shape[1:]
         model: Network = network or config.model.build(shape[-1])
         model.check(*shape)
+        config.training.group(shape)  # refuses images that it does not map
         mean = jnp.asarray(images.mean)
         step = make_parallel_train_step(model, schedule, optimizer, mean, config.training)
 

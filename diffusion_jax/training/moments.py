@@ -15,12 +15,14 @@ from diffusion_jax.data import arrays
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.spectrum import eigenmodes
+from diffusion_jax.regimes.symmetric_spectrum import OrbitMoments
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first
 from diffusion_jax.runtime.files import writing
 from diffusion_jax.runtime.patience import patiently, refusal
 from diffusion_jax.sampling import GaussianStart, matched_start
 from diffusion_jax.schedule import NoiseSchedule
+from diffusion_jax.symmetry import Group
 
 NAME = "moments.npz"
 
@@ -36,6 +38,7 @@ class Moments:
       eigenvalue: the largest eigenvalue Lambda, in squared pixel units.
       trace: of the covariance, the sum of all its eigenvalues.
       fingerprint: of the training set; see `data.fingerprint`.
+      symmetry: the name of the group with whose maps of the images they are taken; "" for none.
     """
 
     mean_image: np.ndarray
@@ -43,9 +46,10 @@ class Moments:
     eigenvalue: float
     trace: float
     fingerprint: str
+    symmetry: str = ""
 
     @classmethod
-    def of(cls, images: ImageSet, fingerprint: str) -> Self:
+    def of(cls, images: ImageSet, fingerprint: str, group: Group | None = None) -> Self:
         """Computes them, a block of images at a time.
 
         C = 1/(n - 1) sum_i (a_i - mean)(a_i - mean)^T,  trace C = 1/(n - 1) sum_i |a_i - mean|^2
@@ -53,8 +57,14 @@ class Moments:
         Args:
           images: two or more.
           fingerprint: theirs.
+          group: with it, those of the images together with all that its maps make of them; see
+            `regimes.symmetric_spectrum`.
         """
         rows, shape = Rows(images.images, all_channels=True), images.images.shape[1:]
+        if group is not None:
+            orbit = OrbitMoments.of(rows, shape, group)
+            mean, mode = (each.reshape(shape) for each in (orbit.mean, orbit.mode))
+            return cls(mean, mode, orbit.eigenvalue, orbit.trace, fingerprint, group.name)
         (eigenvalue,), (mode,) = eigenmodes(rows, 1)
         squares = sum(float(np.sum(block**2, dtype=np.float64)) for block in rows.blocks())
         return cls(
@@ -64,6 +74,10 @@ class Moments:
             trace=squares / (rows.n - 1),
             fingerprint=fingerprint,
         )
+
+    def are_of(self, fingerprint: str, symmetry: str | None) -> bool:
+        """Whether they are those of a training set and a symmetry's name, if any."""
+        return (self.fingerprint, self.symmetry) == (fingerprint, symmetry or "")
 
     def start(self, schedule: NoiseSchedule) -> GaussianStart:
         """The start with these moments, see `sampling.matched_start`."""
@@ -107,11 +121,12 @@ def _read(path: Path) -> Moments:
             eigenvalue=float(kept["eigenvalue"]),
             trace=float(kept["trace"]),
             fingerprint=str(kept["fingerprint"]),
+            symmetry=str(kept["symmetry"]) if "symmetry" in kept else "",  # earlier versions
         )
 
 
 def start_of(
-    run_dir: Path, fingerprint: str | None = None
+    run_dir: Path, fingerprint: str | None = None, symmetry: str | None = None
 ) -> Callable[[NoiseSchedule], GaussianStart] | None:
     """Makes the start that has the moments of a run's training set; None where none are kept.
 
@@ -120,9 +135,10 @@ def start_of(
     Args:
       run_dir: the run's folder.
       fingerprint: of the run's training set, if it is known: moments of others are left alone.
+      symmetry: the name of the run's own, if any: moments with another are left alone too.
     """
     mine = load(run_dir) if is_first_process() else None
-    if mine is not None and fingerprint not in (None, mine.fingerprint):
+    if mine is not None and not mine.are_of(fingerprint or mine.fingerprint, symmetry):
         mine = None
     shape = json.loads(from_first(lambda: json.dumps(mine and mine.mode.shape)))
     if shape is None:

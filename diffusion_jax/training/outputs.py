@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.config import Config
+from diffusion_jax.covariance import Rows
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.notes import say_notes
 from diffusion_jax.denoisers import Denoiser, TrainedDenoiser
@@ -17,6 +18,7 @@ from diffusion_jax.nn.network import Network
 from diffusion_jax.plots.style import save
 from diffusion_jax.plots.training import draw_loss_curve, draw_memorisation, save_image_grid
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
+from diffusion_jax.regimes.symmetric_spectrum import OrbitMoments
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.distributed import from_first
@@ -42,23 +44,32 @@ SUMMARY = "summary.json"
 CONVERTED = "converted.json"
 
 
-def _eigenvalues(run_dir: Path, images: ImageSet, fingerprint: str) -> dict[str, float]:
+def _eigenvalues(config: Config, images: ImageSet, fingerprint: str) -> dict[str, float]:
     """Lambda of the first channel, and of all: those kept for the same images, or computed.
+
+    With a symmetry they are those of the images with all that its maps make of them.
 
     With them `moments` are kept in the run's folder.
     """
-    names = ("first_channel", "all_channels")[: min(images.images.shape[-1], 2)]
+    run_dir, symmetry = config.output.run_dir, config.training.symmetry
+    *size, channels = images.images.shape[1:]
+    names = ("first_channel", "all_channels")[: min(channels, 2)]
     kept = moments.load(run_dir)
-    if kept is not None and kept.fingerprint == fingerprint:
+    if kept is not None and kept.are_of(fingerprint, symmetry):
         with suppress(OSError, ValueError, TypeError, KeyError):  # none of this version, or damaged
             summary = parse_json((run_dir / SUMMARY).read_bytes())
-            if summary["fingerprint"] == fingerprint:
+            if (summary["fingerprint"], summary.get("symmetry")) == (fingerprint, symmetry):
                 return {name: float(summary["spectrum"][name]["Lambda"]) for name in names}
-    found = moments.Moments.of(images, fingerprint)
+    group = config.training.group(images.images.shape[1:])
+    found = moments.Moments.of(images, fingerprint, group)
     found.save(run_dir)
-    if len(names) == 1:
+    if channels == 1:
         return {"first_channel": found.eigenvalue}
-    return {"first_channel": largest_eigenvalue(images.images), "all_channels": found.eigenvalue}
+    if group is None:
+        first = largest_eigenvalue(images.images)
+    else:
+        first = OrbitMoments.of(Rows(images.images), (size[0], size[1], 1), group).eigenvalue
+    return {"first_channel": first, "all_channels": found.eigenvalue}
 
 
 def summarize(
@@ -71,7 +82,7 @@ def summarize(
     """Says, and saves in summary.json, what is about to be trained on what."""
     spectrum = {
         name: {"Lambda": eigenvalue, "t_S": speciation_time(eigenvalue)}
-        for name, eigenvalue in _eigenvalues(config.output.run_dir, images, fingerprint).items()
+        for name, eigenvalue in _eigenvalues(config, images, fingerprint).items()
     }
     summary = {
         "devices": [device.device_kind for device in jax.devices()],
@@ -82,6 +93,7 @@ def summarize(
         "classes": list(images.class_names),
         "mean": images.mean.tolist(),
         "fingerprint": fingerprint,
+        "symmetry": config.training.symmetry,
         "spectrum": spectrum,
         "notes": say_notes(images, held_out),
     }
@@ -98,6 +110,11 @@ def summarize(
         f"Data: {len(images.images):,} images {shape}, {shown(config.data.data)} "
         f"({', '.join(map(shown, images.class_names))})"
     )
+    if (group := config.training.group(images.images.shape[1:])) is not None:
+        print(
+            f"Symmetry: {group.name}, each example by one of {group.order} maps; the spectrum is "
+            f"that of the images moved by all"
+        )
     for name, values in spectrum.items():
         label = name.replace("_", " ")
         time = values["t_S"]
@@ -174,7 +191,9 @@ class Outputs:
             self.config.output.sampler,
             calls,
             bounds=self.images.bounds if self.config.output.clip else None,
-            start=moments.start_of(self.config.output.run_dir),
+            start=moments.start_of(
+                self.config.output.run_dir, symmetry=self.config.training.symmetry
+            ),
             faithful=self.config.training.faithful,
         )
 
@@ -203,6 +222,7 @@ class Outputs:
             self.config.output.evaluate_samples,
             self._backward(denoiser, self.config.output.evaluate_calls),
             self.config.training.faithful,
+            self.config.training.group(self.images.images.shape[1:]),
         )
         shown = f"memorised {metrics[FRACTION]:.1%}, median neighbour ratio "
         recorder.log_evaluation(step, metrics, f"{shown}{metrics[RATIO]:.3f}")

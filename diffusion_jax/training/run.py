@@ -17,7 +17,7 @@ import numpy as np
 from diffusion_jax.config import Config
 from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.denoisers import TrainedDenoiser
+from diffusion_jax.denoisers import Denoiser, SymmetricDenoiser, TrainedDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.network import Network, described, require_network
 from diffusion_jax.runtime import lock
@@ -29,6 +29,7 @@ from diffusion_jax.runtime.text import shown
 from diffusion_jax.sampling import AncestralSampler, Backward, Start, backward
 from diffusion_jax.sampling.respacing import Clock
 from diffusion_jax.schedule import NoiseSchedule
+from diffusion_jax.symmetry import Group
 from diffusion_jax.training import saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.moments import start_of
@@ -84,6 +85,7 @@ class TrainedModel:
         calls: int | None = None,
         clock: Clock | NoiseSchedule = "log-snr",
         clip: bool = True,
+        symmetrise: Group | None = None,
     ) -> Backward:
         """The model's backward process, as experiments.sample runs it.
 
@@ -94,15 +96,19 @@ class TrainedModel:
           calls: of the network per sample; by default all steps are taken.
           clock: what fewer steps are spread over, see `sampling.backward`.
           clip: keep predictions of the data within their range; a faithful run never does.
+          symmetrise: the network is averaged over this group, before anything is clipped: each call
+            is then |G| calls of the network. See `denoisers.SymmetricDenoiser`.
 
         Raises:
-          UserError: see `sampling.backward`.
+          UserError: see `sampling.backward`; a group that does not map the model's images.
         """
+        denoiser: Denoiser = self.denoiser
+        if symmetrise is not None:
+            symmetrise.require(self.shape)
+            denoiser = SymmetricDenoiser(denoiser, symmetrise)
         bounds = self.bounds if clip else None
         schedule, faithful = self.sampler.schedule, self.sampler.faithful
-        return backward(
-            schedule, self.denoiser, sampler, calls, clock, bounds, self.start, faithful
-        )
+        return backward(schedule, denoiser, sampler, calls, clock, bounds, self.start, faithful)
 
     def with_data(self, data: Path | str | None = None, data_dir: Path | None = None) -> Self:
         """The same model, told where its run's data are now.
@@ -365,5 +371,5 @@ def load_model(
         step=step,
         fingerprint=saved["fingerprint"],
         bounds=(-mean, 1 - mean),  # training takes grey levels alone
-        start=start_of(run_dir, saved["fingerprint"]),
+        start=start_of(run_dir, saved["fingerprint"], config.training.symmetry),
     )

@@ -23,6 +23,9 @@ from diffusion_jax.runtime.devices import AXIS, all_devices, replicate, replicat
 from diffusion_jax.schedule import NoiseSchedule
 
 Metrics = dict[str, Array]
+# What an example's key is folded with for its map of a symmetry: no place in a split of the key,
+# which has the keys that folding with 0, 1 and 2 gives too.
+_MAP = 2**31 - 1
 
 
 @struct.dataclass
@@ -184,6 +187,18 @@ def state_of(params: Any, optimizer: optax.GradientTransformation, key: Array) -
     )
 
 
+def _examples(config: TrainingConfig, mean: Array, images: Array, keys: Array) -> Array:
+    """The images less their mean; with a symmetry each moved by a map drawn from its own key."""
+    scale = 255 if images.dtype == jnp.uint8 else 1
+    x_0 = images.astype(mean.dtype) / scale - jnp.broadcast_to(mean, images.shape)
+    if (group := config.group(x_0.shape[1:])) is None:
+        return x_0
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, _MAP)
+    return group.of_each(
+        jax.vmap(lambda key: jax.random.randint(key, (), 0, group.order))(own), x_0
+    )
+
+
 def make_train_step(
     model: Network,
     schedule: NoiseSchedule,
@@ -194,9 +209,12 @@ def make_train_step(
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
     """Makes the pure train step.
 
-    The noise, the step s and the dropout masks of an example follow from the run's key, the number
-    of the update and the example's place in the global batch, so that the same global batch gives
-    the same loss however it is split over devices.
+    The noise, the step s, the dropout masks and, with a symmetry, the map of an example follow from
+    the run's key, the number of the update and the example's place in the global batch, so that the
+    same global batch gives the same loss however it is split over devices.
+
+    With a symmetry each example is g a, its map g uniform over the group: in expectation, the loss
+    on the training set with all its images under the group.
 
     Args:
       model: the noise predictor.
@@ -216,8 +234,7 @@ def make_train_step(
     def loss_of(params: Any, step_key: Array, images: Array, index: Array) -> Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
         step_keys, noise_keys, dropout_keys = jax.vmap(partial(jax.random.split, num=3))(keys).T
-        scale = 255 if images.dtype == jnp.uint8 else 1
-        x_0 = images.astype(mean.dtype) / scale - jnp.broadcast_to(mean, images.shape)
+        x_0 = _examples(config, mean, images, keys)
         low = 1 if config.faithful else 0
         step = jax.vmap(lambda key: jax.random.randint(key, (), low, schedule.num_steps))(step_keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:], x_0.dtype))(noise_keys)

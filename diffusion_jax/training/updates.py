@@ -52,9 +52,9 @@ def updates(
       The parameters to sample with are `state.ema_params`.
 
     Raises:
-      UserError: images that cannot be used, a configuration out of range, a batch that the devices
-        cannot share evenly, a schedule of more steps than the network knows, or, at the first
-        update, a network that gives another shape.
+      UserError: images that cannot be used, or that a symmetry does not map, a configuration out of
+        range, a batch that the devices cannot share evenly, a schedule of more steps than the
+        network knows, or, at the first update, a network that gives another shape.
     """
     config = config or TrainingConfig()
     config.check()
@@ -62,6 +62,7 @@ def updates(
         raise UserError(f"num_updates = {num_updates} must be at least 1")
     chosen = images if isinstance(images, ImageSet) else image_set(images)
     shape, optimizer = chosen.images.shape[1:], make_optimizer(config)
+    config.group(shape)  # refuses images that it does not map
     mean = jnp.asarray(chosen.mean)
     step = make_parallel_train_step(network, schedule, optimizer, mean, config)
     state = fresh_state(network, optimizer, jax.random.key(seed), shape)

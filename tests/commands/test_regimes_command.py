@@ -59,9 +59,48 @@ def test_images_with_labels(blobs, tmp_path, monkeypatch, capsys):
     assert set(result["per_class"]) == {"0", "1"}
     # The page needs no other file: its pictures are in it.
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 7
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "t_S_phi" in capsys.readouterr().out
+
+
+def test_a_partition_of_named_classes(blobs, tmp_path, monkeypatch, capsys):
+    """Of awkward names; each of the groups is drawn, told of and saved, and so are the pairs."""
+    images = blobs[0][..., :1].astype(np.float32)
+    names = np.array(["$a$, b", "c d", "猫"])[np.arange(80) % 3]
+    np.savez(tmp_path / "a.npz", images=images, labels=names)
+    words, out = ("--data", tmp_path / "a.npz"), tmp_path / "o"
+    groups = ("--partition", "c d", "--partition", "猫", "$a$, b")
+    assert run(monkeypatch, *words, "--out", out, *FAST, *groups) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The partition is c d | 猫, $a$, b, of entropy 0.6" in printed
+    assert "t_S_rate of groups peak of -dI/dt" in printed
+    result = json.loads((out / "result.json").read_text())
+    found = result["partition"]
+    assert found["groups"] == result["settings"]["partition"] == [["c d"], ["猫", "$a$, b"]]
+    assert found["weights"] == pytest.approx([27 / 80, 53 / 80])
+    assert found["curves"]["class_information"]["mean"][0] == pytest.approx(0.6393, abs=1e-3)
+    assert found["t_S_rate"] == found["class_rate_peaks"]["per t"]
+    assert [pair["classes"] for pair in result["pairs"]] == [
+        ["$a$, b", "c d"],
+        ["$a$, b", "猫"],
+        ["c d", "猫"],
+    ]
+    assert all(
+        pair["class_information"][0] == pytest.approx(0.693, abs=1e-3) for pair in result["pairs"]
+    )
+    assert {"information.png", "pairs.png"} <= set(result["files"])
+    for wrong, message in (
+        (("c d", "--partition", "x"), "has no class x; its classes are $a$, b, c d,"),
+        (("c d", "--partition"), "group 2 of the partition names no class"),
+        (("c d", "--partition", "c d"), "names class c d in more than one group"),
+        (("c d",), "a partition has two groups of classes at least, not 1"),
+    ):
+        assert run(monkeypatch, *words, "--out", tmp_path / "none", "--partition", *wrong) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
+        assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_without_labels_says_what_is_missing(blobs, tmp_path, monkeypatch, capsys):
@@ -187,3 +226,78 @@ def test_files_of_others_are_not_written_over(blobs, tmp_path, monkeypatch, caps
         (tmp_path / "o" / name).unlink()
     for _ in range(2):
         assert run(monkeypatch, *words) == 0
+
+
+def test_a_symmetry_stands_beside_the_images_alone(blobs, tmp_path, monkeypatch, capsys):
+    """In a folder of its own; what is said of the images alone is what the command says of them."""
+    images, labels = blobs
+    np.savez(tmp_path / "mine.npz", images=images.astype(np.float32), labels=labels)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ("--data", "mine.npz", *FAST)
+    assert run(monkeypatch, *words) == 0
+    assert run(monkeypatch, *words, "--symmetry", "flip") == 0
+    printed = capsys.readouterr().out
+    assert "mine with the symmetry flip" in printed
+    assert "with flip [95 %] without [95 %]" in " ".join(printed.split())
+    assert "the law is that of the 160 maps of the images less their mean" in printed
+    folder = tmp_path / "runs" / "regimes"
+    plain, found = (
+        json.loads((folder / name / "result.json").read_text()) for name in ("mine", "mine_flip")
+    )
+    assert (plain["settings"]["symmetry"], found["settings"]["symmetry"]) == (None, "flip")
+    assert (found["num_points"], found["num_distinct"], found["order"]) == (160, 160, 2)
+    assert "without_symmetry" not in plain
+    for name, time in found["without_symmetry"].items():
+        assert time == plain[name], name
+        if time["value"] is not None:
+            assert found[name]["value"] != time["value"]
+    assert found["lipschitz"] == plain["lipschitz"]
+    assert found["squared_norm"]["initial"] == pytest.approx(plain["squared_norm"]["initial"])
+    assert found["curves"]["phi_C"]["mean"][-1] == pytest.approx(1 / 160, rel=1e-3)
+    page = (folder / "mine_flip" / "report.html").read_text()
+    assert page.count("Regimes of mine with the symmetry flip<") == 2
+    assert page.count("data:image/png;base64,") == 7
+    assert "of the images alone, without the symmetry" in page
+    assert (folder / "mine_flip" / "symmetry.png").is_file()
+
+
+def test_images_that_are_others_flipped_are_named(blobs, tmp_path, monkeypatch, capsys):
+    """phi is what it was, and each point of the orbit is there twice."""
+    images = blobs[0][:12].astype(np.float32)
+    images[8:12, :, 3:] = images[8:12, :, 2::-1]  # their own mirror images, and no others'
+    images = np.concatenate([images, images[3:7, :, ::-1]])
+    labels = np.array([0] * 8 + [1] * 6 + [0] * 2)
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    words = ("--data", tmp_path / "mine.npz", "--out", tmp_path / "o", *FAST)
+    assert run(monkeypatch, *words, "--symmetry", "flip") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "8 of 16 images are others under the symmetry flip" in text
+    assert "(the first: images 3 and 12, counted from 0)" in text
+    assert "4 of them are of another class" in text
+    assert "of the 32 maps of the images less their mean (28 points, since some maps" in text
+    result = json.loads((tmp_path / "o" / "result.json").read_text())
+    # 8 images share their points with another, each of which is two for the posterior.
+    assert result["curves"]["phi_C"]["mean"][0] == pytest.approx(0.75, abs=0.03)
+    assert result["num_points"] == pytest.approx(np.exp(np.log(16) + 12 / 16 * np.log(2)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "symmetry", "message"),
+    [
+        ((6, 5), "mirror", "there is no symmetry 'mirror'; choose from flip, dihedral, transl"),
+        ((6, 5), "dihedral", "changes the shape of images of 6 x 5 pixels: quarter turns need"),
+        ((30,), "translations", "these are rows of 30 values, as flattened images are"),
+        ((30,), "flip", "these are rows of 30 values, as flattened images are"),
+    ],
+)
+def test_symmetries_that_images_do_not_have(
+    shape, symmetry, message, tmp_path, monkeypatch, capsys
+):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((9, *shape), np.float32))
+    words = ("--data", tmp_path / "a.npy", "--out", tmp_path / "o", "--symmetry", symmetry)
+    assert run(monkeypatch, *words) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error
+    assert error.count("error:") == 1
+    assert not (tmp_path / "o").exists()

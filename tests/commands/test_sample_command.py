@@ -11,10 +11,13 @@ from PIL import Image
 from weights import random_params
 
 from diffusion_jax.config import ModelConfig
+from diffusion_jax.denoisers import ClippedDenoiser, SymmetricDenoiser
 from diffusion_jax.runtime import backend
 from diffusion_jax.runtime.devices import batches
 from diffusion_jax.runtime.rows import Rows
 from diffusion_jax.sampling import loop
+from diffusion_jax.sampling.respacing import first_step
+from diffusion_jax.symmetry import Group
 from diffusion_jax.training import run
 from experiments import sample
 from experiments.train_lsun import parse
@@ -161,6 +164,49 @@ def test_the_grid_shows_the_first_64_and_the_folder_all(run_dir, expected, tmp_p
     for i in (0, 77, 149):
         with Image.open(tmp_path / NAME / names[i]) as image:
             np.testing.assert_array_equal(np.asarray(image), levels[i])
+
+
+def test_the_network_is_averaged_over_a_group(run_dir, expected, tmp_path, capsys):
+    """And the file says so: the sampler of SymmetricDenoiser, clipped, from the same noise."""
+    words = (run_dir, "--out", tmp_path, "--num-samples", 8, "--symmetrise", "flip")
+    assert command(*words) == 0
+    assert ", averaged over flip" in capsys.readouterr().out
+    found = np.load(tmp_path / f"{NAME}_symmetrised_flip.npy")
+    model = run.load_model(run_dir)
+    sampler, schedule = model.sampler, model.sampler.schedule
+    bounds = (np.asarray(each) for each in model.bounds)
+    denoiser = ClippedDenoiser(SymmetricDenoiser(model.denoiser, Group.flip()), schedule, *bounds)
+    start = first_step(schedule) + 1
+    assert start == schedule.num_steps
+    drawn = loop.sample(sampler, denoiser, jax.random.key(0), 8, model.shape)
+    np.testing.assert_allclose(found, drawn + model.mean, atol=1e-5)
+    assert np.abs(found - expected[:8]).max() > 0.01
+
+
+def test_its_samples_move_with_the_start(run_dir):
+    """The whole backward process of DDIM, with fewer calls: from g x it ends at g of the end."""
+    model = run.load_model(run_dir)
+    group = Group.translations(*SHAPE[:2])
+    process = model.backward("ddim", 5, symmetrise=group)
+    x, keys = jax.random.normal(jax.random.key(1), (2, *SHAPE)), jax.random.split(jax.random.key(2))
+    g = jax.numpy.int32(17)
+    end = jax.jit(lambda x: loop.sampling_loop(process.sampler, process.denoiser, x, keys))
+    np.testing.assert_allclose(end(group(g, x)), group(g, end(x)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mirror", "there is no symmetry 'mirror'; choose from flip, dihedral, translations"),
+        ("dihedral", "images of 8 x 12 pixels: quarter turns need square ones"),
+    ],
+)
+def test_symmetries_that_cannot_be_are_one_sentence(run_dir, tmp_path, capsys, name, message):
+    assert command(run_dir, "--out", tmp_path, "--symmetrise", name) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_without_room_is_one_sentence(run_dir, tmp_path, capsys):

@@ -218,6 +218,13 @@ def test_likelihood_is_the_mixtures():
     np.testing.assert_allclose(got, logsumexp(logs, axis=0), atol=0.01)
 
 
+@pytest.mark.parametrize("name", ["gaussian", "classes"])
+def test_more_steps_than_the_schedule_has_are_refused(name):
+    denoiser = DENOISERS[name](SCHEDULE, *classes_of())
+    with pytest.raises(UserError, match=r"has 201 steps, but the denoiser knows .* 0\.\.199"):
+        sample(AncestralSampler(linear_schedule(201)), denoiser, jax.random.key(0), 1, SHAPE)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -2,12 +2,15 @@
 
 import os
 import warnings
+from itertools import combinations
 
 import numpy as np
 import pytest
 
-from diffusion_jax.plots import classes, page, regimes, style
+from diffusion_jax.plots import classes, information, page, regimes, style
+from diffusion_jax.regimes.class_information import Partition
 from diffusion_jax.regimes.curves import Curve, Estimate
+from diffusion_jax.regimes.transitions import Regimes
 
 # What is given, and what is seen of it.
 NAMES = {
@@ -68,6 +71,28 @@ def test_ticks_show_names_to_the_letter():
     assert seen(left.get_xticklabels()) == ends[:2]
     assert seen(right.get_yticklabels()) == [f"{ends[0]} |  {ends[1]}   (1)"]
     style.png(drawn)
+
+
+def test_the_pairs_of_classes_show_names_to_the_letter():
+    """And times that there are not, of one pair or of all."""
+    names = tuple(NAMES)[:3]
+    times = [Estimate(1.0, 0.9, 1.1), Estimate(2.0, 1.9, 2.1), Estimate(*3 * (np.nan,))]
+    for chosen in (times, times[2:] * 3):
+        found = [
+            Partition(
+                ((first,), (second,)),
+                np.full(2, 0.5),
+                Regimes({}, dict.fromkeys(("t_S_phi", "t_S_rate"), time), {}, 0.5, np.ones(1)),
+            )
+            for (first, second), time in zip(combinations(names, 2), chosen, strict=True)
+        ]
+        figure = information.draw_pair_times(tuple(found), names, 1.5)
+        axes = figure.axes[0]
+        assert seen(axes.get_xticklabels()) == list(NAMES.values())[:3]
+        texts = [text.get_text() for text in axes.texts]
+        shown = ["(1.00)", "2.00", "-"] if chosen is times else ["-"] * 3
+        assert sorted(texts) == sorted(2 * shown)
+        style.png(figure)
 
 
 def test_a_name_alone_is_in_the_legend():

@@ -82,6 +82,7 @@ def test_every_time_has_one_observable_and_what_figures_and_table_need():
         assert OBSERVABLES[curve].times[name] is level
         assert level.symbol
         assert level.described({0.25})
+    assert np.isnan(OBSERVABLES["class_rate"].times["t_S_rate"].value)  # a peak, not a level
     phi = OBSERVABLES["phi"].times["t_S_phi"]
     assert phi.described({0.7752}) == "phi = 0.775"
     assert phi.described({0.7752, 0.6}) == "55 % above floor"
@@ -95,3 +96,4 @@ def test_curves_rise_and_fall_as_the_table_says():
     for name, each in OBSERVABLES.items():
         mean = regimes.curves[name].mean
         assert (mean[-1] < mean[0]) == each.falls
+    assert regimes.curves["class_rate"].mean.max() > 100 * regimes.curves["class_rate"].mean[-1]

@@ -40,7 +40,13 @@ def reference(points, labels, index, z, times):
         )
         entropy = -np.sum(np.where(p > 0, p * log_p, 0), 1)
         own = log_p[np.arange(len(index)), index]
-        out.append((entropy, np.sum(p * p, 1), own, evidence))
+        apart = ((a[index][:, None] - a[None]) ** 2).sum(2)
+        squared = []
+        for c in range(labels.max() + 1):
+            of = np.exp(logit[:, labels == c] - logit[:, labels == c].max(1, keepdims=True))
+            squared.append((of * apart[:, labels == c]).sum(1) / of.sum(1))
+        squared = np.stack(squared, 1)
+        out.append((entropy, np.sum(p * p, 1), own, p.max(1), evidence, squared))
     return [np.stack(each, 1) for each in zip(*out, strict=True)]
 
 
@@ -63,7 +69,7 @@ def test_times_at_once_change_nothing(digits_like, monkeypatch, draws, logits):
     most = posterior._Chunk(bytes=2**29, draws=draws, logits=logits)
     monkeypatch.setattr(posterior, "_ON_CPU", most)
     found = draw(*digits_like, TIMES, jax.random.key(1), 30)
-    for name in ("entropy", "collision", "log_own", "log_evidence"):
+    for name in ("entropy", "collision", "log_own", "largest", "log_evidence", "squared"):
         a, b = getattr(found, name), getattr(expected, name)
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
@@ -73,13 +79,15 @@ def test_agrees_with_float64_at_every_time(digits_like):
     key = jax.random.key(1)
     got = draw(points, labels, TIMES, key, 120)
     assert (got.labels == labels[got.index]).all()
-    entropy, collision, log_own, evidence = reference(
+    entropy, collision, log_own, largest, evidence, squared = reference(
         points, labels, got.index, noise_of(key, 120, 200), TIMES
     )
     np.testing.assert_allclose(got.entropy, entropy, atol=2e-4)
     np.testing.assert_allclose(got.collision, collision, atol=2e-4)
     np.testing.assert_allclose(got.log_own, log_own, atol=2e-4)
+    np.testing.assert_allclose(got.largest, largest, atol=2e-4)
     np.testing.assert_allclose(got.log_evidence, evidence, rtol=1e-4, atol=2e-3)
+    np.testing.assert_allclose(got.squared, squared, rtol=1e-4, atol=2e-3)
     # The duplicates are among the draws, and matter: without them every entropy would vanish.
     assert entropy[np.isin(got.index, (0, 1, 3, 4)), 0].min() > 0.5
 
@@ -88,7 +96,8 @@ def test_class_probabilities_count_the_source(digits_like):
     points, labels = digits_like
     key = jax.random.key(2)
     got = draw(points, labels, TIMES, key, 60)
-    _, _, log_own, evidence = reference(points, labels, got.index, noise_of(key, 60, 200), TIMES)
+    noise = noise_of(key, 60, 200)
+    _, _, log_own, _, evidence, _ = reference(points, labels, got.index, noise, TIMES)
     own = np.exp(log_own)
     others = own[..., None] * np.exp(evidence)
     others[np.arange(60), :, got.labels] += own
@@ -250,4 +259,6 @@ def test_a_class_of_one_point_has_no_evidence_without_it():
     assert np.isneginf(got.log_evidence[alone, 0, 0]).all()
     assert np.isfinite(got.log_evidence[~alone]).all()
     assert np.isfinite(got.entropy).all()
+    assert (got.squared[alone, 0, 0] == 0).all()
+    assert (got.squared[~alone, 0, 0] == 2).all()
     np.testing.assert_allclose(got.class_probability.sum(2), 1, rtol=1e-5)

@@ -182,9 +182,7 @@ def reference_draws(points, labels, times, index, noise):
             weight[mu] = 0
             evidence[i, j] = np.log([weight[labels == c].sum() for c in range(classes)])
     nothing = np.zeros((len(index), len(times)))
-    return posterior.Draws(
-        np.asarray(times), index, labels[index], nothing, nothing, nothing, evidence
-    )
+    return posterior.Draws(np.asarray(times), index, labels[index], *4 * [nothing], *2 * [evidence])
 
 
 def test_log_ratio_is_that_of_leave_one_out_densities():
@@ -211,7 +209,7 @@ def ideal_draws(times, size, rng):
     u = 2 * s + 2 * np.sqrt(s) * rng.standard_normal((2 * size, 1))
     evidence = np.stack([np.where(labels == 0, u.T, -u.T).T, np.zeros_like(u)], axis=2)
     nothing = np.zeros_like(u)
-    return posterior.Draws(times, np.arange(2 * size), labels, nothing, nothing, nothing, evidence)
+    return posterior.Draws(times, np.arange(2 * size), labels, *4 * [nothing], *2 * [evidence])
 
 
 def test_intervals_cover_the_exact_time():

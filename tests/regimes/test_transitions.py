@@ -38,6 +38,9 @@ def test_ones_and_eights_speciate_where_the_spectrum_says(digits):
     ones, eights = (summarize_class(draws, 1000, HALF, c) for c in (0, 1))
     assert ones.times["t_C_phi"].value == pytest.approx(0.28, abs=0.01)
     assert eights.times["t_C_phi"].value == pytest.approx(0.67, abs=0.01)
+    # As between two Gaussians the class is lost fastest below t_S.
+    assert regimes.times["t_S_rate"].value == pytest.approx(0.76, abs=0.03)
+    assert regimes.times["t_S_rate"].high < t_S.low
     assert regimes.times["t_C_entropy"].value == pytest.approx(0.31, abs=0.015)
     assert regimes.times["t_C_leave_one_out"].value == pytest.approx(0.55, abs=0.01)
 
@@ -51,9 +54,14 @@ def test_limits_of_the_curves(digits):
         ("excess_entropy", 0, 1),
         ("effective_points", 1, 1000),
         ("class_entropy", 0, np.log(2)),
+        ("largest_weight", 1, 1e-3),
     ):
         assert curves[name].mean[0] == pytest.approx(first, abs=2e-3)
         assert curves[name].mean[-1] == pytest.approx(last, rel=1e-2)
+    # All that there is to know, and nothing.
+    for name, most in (("class_information", np.log(2)), ("point_information", np.log(1000))):
+        assert curves[name].mean[0] == pytest.approx(most, abs=2e-3 * most)
+        assert abs(curves[name].mean[-1]) < 2e-3
     # f_loo/alpha tends to log(n - 1)/log n.
     assert curves["leave_one_out"].mean[-1] == pytest.approx(np.log(999) / np.log(1000), abs=1e-3)
 
