@@ -26,8 +26,8 @@ DENOISERS: dict[str, Callable[..., Denoiser]] = {
 }
 
 __all__ = [
-    "ClippedDenoiser",
     "DENOISERS",
+    "ClippedDenoiser",
     "Denoiser",
     "EmpiricalDenoiser",
     "EquivariantLocalDenoiser",
