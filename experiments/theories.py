@@ -43,7 +43,7 @@ from diffusion_jax.runtime.devices import fetch, is_first_process, replicate
 from diffusion_jax.sampling import Backward, backward
 from diffusion_jax.training import run
 from experiments.command import parse, reports_errors, start
-from experiments.theories_options import Options
+from experiments.theories_options import Options, families_of
 from experiments.theories_page import write
 from experiments.theories_report import NETWORK, Findings, TwoNetworks
 
@@ -111,45 +111,6 @@ def steps_of(times: np.ndarray, asked: tuple[float, ...] | None) -> list[int]:
         return sorted(int(b) - 1 for b in forking.branch_steps(times, asked, "times"))
     inside = np.clip(TIMES, times[0], times[-1])
     return sorted({int(np.abs(times - t).argmin()) for t in inside})
-
-
-def families_of(
-    options: Options, images: ImageSet, num_times: int, warnings: list[str], console: Console
-) -> list[str]:
-    """The names of the theories, and what they cost.
-
-    Raises:
-      UserError: one that needs classes, where there are none.
-    """
-    shape, n = images.images.shape[1:], len(images.images)
-    classes = len(images.class_names) > 1
-    asked = options.theories or tuple(name for name in FAMILIES if FAMILIES[name].by_default)
-    chosen = []
-    for name in asked:
-        family = FAMILIES[name]
-        if family.needs_classes and not classes:
-            if options.theories is not None:
-                raise UserError(f"the theory {name} needs images of two classes or more")
-            continue
-        each = options.equivariant_images if family.equivariant else options.images
-        members = theory.theories_of([name], options.patches, options.equivariant_patches, shape)
-        calls = num_times * len(options.sources) * min(options.images, each)
-        every = [one.seconds(n, shape) for one in members]
-        drawn = options.samples * options.sample_calls
-        seconds = calls * sum(every) + drawn * max(every)
-        long = f"{name} takes about {_duration(seconds)} on two cores"
-        if options.theories is None and seconds > theory.MOST_SECONDS:
-            warnings.append(f"{name} is left out: {long}; --theories {name} asks for it")
-            continue
-        if seconds > 60:
-            console.print(long, highlight=False)
-        chosen.append(name)
-    return chosen
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
 
 
 def setting_of(
@@ -316,8 +277,8 @@ def _settings(setting: Setting) -> dict[str, Any]:
 
 
 def _two_moments(setting: Setting, key: Array) -> Regimes | None:
-    """When classes with their first two moments alone speciate."""
-    if setting.labels is None:
+    """When classes with their first two moments alone speciate, if those are compared at all."""
+    if setting.labels is None or all(each.family != "classes" for each in setting.theories):
         return None
     points, schedule = np.asarray(fetch(setting.points)), setting.model.sampler.schedule
     return two_moments(GaussianClassesDenoiser.fit(schedule, points, setting.labels), key)

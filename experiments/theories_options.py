@@ -1,15 +1,24 @@
-"""The options of `experiments.theories`."""
+"""The options of `experiments.theories`, and which theories they name at what price."""
 
 import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.console import Console
 
 from diffusion_jax.comparing.sources import HELD_OUT, TRAINING, TRAJECTORIES
+from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import transitions
-from diffusion_jax.regimes.theories import FAMILIES, check_families
+from diffusion_jax.regimes.theories import (
+    FAMILIES,
+    MOST_SECONDS,
+    check_families,
+    modes_cost,
+    theories_of,
+)
+from diffusion_jax.runtime.memory import available
 
 SOURCES = (TRAINING, HELD_OUT, TRAJECTORIES)
 
@@ -77,3 +86,47 @@ class Options:
             check_families(self.theories)
         if not self.sources or not set(self.sources) <= set(SOURCES):
             raise UserError(f"sources = {self.sources} must be of {', '.join(SOURCES)}")
+
+
+def families_of(
+    options: Options, images: ImageSet, num_times: int, warnings: list[str], console: Console
+) -> list[str]:
+    """The names of the theories, and what they cost.
+
+    Raises:
+      UserError: one that needs classes, where there are none.
+    """
+    shape, n = images.images.shape[1:], len(images.images)
+    classes = len(images.class_names) > 1
+    asked = options.theories or tuple(name for name in FAMILIES if FAMILIES[name].by_default)
+    chosen = []
+    for name in asked:
+        family = FAMILIES[name]
+        if family.needs_classes and not classes:
+            if options.theories is not None:
+                raise UserError(f"the theory {name} needs images of two classes or more")
+            continue
+        each = options.equivariant_images if family.equivariant else options.images
+        members = theories_of([name], options.patches, options.equivariant_patches, shape)
+        calls = num_times * len(options.sources) * min(options.images, each)
+        every = [one.seconds(n, shape) for one in members]
+        seconds = calls * sum(every) + options.samples * options.sample_calls * max(every)
+        cost, too_much = "", False
+        if family.by_modes:
+            fit, size = modes_cost(n, shape)
+            seconds, free = seconds + fit, available().num_bytes
+            if too_much := size > free:
+                cost = f" and {size / 2**30:.3g} GiB, of which {free / 2**30:.3g} are free"
+        cost = f"{name} takes about {_duration(seconds)} on two cores{cost}"
+        if options.theories is None and (seconds > MOST_SECONDS or too_much):
+            warnings.append(f"{name} is left out: {cost}; --theories {name} asks for it")
+            continue
+        if seconds > 60 or too_much:
+            console.print(cost, highlight=False)
+        chosen.append(name)
+    return chosen
+
+
+def _duration(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 120 else f"{minutes // 60} hours"

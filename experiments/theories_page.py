@@ -115,7 +115,9 @@ def _two_networks(findings: Findings) -> Iterator[page.Picture]:
     }
     yield page.Picture.of(
         "other.png",
-        plots.draw_resemblance(findings.times, curves, findings.marks),
+        plots.draw_resemblance(
+            findings.times, curves, findings.marks, "the two networks' predicted images"
+        ),
         "The two networks on the same noisy images: R² of what the other one predicts, and the "
         "cosine after removing the mean.",
     )

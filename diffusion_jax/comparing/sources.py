@@ -166,7 +166,8 @@ def trajectories(
             batch = _Batch(process, shape, key, folder, first, size)
             for step, done in batch.run(lacking, own):
                 time = float(process.sampler.schedule.time[step])
-                advance(done, f"trajectories from {first + 1} on are at t = {time:.3g}")
+                those = f"{first + 1} to {min(first + size, count)} of {count}"
+                advance(done, f"trajectories {those} are at t = {time:.3g}")
 
     def at(step: int) -> tuple[np.ndarray, np.ndarray | None]:
         def read() -> np.ndarray:

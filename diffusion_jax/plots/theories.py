@@ -18,7 +18,7 @@ from diffusion_jax.regimes.curves import Curve, Estimate
 _LOWEST = -0.25
 # Losses below so small a share of the network's least are as good as none.
 _NEGLIGIBLE = 0.03
-_COLORS = {"network": "C3", "exact": "0.1", "gaussian": "C0", "classes": "C9", "other": "C3"}
+_COLORS = {"network": "C3", "exact": "0.1", "gaussian": "C0", "classes": "C9", "cosine": "C1"}
 # A shade for each patch.
 _MAPS = {"local": "YlGn", "equivariant": "RdPu", "circular": "YlOrBr"}
 _DASHES = {"local": "-", "equivariant": "--", "circular": "-."}
@@ -86,6 +86,7 @@ def draw_resemblance(
     times: np.ndarray,
     curves: Mapping[str, Mapping[str, Sequence[Estimate]]],
     marks: Mapping[str, float],
+    ylabel: str = "R$^2$ of the network's predicted images",
 ) -> Figure:
     """Draws R^2 against time, a panel a source.
 
@@ -93,6 +94,7 @@ def draw_resemblance(
       times: Ornstein-Uhlenbeck times (T,), increasing.
       curves: of each source, R^2 of each theory at each time.
       marks: times to be marked, by their labels.
+      ylabel: what R^2 is of.
     """
     figure, panels = _panels(list(curves), 4.8)
     for axes, theories in zip(panels, curves.values(), strict=True):
@@ -102,7 +104,7 @@ def draw_resemblance(
         axes.set_ylim(_LOWEST, 1.03)
         log_time_axis(axes, _limits(times))
         _marks(axes, marks, named=True)
-    panels[0].set_ylabel("R$^2$ of the network's predicted images")
+    panels[0].set_ylabel(ylabel)
     return _legend(figure, panels[0])
 
 

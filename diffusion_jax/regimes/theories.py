@@ -39,6 +39,7 @@ class Family:
       local: whether there is one for each patch.
       equivariant: whether it compares each place with all others, at the price of that.
       needs_classes: whether it needs labels of two or more classes.
+      by_modes: whether it needs all modes of the covariance.
       by_default: whether it is compared without being asked for.
     """
 
@@ -48,6 +49,7 @@ class Family:
     local: bool = False
     equivariant: bool = False
     needs_classes: bool = False
+    by_modes: bool = False
     by_default: bool = True
 
 
@@ -74,6 +76,7 @@ FAMILIES: dict[str, Family] = {
         "the score of one Gaussian with its mean and covariance",
         lambda schedule, points, labels, patch: GaussianDenoiser.fit(schedule, np.asarray(points)),
         _small,
+        by_modes=True,
     ),
     "classes": Family(
         "the score of a Gaussian for each class",
@@ -82,6 +85,7 @@ FAMILIES: dict[str, Family] = {
         ),
         _small,
         needs_classes=True,
+        by_modes=True,
     ),
     "local": Family(
         "the exact score, were each pixel to see a patch around it alone",
@@ -109,6 +113,13 @@ FAMILIES: dict[str, Family] = {
         by_default=False,
     ),
 }
+
+
+def modes_cost(n: int, shape: tuple[int, ...]) -> tuple[float, int]:
+    """What all modes of the covariance of n images cost: about so many seconds, and bytes."""
+    d = math.prod(shape)
+    m = min(n, d)
+    return 5e-11 * (float(n) * d * m + 5 * float(m) ** 3), 8 * (3 * m * m + 2 * m * d)
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from weights import random_params
 from diffusion_jax import data
 from diffusion_jax.comparing.cells import denoised
 from diffusion_jax.config import ModelConfig
-from diffusion_jax.denoisers import EmpiricalDenoiser, GaussianDenoiser
+from diffusion_jax.denoisers import EmpiricalDenoiser, LocalDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import theories as families
-from diffusion_jax.runtime import backend
+from diffusion_jax.runtime import backend, memory
 from diffusion_jax.training import run
-from experiments import theories, theories_page
+from experiments import theories, theories_options, theories_page
 from experiments.theories_options import Options
 from experiments.train_lsun import parse
 
@@ -42,7 +42,7 @@ WORDS = [
 BASE = ("--times", "0.3", "1.0", "--images", "8", "--batch-size", "8", "--accuracy", "0.05")
 # Few of everything.
 FEW = (
-    *(*BASE, "--theories", "exact", "gaussian", "local", "equivariant", "--patches", "3", "7"),
+    *(*BASE, "--theories", "exact", "classes", "local", "equivariant", "--patches", "3", "7"),
     *("--equivariant-patches", "3", "--equivariant-images", "3"),
     *("--samples", "3", "--sample-calls", "4"),
 )
@@ -162,7 +162,7 @@ def test_a_killed_comparison_goes_on_to_the_same_numbers(compared, runs, tmp_pat
     again = tmp_path / "again"
     shutil.copytree(out, again)
     cells = again / "cells"
-    gone = [*sorted(cells.glob("gaussian_*"))[:2], *cells.glob("samples_exact*")]
+    gone = [*sorted(cells.glob("classes_*"))[:2], *cells.glob("samples_exact*")]
     for path in gone:
         path.unlink()
     for path in (*sorted(cells.glob("exact_*"))[:1], *sorted(cells.glob("states_*"))[:1]):
@@ -189,7 +189,7 @@ def test_what_is_written_is_what_the_definitions_say(compared, runs):
     network = denoised(schedule, np.asarray(model.denoiser(x, at)), x, steps[0])
     for name, each in (
         ("exact", EmpiricalDenoiser(schedule, points)),
-        ("gaussian", GaussianDenoiser.fit(schedule, points)),
+        ("local_3", LocalDenoiser(schedule, points, 3)),
     ):
         theory = denoised(schedule, np.asarray(each(x, at)), x, steps[0])
         variance = ((network - network.mean(0)) ** 2).sum() * 8 / 7
@@ -212,7 +212,7 @@ def test_what_is_written_is_what_the_definitions_say(compared, runs):
     assert best["least"] <= best["patch"] <= best["largest"]
     assert set(result["sampled_with"]["local"]) <= {"local_3", "local_7"}
     assert result["samples"]["network"]["correlation"]["value"] == pytest.approx(1)
-    assert set(result["samples"]) == {"network", "exact", "gaussian", "local", "equivariant"}
+    assert set(result["samples"]) == {"network", "exact", "classes", "local", "equivariant"}
     assert result["two_moments"]["t_S_phi"]["value"] > 0
     assert result["t_S_phi"]["value"] > result["t_C_phi"]["value"]
     for word in ("R^2 of the network by each theory, on held-out", "Samples from one seed"):
@@ -332,6 +332,27 @@ def test_bad_options_are_refused(runs, tmp_path, capsys, options, message):
     assert command(runs[0], "--out", tmp_path / "x", *options) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_what_takes_too_long_is_left_out_and_says_so(monkeypatch):
+    """The paper's LSUN: 40 000 images of 64 x 64 x 3."""
+    pixels = np.broadcast_to(np.zeros(1, np.uint8), (40_000, 64, 64, 3))
+    labels = np.repeat([0, 1], 20_000)
+    images, warnings, text = data.ImageSet(pixels, labels, ("a", "b")), [], io.StringIO()
+    console = Console(file=text, width=200)
+    chosen = theories_options.families_of(Options(Path()), images, 8, warnings, console)
+    assert chosen[0] == "exact"
+    assert not {"local", "equivariant", "circular"} & {*chosen}
+    assert re.search("local is left out: local takes about .* hours on two cores", warnings[-2])
+    assert warnings[-1].endswith("--theories equivariant asks for it")
+    asked = Options(Path(), theories=("equivariant",))
+    assert theories_options.families_of(asked, images, 8, [], console) == ["equivariant"]
+    assert re.search("equivariant takes about [0-9]+ hours on two cores", text.getvalue())
+    monkeypatch.setattr(theories_options, "available", lambda: memory.Available(2**30))
+    warnings.clear()
+    chosen = theories_options.families_of(Options(Path()), images, 8, warnings, console)
+    assert chosen == ["exact"]
+    assert "GiB, of which 1 are free" in warnings[0]
 
 
 def test_runs_that_cannot_be_compared(runs, tmp_path, capsys):
