@@ -10,15 +10,14 @@ from jax import Array
 
 from diffusion_jax.denoisers.local import mean_by_squares
 from diffusion_jax.denoisers.patches import (
+    PatchDenoiser,
     amplitudes,
     checked_patch,
     checked_points,
-    require_like,
 )
 from diffusion_jax.denoisers.places import Boundary, Window
 from diffusion_jax.denoisers.streamed import in_blocks, softmax_mean
 from diffusion_jax.errors import UserError
-from diffusion_jax.process import x_0_to_noise
 from diffusion_jax.schedule import NoiseSchedule
 
 # Patches of noisy images that are compared at a time, with so many of the training images: about
@@ -29,7 +28,7 @@ _NUMBERS = 2**22
 
 
 @jax.tree_util.register_pytree_node_class
-class EquivariantLocalDenoiser:
+class EquivariantLocalDenoiser(PatchDenoiser):
     """The equivariant local score machine: patches are compared wherever they lie.
 
     w_nu,q(p) = softmax_nu,q(-|x_P(p) - e^-t a_nu,P(q)|^2 / (2 Delta_t)),
@@ -61,6 +60,9 @@ class EquivariantLocalDenoiser:
       patch: the patch's side, odd, or None.
       boundary: "zero" or "circular".
     """
+
+    ARRAYS = ("schedule", "points", "_patches")
+    STATIC = ("patch", "boundary")
 
     def __init__(
         self,
@@ -99,41 +101,14 @@ class EquivariantLocalDenoiser:
         """Cut at the border, of training points (n, ...), mean removed; labels change nothing."""
         return cls(schedule, points, patch, "zero")
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Its arrays, and what programs are compiled for."""
-        arrays = self.schedule, self.points, self._patches
-        return arrays, (self.patch, self.boundary)
-
-    @classmethod
-    def tree_unflatten(cls, static: tuple[Any, ...], arrays: tuple[Any, ...]) -> Self:
-        """The inverse, which checks nothing: JAX puts what it likes in place of arrays."""
-        self = object.__new__(cls)
-        self.schedule, self.points, self._patches = arrays
-        self.patch, self.boundary = static
-        return self
-
     @property
     def _window(self) -> Window:
         return Window((self.points.shape[1], self.points.shape[2]), self.patch, self.boundary)
 
-    @property
-    def num_steps(self) -> int:
-        """How many steps it knows."""
-        return self.schedule.num_steps
-
-    def predict_x_0(self, x: Array, step: Array) -> Array:
-        """The denoised images D, shape of x (batch, height, width, channels), steps (batch,).
-
-        Raises:
-          UserError: images of another shape than the points'.
-        """
-        require_like(self.points, x)
+    def mean(self, x: Array, step: Array) -> Array:
+        """See `PatchDenoiser`."""
         mean: Array = _predict(self, x, step)
         return mean
-
-    def __call__(self, x: Array, step: Array) -> Array:
-        """See `Denoiser`: the noise is (x - e^-t D)/sqrt(Delta_t)."""
-        return x_0_to_noise(self.schedule, self.predict_x_0(x, step), x, step)
 
 
 @jax.jit

@@ -9,14 +9,13 @@ from jax import Array
 
 from diffusion_jax.denoisers.covariance_patches import Filters, mean_by_covariance, modes
 from diffusion_jax.denoisers.patches import (
+    PatchDenoiser,
     amplitudes,
     checked_patch,
     checked_points,
-    require_like,
 )
 from diffusion_jax.denoisers.streamed import in_blocks, softmax_mean
 from diffusion_jax.errors import UserError
-from diffusion_jax.process import x_0_to_noise
 from diffusion_jax.schedule import NoiseSchedule
 
 # Numbers in the arrays of a block: about what a core's cache holds.
@@ -24,7 +23,7 @@ _BLOCK = 2**18
 
 
 @jax.tree_util.register_pytree_node_class
-class LocalDenoiser:
+class LocalDenoiser(PatchDenoiser):
     """The local score machine: at each pixel the training images are weighed by a patch alone.
 
     w_nu(p) = softmax_nu(-|x_P(p) - e^-t a_nu,P(p)|^2 / (2 Delta_t)),   D_p = sum_nu w_nu(p) a_nu,p
@@ -57,6 +56,9 @@ class LocalDenoiser:
       patch: the patch's side, odd; None for all pixels; or "covariance".
       threshold: from 0 to 1, of the covariance's patches.
     """
+
+    ARRAYS = ("schedule", "points", "_modes")
+    STATIC = ("patch", "threshold")
 
     def __init__(
         self,
@@ -100,36 +102,10 @@ class LocalDenoiser:
         """That of these training points (n, ...), mean removed; labels change nothing."""
         return cls(schedule, points, patch)
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Its arrays, and what programs are compiled for."""
-        return (self.schedule, self.points, self._modes), (self.patch, self.threshold)
-
-    @classmethod
-    def tree_unflatten(cls, static: tuple[Any, ...], arrays: tuple[Any, ...]) -> Self:
-        """The inverse, which checks nothing: JAX puts what it likes in place of arrays."""
-        self = object.__new__(cls)
-        self.schedule, self.points, self._modes = arrays
-        self.patch, self.threshold = static
-        return self
-
-    @property
-    def num_steps(self) -> int:
-        """How many steps it knows."""
-        return self.schedule.num_steps
-
-    def predict_x_0(self, x: Array, step: Array) -> Array:
-        """The denoised images D, shape of x (batch, height, width, channels), steps (batch,).
-
-        Raises:
-          UserError: images of another shape than the points'.
-        """
-        require_like(self.points, x)
+    def mean(self, x: Array, step: Array) -> Array:
+        """See `PatchDenoiser`."""
         mean: Array = _predict(self, x, step)
         return mean
-
-    def __call__(self, x: Array, step: Array) -> Array:
-        """See `Denoiser`: the noise is (x - e^-t D)/sqrt(Delta_t)."""
-        return x_0_to_noise(self.schedule, self.predict_x_0(x, step), x, step)
 
 
 @jax.jit

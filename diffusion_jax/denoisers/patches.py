@@ -1,12 +1,13 @@
 """What denoisers that compare patches have in common: how these are named, and what is refused."""
 
 import operator
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
 from jax import Array
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.process import x_0_to_noise
 from diffusion_jax.schedule import NoiseSchedule
 
 
@@ -48,20 +49,60 @@ def checked_patch(patch: Any, largest: int, others: str) -> int:
     return side
 
 
-def require_like(points: Array, x: Array) -> None:
-    """Refuses images of another shape than the training points.
-
-    Raises:
-      UserError: they are.
-    """
-    if x.shape[1:] != points.shape[1:]:
-        raise UserError(
-            f"images of shape {x.shape[1:]} have no patches in common with training points of "
-            f"shape {points.shape[1:]}: take images like those"
-        )
-
-
 def amplitudes(schedule: NoiseSchedule, step: Array, x: Array) -> tuple[Array, Array]:
     """e^-t and Delta_t of each example (batch,), in the type of x."""
     signal = jnp.sqrt(schedule.alpha_bar[step]).astype(x.dtype)
     return signal, schedule.noise_variance[step].astype(x.dtype)
+
+
+class PatchDenoiser:
+    """What the denoisers that compare patches share: a pytree with a closed form of D.
+
+    Attributes:
+      schedule: the noise schedule that gives each step its e^-t and Delta_t.
+      points: training points a_nu (n, height, width, channels), in the units of x.
+    """
+
+    ARRAYS: ClassVar[tuple[str, ...]]  # attributes that hold arrays
+    STATIC: ClassVar[tuple[str, ...]]  # and those that programs are compiled for
+    schedule: NoiseSchedule
+    points: Array
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Its arrays, and what programs are compiled for."""
+        arrays, static = ([getattr(self, n) for n in names] for names in (self.ARRAYS, self.STATIC))
+        return tuple(arrays), tuple(static)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Any, ...], arrays: tuple[Any, ...]) -> Self:
+        """The inverse, which checks nothing: JAX puts what it likes in place of arrays."""
+        self = object.__new__(cls)
+        for name, value in zip(cls.ARRAYS + cls.STATIC, (*arrays, *static), strict=True):
+            setattr(self, name, value)
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps it knows."""
+        return self.schedule.num_steps
+
+    def mean(self, x: Array, step: Array) -> Array:
+        """D of images that are like the points."""
+        raise NotImplementedError
+
+    def predict_x_0(self, x: Array, step: Array) -> Array:
+        """The denoised images D, shape of x (batch, height, width, channels), steps (batch,).
+
+        Raises:
+          UserError: images of another shape than the points'.
+        """
+        if x.shape[1:] != self.points.shape[1:]:
+            raise UserError(
+                f"images of shape {x.shape[1:]} have no patches in common with training points of "
+                f"shape {self.points.shape[1:]}: take images like those"
+            )
+        return self.mean(x, step)
+
+    def __call__(self, x: Array, step: Array) -> Array:
+        """See `Denoiser`: the noise is (x - e^-t D)/sqrt(Delta_t)."""
+        return x_0_to_noise(self.schedule, self.predict_x_0(x, step), x, step)
