@@ -76,13 +76,16 @@ class EmpiricalDenoiser:
         squared = jnp.sum(points * points, axis=1)[None, :]
         return signal * (inner - signal * squared / 2) / variance
 
+    def predict_x_0(self, x: Array, step: Array) -> Array:
+        """D = E[a | x], shape of x (batch, ...), steps (batch,)."""
+        if self.group is not None:
+            mean: Array = _orbit_mean(self, self.group, x, step)
+            return mean
+        return self._sum(jnp.exp(self.posterior(x, step))).reshape(x.shape)
+
     def __call__(self, x: Array, step: Array) -> Array:
         """See `Denoiser`: the noise is (x - e^-t E[a | x])/sqrt(Delta_t)."""
-        if self.group is not None:
-            mean = _orbit_mean(self, self.group, x, step)
-        else:
-            mean = self._sum(jnp.exp(self.posterior(x, step))).reshape(x.shape)
-        return x_0_to_noise(self.schedule, mean, x, step)
+        return x_0_to_noise(self.schedule, self.predict_x_0(x, step), x, step)
 
     def _sum(self, weights: Array) -> Array:
         """Sum_nu weights_nu a_nu, flat, of weights (batch, n)."""
