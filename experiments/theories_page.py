@@ -184,10 +184,10 @@ def _tables(findings: Findings) -> Iterator[page.Part]:
         rows = report.closest_rows(findings, source)
         yield page.Table(report.closest_header(findings, source), rows)
         yield page.Paragraph(f"R² of each theory, {source}.")
-        yield page.Table(report.header("", findings.times), report.r_squared_rows(findings, source))
+        yield page.Table(report.header(findings.times), report.r_squared_rows(findings, source))
     for source in report.with_noise(findings):
         yield page.Paragraph(f"Squared error of the predicted noise, {source}.")
-        yield page.Table(report.header("", findings.times), report.loss_rows(findings, source))
+        yield page.Table(report.header(findings.times), report.loss_rows(findings, source))
 
 
 def _sample_parts(findings: Findings) -> Iterator[page.Part]:
@@ -210,7 +210,7 @@ def write(out: Path, findings: Findings, console: Console) -> None:
     for source in findings.sources:
         rows = report.r_squared_rows(findings, source)
         console.print(f"R^2 of the network by each theory, on {source}:", highlight=False)
-        console.print(printed(report.header("", findings.times), rows))
+        console.print(printed(report.header(findings.times), rows))
         rows = report.closest_rows(findings, source)
         console.print(printed(report.closest_header(findings, source), rows))
     if findings.samples:
@@ -219,7 +219,7 @@ def write(out: Path, findings: Findings, console: Console) -> None:
     console.print(printed(["", "exact score"], report.time_rows(findings)))
     if findings.two is not None:
         console.print("The two networks:")
-        console.print(printed(report.header("", findings.times), report.other_rows(findings)))
+        console.print(printed(report.header(findings.times), report.other_rows(findings)))
     for text in findings.warnings:
         console.print(f"warning: {shown(text)}", style="yellow", highlight=False, markup=False)
     write_json(out / "result.json", report.to_json(findings))
@@ -233,7 +233,7 @@ def write(out: Path, findings: Findings, console: Console) -> None:
         parts += [*_sample_parts(findings)]
     if findings.two is not None:
         text = f"Beside the network of {findings.two.folder}, on the same noisy images."
-        table = page.Table(report.header("", findings.times), report.other_rows(findings))
+        table = page.Table(report.header(findings.times), report.other_rows(findings))
         parts += [page.Paragraph(text), table]
     title = f"What {Path(findings.settings['run_dir']).name} resembles"
     page.save(out / "report.html", title, [*parts, *pictures])

@@ -206,18 +206,18 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"
 
 
-def _text(estimate: Estimate, digits: int = 2) -> str:
+def _text(estimate: Estimate) -> str:
     if not math.isfinite(estimate.value):
         return "none"
-    text = f"{estimate.value:.{digits}f}"
+    text = f"{estimate.value:.2f}"
     if math.isfinite(estimate.low):
-        text += f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+        text += f" [{estimate.low:.2f}, {estimate.high:.2f}]"
     return text
 
 
-def header(first: str, times: np.ndarray) -> list[str]:
+def header(times: np.ndarray) -> list[str]:
     """A table's header: a column a time."""
-    return [first, *(f"t = {t:.2g}" for t in times)]
+    return ["t", *(f"{t:.2g}" for t in times)]
 
 
 def r_squared_rows(findings: Findings, source: str) -> list[list[str]]:
@@ -229,9 +229,9 @@ def r_squared_rows(findings: Findings, source: str) -> list[list[str]]:
 
 
 def closest_header(findings: Findings, source: str) -> list[str]:
-    """The columns of `closest_rows`."""
-    best = (f"best patch, {name}" for name in findings.summary.patches[source])
-    return ["t", "closest theory", "R² [95 %]", "not ruled out", *best]
+    """The columns of `closest_rows`: of patches, the best ones."""
+    best = (f"patch, {name}" for name in findings.summary.patches[source])
+    return ["t", "closest", "R² [95 %]", "not ruled out", *best]
 
 
 def closest_rows(findings: Findings, source: str) -> list[list[str]]:
@@ -243,7 +243,7 @@ def closest_rows(findings: Findings, source: str) -> list[list[str]]:
     ):
         rivals = ", ".join(map(plots.label, best.rivals)) or "none"
         own = [_side_text(row[i]) for row in patches.values()]
-        rows.append([f"{t:.3g}", plots.label(best.name), _text(best.r_squared, 3), rivals, *own])
+        rows.append([f"{t:.3g}", plots.label(best.name), _text(best.r_squared), rivals, *own])
     return rows
 
 
