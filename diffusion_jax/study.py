@@ -27,6 +27,7 @@ from diffusion_jax.regimes import analysis as numbers
 from diffusion_jax.regimes.class_information import groups_named
 from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.runtime.files import parse_json, unwritten, write_json
+from diffusion_jax.runtime.tables import print_table
 from diffusion_jax.runtime.text import shown
 from diffusion_jax.symmetry import Group, group_named
 
@@ -72,8 +73,8 @@ class Study:
         with console.capture() as text:
             for warning in self.warnings:
                 console.print(Text(f"warning: {shown(warning)}"))
-            console.print(self.table())
-            console.print(self.information_table())
+            print_table(console, self.table())
+            print_table(console, self.information_table())
             console.print(Text(self.notes))
         lines = [line.rstrip() for line in text.get().splitlines()]
         return "\n".join([describe(self.images), *lines])
@@ -185,7 +186,7 @@ class Study:
 def _printed(header: list[str], rows: list[list[str]], title: Text | None = None) -> Table:
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
     for name in header:
-        table.add_column(Text(shown(name)), no_wrap=not name.startswith("from"), overflow="fold")
+        table.add_column(Text(shown(name)))
     for row in rows:
         table.add_row(*map(Text, row))
     return table

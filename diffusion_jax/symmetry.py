@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, brief
 
 # Of the largest value of an image: by how much two maps may differ that count as one.
 _SAME = 1e-4
@@ -51,7 +51,7 @@ class Group:
       name: what files and figures call it.
       order: number of its maps.
       maps: the map of a number: called with it, an integer scalar, and with images
-        (..., height, width, channels).
+        (batch, height, width, channels).
       inverses: the number of each map's inverse (order,).
       shape: what the shape of an image must begin with, (height, width) or all of it; None where
         the group is not bound to one.
@@ -109,6 +109,8 @@ class Group:
         maps = tuple(maps)
         if not maps:
             raise UserError("a group has one map at least, the identity")
+        if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+            raise UserError(f"shape = {shape!r} must be (height, width, channels) of an image")
         x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *shape)), jnp.float32)
         images = [_tried(i, each, x) for i, each in enumerate(maps)]
         for i, image in enumerate(images):
@@ -130,7 +132,7 @@ class Group:
         return cls(name, len(maps), _Listed(maps), tuple(inverses), tuple(shape))
 
     def __call__(self, index: Array, x: Array) -> Array:
-        """The map of a number, an integer scalar, of images (..., height, width, channels)."""
+        """The map of a number, an integer scalar, of images (batch, height, width, channels)."""
         return self.maps(index, x)
 
     def inverse(self, index: Array, x: Array) -> Array:
@@ -139,7 +141,7 @@ class Group:
 
     def of_each(self, index: Array, x: Array) -> Array:
         """A map of its own for each image: numbers (batch,), images (batch, ...)."""
-        return jax.vmap(self.maps)(index, x)
+        return jax.vmap(lambda i, image: self.maps(i, image[None])[0])(index, x)
 
     def require(self, shape: tuple[int, ...]) -> None:
         """Refuses images that the group does not map to such.
@@ -160,9 +162,9 @@ class Group:
             raise UserError(
                 f"the group {self.name} is one of images of {own}, not of {shape[: len(own)]}"
             )
-        image = jax.ShapeDtypeStruct(shape, jnp.float32)
+        image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         try:
-            kept = jax.eval_shape(self.maps, jnp.int32(0), image).shape == shape
+            kept = jax.eval_shape(self.maps, jnp.int32(0), image).shape == image.shape
         except TypeError:  # branches of different shapes
             kept = False
         if not kept:
@@ -170,6 +172,16 @@ class Group:
                 f"the group {self.name} changes the shape of images of {shape[0]} x {shape[1]} "
                 f"pixels: quarter turns need square ones"
             )
+
+
+def require_group(group: object) -> None:
+    """Refuses what is no group, such as the name of one.
+
+    Raises:
+      UserError: it is neither a `Group` nor None.
+    """
+    if not isinstance(group, Group | None):
+        raise UserError(f"group = {group!r} must be a Group, such as dj.Group.flip()")
 
 
 def _identity(x: Array) -> Array:
@@ -193,7 +205,13 @@ _SQUARE = {(turns, flipped): _square(turns, flipped) for flipped in (0, 1) for t
 
 def _tried(number: int, each: Callable[[Array], Array], x: Array) -> Array:
     """What a map makes of two random images, if it is linear and keeps shape and norm."""
-    image = each(x)
+    try:
+        image = jax.jit(each)(x)
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"map {number} of the group does not take images {x.shape} as JAX traces them, with "
+            f"jax.numpy: {brief(str(error).partition(chr(10))[0])}"
+        ) from error
     if image.shape != x.shape:
         raise UserError(
             f"map {number} of the group changes the shape of an image, {x.shape[1:]}, to "

@@ -24,6 +24,7 @@ from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.measures import level_of
 from diffusion_jax.regimes.transitions import Regimes
 from diffusion_jax.runtime.files import write_json
+from diffusion_jax.runtime.tables import print_table
 from diffusion_jax.runtime.text import shown
 from experiments.paper.published import speciation_curve
 
@@ -303,7 +304,7 @@ def write(out: Path, findings: Findings, console: Console) -> None:
     findings.warnings.extend(missing)
     rows = table_of(findings, quality)
     header = ["", findings.name, "exact score"]
-    console.print(printed(header, rows))
+    print_table(console, printed(header, rows))
     for text in findings.warnings:
         console.print(f"warning: {shown(text)}", style="yellow", highlight=False, markup=False)
     result = to_json(findings, quality)

@@ -31,6 +31,7 @@ from diffusion_jax.regimes.transitions import check_accuracy
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.runtime.files import expanded, parse_json
+from diffusion_jax.runtime.tables import print_table
 from diffusion_jax.runtime.text import shown
 from diffusion_jax.symmetry import GROUPS, check_symmetry
 from experiments.command import parse, reports_errors
@@ -198,8 +199,8 @@ def main() -> None:
     if not is_first_process():
         return
     _warn(console, found.analysis.warnings)
-    console.print(found.table())
-    console.print(found.information_table())
+    print_table(console, found.table())
+    print_table(console, found.information_table())
     console.print(Text(found.notes))
     named = {
         name: getattr(options, name)

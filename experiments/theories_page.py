@@ -9,6 +9,7 @@ from diffusion_jax.plots import page
 from diffusion_jax.plots import theories as plots
 from diffusion_jax.regimes.theories import FAMILIES
 from diffusion_jax.runtime.files import write_json
+from diffusion_jax.runtime.tables import print_table
 from diffusion_jax.runtime.text import shown
 from experiments import theories_report as report
 from experiments.cloning_report import printed
@@ -210,16 +211,16 @@ def write(out: Path, findings: Findings, console: Console) -> None:
     for source in findings.sources:
         rows = report.r_squared_rows(findings, source)
         console.print(f"R^2 of the network by each theory, on {source}:", highlight=False)
-        console.print(printed(report.header(findings.times), rows))
+        print_table(console, printed(report.header(findings.times), rows))
         rows = report.closest_rows(findings, source)
-        console.print(printed(report.closest_header(findings, source), rows))
+        print_table(console, printed(report.closest_header(findings, source), rows))
     if findings.samples:
         console.print("Samples from one seed, beside the network's:")
-        console.print(printed(report.SAMPLES_HEADER, report.sample_rows(findings)))
-    console.print(printed(["", "exact score"], report.time_rows(findings)))
+        print_table(console, printed(report.SAMPLES_HEADER, report.sample_rows(findings)))
+    print_table(console, printed(["", "exact score"], report.time_rows(findings)))
     if findings.two is not None:
         console.print("The two networks:")
-        console.print(printed(report.header(findings.times), report.other_rows(findings)))
+        print_table(console, printed(report.header(findings.times), report.other_rows(findings)))
     for text in findings.warnings:
         console.print(f"warning: {shown(text)}", style="yellow", highlight=False, markup=False)
     write_json(out / "result.json", report.to_json(findings))

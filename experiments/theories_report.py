@@ -206,12 +206,12 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"
 
 
-def _text(estimate: Estimate) -> str:
+def _text(estimate: Estimate, digits: int = 2) -> str:
     if not math.isfinite(estimate.value):
         return "none"
-    text = f"{estimate.value:.2f}"
+    text = f"{estimate.value:.{digits}f}"
     if math.isfinite(estimate.low):
-        text += f" [{estimate.low:.2f}, {estimate.high:.2f}]"
+        text += f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
     return text
 
 
@@ -285,14 +285,15 @@ SAMPLES_HEADER = ["", "correlation", "squared", "R² over pixels", "distance rat
 def time_rows(findings: Findings) -> list[list[str]]:
     """t_S and t_C of the training set."""
     exact = findings.exact
-    rows = [["t_S = 1/2 log Lambda", _number(findings.t_S)]]
+    t_S = Estimate(findings.t_S, math.nan, math.nan)
+    rows = [["t_S = 1/2 log Lambda", _text(t_S, 3)]]
     for name in TIMES:
         if name in exact.times:
             meaning = level_of(name)[1].described({exact.levels[name][1]})
-            rows.append([f"{name[:3]}: {meaning}", _text(exact.times[name])])
+            rows.append([f"{name[:3]}: {meaning}", _text(exact.times[name], 3)])
     if findings.two_moments is not None:
         time = findings.two_moments.times["t_S_phi"]
-        rows.append(["t_S: the same, of two moments a class", _text(time)])
+        rows.append(["t_S: the same, of two moments a class", _text(time, 3)])
     return rows
 
 

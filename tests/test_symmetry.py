@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.denoisers import EmpiricalDenoiser, SymmetricDenoiser
 from diffusion_jax.errors import UserError
+from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.symmetry import GROUPS, Group, group_named
 
 SHAPES = {"flip": (3, 5, 2), "dihedral": (4, 4, 2), "translations": (3, 4, 2)}
@@ -126,3 +128,31 @@ def test_groups_are_static_in_compiled_programs():
     use(jnp.int32(0), x)
     np.testing.assert_array_equal(use(jnp.int32(1), x), np.asarray(x)[:, :, ::-1])
     assert len(calls) == 1
+
+
+def test_ones_own_maps_see_a_batch_everywhere():
+    """Each example's own map too, and where shapes are checked."""
+    own = Group.of([lambda x: x, lambda x: jnp.flip(x, axis=2)], (3, 5, 2))
+    own.require((3, 5, 2))
+    x = images((3, 5, 2), 4)
+    moved = np.asarray(own.of_each(jnp.array([0, 1, 1, 0]), x))
+    np.testing.assert_array_equal(moved[1:3], np.asarray(x)[1:3, :, ::-1])
+    np.testing.assert_array_equal(moved[::3], np.asarray(x)[::3])
+
+
+def test_what_jax_cannot_trace_and_what_is_no_shape_are_refused():
+    with pytest.raises(UserError, match=r"map 1 of the group does not take images .* jax\.numpy"):
+        Group.of([lambda x: x, lambda x: np.asarray(x)[:, :, ::-1]], (3, 5, 1))
+    for shape in ((3, 5), (0, 5, 1), (3.0, 5, 1)):
+        with pytest.raises(UserError, match=r"must be \(height, width, channels\) of an image"):
+            Group.of([lambda x: x], shape)
+
+
+def test_a_name_is_no_group():
+    schedule, points = linear_schedule(30), jnp.zeros((2, 3, 3, 1))
+    for make in (
+        lambda: EmpiricalDenoiser(schedule, points, "flip"),
+        lambda: SymmetricDenoiser(EmpiricalDenoiser(schedule, points), "flip"),
+    ):
+        with pytest.raises(UserError, match=r"group = 'flip' must be a Group, such as dj.Group"):
+            make()

@@ -46,7 +46,9 @@ def summarize(
     """
     families = dict.fromkeys(each.family for each in theories if each.patch is not None)
     groups = {
-        family: [each.name for each in theories if each.family == family] for family in families
+        family: names
+        for family in families
+        if len(names := [each.name for each in theories if each.family == family]) > 1
     }
     every = [each.name for each in theories]
 

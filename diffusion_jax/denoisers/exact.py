@@ -11,7 +11,7 @@ from jax import Array
 
 from diffusion_jax.process import x_0_to_noise
 from diffusion_jax.schedule import NoiseSchedule, broadcast_right
-from diffusion_jax.symmetry import Group
+from diffusion_jax.symmetry import Group, require_group
 
 
 @struct.dataclass
@@ -52,6 +52,9 @@ class EmpiricalDenoiser:
     def fit(cls, schedule: NoiseSchedule, points: np.ndarray, labels: np.ndarray | None) -> Self:
         """That of these training points (n, ...), mean removed; labels change nothing."""
         return cls(schedule, jax.device_put(points))
+
+    def __post_init__(self) -> None:
+        require_group(self.group)
 
     @property
     def num_steps(self) -> int:

@@ -4,6 +4,7 @@ import operator
 from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from diffusion_jax.errors import UserError
@@ -15,13 +16,23 @@ def checked_points(points: Any) -> Array:
     """Training images (n, height, width, channels), one or more.
 
     Raises:
-      UserError: another shape.
+      UserError: another shape, no real numbers, or values that are not finite.
     """
     shape = jnp.shape(points)
     if len(shape) != 4 or 0 in shape:
         raise UserError(
             f"patches are those of images, points (n, height, width, channels), and not of an "
             f"array of shape {shape}"
+        )
+    if not jnp.issubdtype(jnp.result_type(points), jnp.floating):
+        raise UserError(
+            f"training points of type {jnp.result_type(points)}: give floats, images in [0, 1] "
+            f"less their mean"
+        )
+    wrong = ~np.isfinite(np.asarray(points, np.float32)).all(axis=(1, 2, 3))
+    if wrong.any():
+        raise UserError(
+            f"training point {int(np.argmax(wrong))} holds values that are not finite in float32"
         )
     return jnp.asarray(points)
 

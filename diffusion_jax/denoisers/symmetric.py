@@ -6,7 +6,7 @@ from flax import struct
 from jax import Array
 
 from diffusion_jax.denoisers.protocol import Denoiser
-from diffusion_jax.symmetry import Group
+from diffusion_jax.symmetry import Group, require_group
 
 
 @struct.dataclass
@@ -38,6 +38,9 @@ class SymmetricDenoiser:
 
     denoiser: Denoiser
     group: Group = struct.field(pytree_node=False)
+
+    def __post_init__(self) -> None:
+        require_group(self.group)
 
     @property
     def num_steps(self) -> int | None:

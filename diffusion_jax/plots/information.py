@@ -47,7 +47,7 @@ def draw_information(
         mark_time(axes, limits, times.get("t_C_phi"), "C1", symbol, "-.")
     for axes in grid.flat:
         log_time_axis(axes, limits)
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     for axes in grid[0]:
         axes.set_xlabel("")
     return style.trimmed(figure)

@@ -17,7 +17,7 @@ from diffusion_jax.regimes.curves import Curve, Estimate
 # R^2 below this is no resemblance, however far below.
 _LOWEST = -0.25
 # Losses below so small a share of the network's least are as good as none.
-_NEGLIGIBLE = 0.03
+_NEGLIGIBLE = 1e-4
 _COLORS = {"network": "C3", "exact": "0.1", "gaussian": "C0", "classes": "C9", "cosine": "C1"}
 # A shade for each patch.
 _MAPS = {"local": "YlGn", "equivariant": "RdPu", "circular": "YlOrBr"}
@@ -117,17 +117,16 @@ def draw_losses(
 
     Args:
       times: Ornstein-Uhlenbeck times (T,), increasing.
-      curves: of each source, the losses of each at each time, those of `network` among them, to
-        whose least the axis reaches.
+      curves: of each source, the losses of each at each time.
       marks: times to be marked, by their labels.
     """
     figure, panels = _panels(list(curves), 4.8)
     for axes, theories in zip(panels, curves.values(), strict=True):
         for name, estimates in theories.items():
             _band(axes, times, estimates, name, list(theories))
-        least = min(each.value for each in theories["network"])
+        most = max(each.value for estimates in theories.values() for each in estimates)
         axes.set_yscale("log")
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], _NEGLIGIBLE * least))
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], _NEGLIGIBLE * most))
         log_time_axis(axes, _limits(times))
         _marks(axes, marks, named=True)
     panels[0].set_ylabel("squared error of the predicted noise, a component")

@@ -33,7 +33,7 @@ E |a_mu - a_nu|^2 = 2 E |a_mu - D|^2 for nu drawn from it too, and so
     S = sum_nu p(nu | x_t) |a_mu - a_nu|^2,    S_c the same over p(nu | x_t, c)   (derived here).
 
 Where the rate peaks its variance is half of that of the vector's square itself, on digits and on
-mixtures of Gaussians.
+mixtures of Gaussians; far above the peak, where there is little to see, it is many times that.
 """
 
 import math

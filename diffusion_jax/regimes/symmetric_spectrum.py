@@ -5,8 +5,9 @@ likely and independent of a, g a has the moments
 
     m_G = mean_g g m,   C_G = mean_g (g C g^T + (g m - m_G)(g m - m_G)^T).
 
-The images are not formed: maps act on vectors instead. Of all translations of a torus C_G is
-circulant, and its modes are waves.
+Of n images C is the unbiased one, 1/(n - 1) sum_i, and m their mean, whose own scatter makes C_G
+too large by up to C/n. The images are not formed: maps act on vectors instead. Of all translations
+of a torus C_G is circulant, and its modes are waves.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.linalg import eigvalsh
+from scipy.linalg import eigh, eigvalsh
 
 from diffusion_jax.covariance import Rows
 from diffusion_jax.regimes.spectrum import bootstrap_largest_eigenvalue, eigenmodes, resampled
@@ -180,7 +181,8 @@ class OrbitSpectrum(NamedTuple):
     """The largest eigenvalues of C_G.
 
     Attributes:
-      eigenvalues: decreasing, as many as there are modes or more.
+      eigenvalues: decreasing, as many as there are modes or more; of images of over 2 500 values,
+        of several that are equal some may be left out.
       modes: unit modes (k, d).
       replicates: the largest eigenvalue where the images are resampled, each with all of its maps.
     """
@@ -213,7 +215,14 @@ def orbit_spectrum(
         largest = np.linalg.eigvalsh(blocks[1:])[..., -1].max(axis=1)
         return OrbitSpectrum(values, modes, largest)
     orbit = OrbitCovariance(Rows(images, True), (height, width, channels), group, taken)
-    values, modes = eigenmodes(orbit, min(num_modes, max(1, orbit.d - 1)))
+    count = min(num_modes, max(1, orbit.d - 1))
+    if orbit.d <= MOST_EIGENVALUES:
+        # Where maps do not commute eigenvalues are equal, and Lanczos may miss all but one of them.
+        matrix = orbit.covariance_product(np.eye(orbit.d, dtype=np.float32)).astype(np.float64)
+        values, columns = eigh((matrix + matrix.T) / 2)
+        values, modes = np.maximum(values[::-1][:count], 0), columns.T[::-1][:count]
+    else:
+        values, modes = eigenmodes(orbit, count)
     if values[0] <= 0:
         return OrbitSpectrum(values, modes, np.zeros(num_replicates))
     replicates = bootstrap_largest_eigenvalue(orbit, modes[0], num_replicates)

@@ -257,7 +257,7 @@ def test_a_symmetry_stands_beside_the_images_alone(blobs, tmp_path, monkeypatch,
     assert found["curves"]["phi_C"]["mean"][-1] == pytest.approx(1 / 160, rel=1e-3)
     page = (folder / "mine_flip" / "report.html").read_text()
     assert page.count("Regimes of mine with the symmetry flip<") == 2
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == 8
     assert "of the images alone, without the symmetry" in page
     assert (folder / "mine_flip" / "symmetry.png").is_file()
 
