@@ -229,3 +229,13 @@ def test_points_and_images_of_other_shapes_are_refused():
         denoiser.predict_x_0(np.zeros((1, 6, 4, 2), np.float32), np.zeros(1, int))
     with pytest.raises(UserError, match="take images like those"):
         sample(AncestralSampler(SCHEDULE), denoiser, jax.random.key(0), 2, (4, 6, 1))
+
+
+def test_points_that_are_no_finite_floats_are_refused():
+    points = np.zeros((3, 4, 4, 1))
+    for value in (np.nan, np.inf, 1e300):
+        points[1, 2, 2, 0] = value
+        with pytest.raises(UserError, match="training point 1 holds values that are not finite"):
+            LocalDenoiser(linear_schedule(30), points, 3)
+    with pytest.raises(UserError, match="training points of type uint8: give floats"):
+        LocalDenoiser(linear_schedule(30), np.zeros((3, 4, 4, 1), np.uint8), 3)
