@@ -24,7 +24,7 @@ from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.runtime.files import writing
 
 REPLICATES = 1000
-# A theory that is the closest in a smaller share of the replicates is no rival.
+# A theory that is as close as the closest in a smaller share of the replicates is no rival.
 _RIVAL = 0.025
 
 
@@ -266,7 +266,7 @@ def closest(found: Mapping[str, Sums], seed: int = 0) -> Closest:
 
     Those that were compared on the most images are held against each other first. Their best then
     meets the others, on the images that all of these have, and gives way to one that is closer in
-    39 of 40 replicates; one that is closer in more than one of forty is a rival.
+    39 of 40 replicates; one that is as close in one of forty or more is a rival.
 
     Args:
       found: the sums of each theory, of the same images in the same order; of some there may be
