@@ -62,9 +62,10 @@ class Options:
     """1: the trunk is one of the two that are compared; 2: both are fresh, at nearly twice the
     price."""
     score: Annotated[str, tyro.conf.arg(metavar=f"trained|{'|'.join(DENOISERS)}")] = "trained"
-    """exact: the exact score of the training set in place of the network. gaussian, classes: that of
-    one Gaussian with its mean and covariance, and of one for each class. local, equivariant: what the
-    exact score becomes where each pixel sees a patch alone, and does not know where it is."""
+    """In place of the network, a score made of the training set. exact: its exact score. gaussian,
+    classes: that of one Gaussian with its mean and covariance, or of one a class. local,
+    equivariant: what the exact score becomes where each pixel sees a patch alone, and does not know
+    where it is."""
     patch: int | None = None
     """Side of the patches in pixels, odd, of --score local and equivariant; 5 by default."""
     sampler: Annotated[str, tyro.conf.arg(metavar="|".join(SAMPLERS))] = "ancestral"
