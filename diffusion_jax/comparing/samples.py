@@ -131,7 +131,11 @@ def drawn(
     path = folder / f"samples_{name}_{plan}.npy"
 
     if from_first(lambda: "kept" if is_whole(path, (count, *shape)) else ""):
-        return np.load(path) if is_first_process() else np.zeros((count, *shape), np.float32)
+        return (
+            np.load(path, allow_pickle=False)
+            if is_first_process()
+            else np.zeros((count, *shape), np.float32)
+        )
     keys = shard(fold_in_each(key, np.arange(whole(count))))
     x: Array | None = None
     for each, first, stop in stretches(choice):

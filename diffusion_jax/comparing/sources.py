@@ -224,7 +224,7 @@ class _Batch:
     def _states(self, step: int) -> np.ndarray:
         empty = np.zeros((self.size, *self.shape), np.float32)
         path = _path(self.folder, step, self.first, self.size)
-        return _everywhere(np.load(path) if is_first_process() else empty)
+        return _everywhere(np.load(path, allow_pickle=False) if is_first_process() else empty)
 
     def _keep(self, step: int, states: np.ndarray) -> None:
         if not np.isfinite(states).all():

@@ -29,7 +29,8 @@ def checked_points(points: Any) -> Array:
             f"training points of type {jnp.result_type(points)}: give floats, images in [0, 1] "
             f"less their mean"
         )
-    wrong = ~np.isfinite(np.asarray(points, np.float32)).all(axis=(1, 2, 3))
+    with np.errstate(over="ignore"):
+        wrong = ~np.isfinite(np.asarray(points, np.float32)).all(axis=(1, 2, 3))
     if wrong.any():
         raise UserError(
             f"training point {int(np.argmax(wrong))} holds values that are not finite in float32"
