@@ -171,7 +171,8 @@ def trajectories(
 
     def at(step: int) -> tuple[np.ndarray, np.ndarray | None]:
         def read() -> np.ndarray:
-            parts = (np.load(_path(folder, step, i, size)) for i in range(0, count, size))
+            paths = (_path(folder, step, i, size) for i in range(0, count, size))
+            parts = (np.load(path, allow_pickle=False) for path in paths)
             return np.concatenate(list(parts))[:count]
 
         x = read() if is_first_process() else np.zeros((count, *shape), np.float32)
