@@ -34,6 +34,8 @@ LONG = (
     *("test_parity", "test_run", "test_benchmark", "test_cloning_command", "test_distributed"),
     *("test_distributed_training", "test_study", "test_convert", "test_plain", "test_step"),
     *("test_contributing", "test_transitions", "test_torture", "test_backend"),
+    *("test_theories_command", "test_equivariant", "test_symmetric", "test_symmetry_training"),
+    *("test_gaussian_classes", "test_exact_orbit", "test_regimes_command"),
 )
 
 

@@ -128,9 +128,9 @@ def _top(log_times: np.ndarray, values: np.ndarray) -> float:
     top = int(np.argmax(y)) if len(y) else 0
     if top in (0, len(y) - 1) or y[top] <= 0:
         return np.nan
-    low = np.flatnonzero(y < _TOP_SHARE * y[top])
-    first = min(low[low < top].max(initial=-1) + 1, top - 2)
-    last = max(low[low > top].min(initial=len(y)) - 1, top + 2)
+    low = np.flatnonzero(y < _TOP_SHARE * y[top]).tolist()
+    first = min(max((i for i in low if i < top), default=-1) + 1, top - 2)
+    last = max(min((i for i in low if i > top), default=len(y)) - 1, top + 2)
     around = slice(max(first, 0), last + 1)
     place = x[around] - x[top]
     degree = min(_TOP_DEGREE, len(place) - 1)
@@ -170,7 +170,8 @@ def average(
     for start in range(0, n, _BLOCK):
         block = slice(start, start + _BLOCK)
         weight = rng.poisson(1.0, (num_replicates, len(tables[0][block]))).astype(np.float32)
-        taken = count = np.zeros(0)
+        taken: np.ndarray = np.zeros(0)
+        count: np.ndarray = taken
         for i, table in enumerate(tables):
             before, taken = taken, ~np.isnan(table[block])
             if not np.array_equal(before, taken):
