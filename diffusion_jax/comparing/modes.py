@@ -36,12 +36,12 @@ class Measured:
     Attributes:
       spectra: of e^-t dD/dx.
       loss: |eps - noise|^2, summed over components (N,); NaN where no one knows the noise.
-      squared: |eps|^2 of the noise that it predicts (N,).
+      excess: |eps|^2 less |noise|^2 (N,); NaN likewise.
     """
 
     spectra: Spectra
     loss: np.ndarray
-    squared: np.ndarray
+    excess: np.ndarray
 
     def __len__(self) -> int:
         """How many images."""
@@ -49,7 +49,7 @@ class Measured:
 
     def first(self, count: int) -> "Measured":
         """Those of the first images alone."""
-        return Measured(self.spectra.rows(0, count), self.loss[:count], self.squared[:count])
+        return Measured(self.spectra.rows(0, count), self.loss[:count], self.excess[:count])
 
     def save(self, path: Path) -> None:
         """Writes an .npz file; a kill leaves the whole of it or nothing.
@@ -59,7 +59,7 @@ class Measured:
         """
         tables = {name: getattr(self.spectra, name) for name in _TABLES}
         with writing(path) as partial, partial.open("wb") as file:
-            np.savez(file, loss=self.loss, squared=self.squared, **tables)
+            np.savez(file, loss=self.loss, excess=self.excess, **tables)
 
 
 # By source and step.
@@ -71,7 +71,7 @@ def join(earlier: Measured, later: Measured) -> Measured:
     return Measured(
         jacobian.join([earlier.spectra, later.spectra]),
         np.concatenate([earlier.loss, later.loss]),
-        np.concatenate([earlier.squared, later.squared]),
+        np.concatenate([earlier.excess, later.excess]),
     )
 
 
@@ -96,13 +96,13 @@ class ModeTable(Table[Measured]):
         """See `Table`."""
         with np.load(path, allow_pickle=False) as file:
             tables: dict[str, Any] = {name: file[name] for name in _TABLES}
-            loss, squared = file["loss"], file["squared"]
+            loss, excess = file["loss"], file["excess"]
         tables["dimension"] = int(tables["dimension"])
         count = len(loss)
-        shapes = [tables.pop("dimension"), *map(len, (*tables.values(), squared))]
+        shapes = [tables.pop("dimension"), *map(len, (*tables.values(), excess))]
         if set(shapes[1:]) != {count} or tables["eigenvalues"].shape != (count, self.leading):
             raise ValueError("its tables are of different images")
-        return Measured(Spectra(vectors=None, dimension=shapes[0], **tables), loss, squared)
+        return Measured(Spectra(vectors=None, dimension=shapes[0], **tables), loss, excess)
 
     def holds(self, found: Measured, source: Source) -> bool:
         """See `Table`."""
@@ -120,10 +120,12 @@ class ModeTable(Table[Measured]):
             found = self.of(denoiser, x[start:stop], step, start, size)
             eps = np.concatenate([*noise_in(denoiser, x, step, range(start, stop), size)])
             flat = eps.reshape(len(eps), -1).astype(np.float64)
-            loss = np.full(len(flat), np.nan)
+            loss, excess = np.full((2, len(flat)), np.nan)
             if noise is not None:
-                loss = np.sum((flat - noise[start:stop].reshape(flat.shape)) ** 2, axis=1)
-            new = Measured(found, loss, np.sum(flat**2, axis=1))
+                own = noise[start:stop].reshape(flat.shape).astype(np.float64)
+                loss = np.sum((flat - own) ** 2, axis=1)
+                excess = np.sum(flat**2 - own**2, axis=1)
+            new = Measured(found, loss, excess)
             kept = new if kept is None else join(kept, new)
             if is_first_process():
                 kept.save(path)

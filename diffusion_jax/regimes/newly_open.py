@@ -27,9 +27,10 @@ def newly_open(
       The eigenvalues on the new directions, decreasing (j,), and the directions (j, ...), unit
       vectors whose largest component is positive.
     """
-    rows, earlier = vectors.reshape(len(vectors), -1), before.reshape(len(before), -1)
-    if len(rows) == 0:
+    if len(vectors) == 0:
         return np.zeros(0), vectors
+    rows = vectors.reshape(len(vectors), -1)
+    earlier = before.reshape(len(before), rows.shape[1])
     left, cosines, _ = np.linalg.svd(rows @ earlier.T)
     squares = np.zeros(len(rows))
     squares[: len(cosines)] = cosines**2
