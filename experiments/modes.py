@@ -129,6 +129,8 @@ def setting_of(
     if options.modes > (d := int(np.prod(shape))):
         raise UserError(f"modes = {options.modes} must be at most {d}, the components of an image")
     schedule = linear_schedule() if model is None else model.sampler.schedule
+    if model is not None:
+        modes.require_derivative(jacobian.forwards(model.denoiser), shape)
     steps = sources.steps_of(np.asarray(schedule.time, np.float64), options.times, TIMES)
     warnings: list[str] = []
     names = sources_named(options, images, model is not None, schedule.num_steps, warnings)

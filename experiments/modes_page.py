@@ -24,7 +24,7 @@ def _curves(
     """A number of each denoiser, or of some, by source."""
     return {
         source: {
-            name: report.estimates(getattr(found, curve))
+            name: report.estimates(found.curves[curve])
             for name, found in own.items()
             if names is None or name in names
         }
@@ -56,11 +56,10 @@ def figures(findings: Findings) -> Iterator[page.Picture]:
         yield _spectra(findings)
     yield page.Picture.of(
         "dimension.png",
-        plots.draw_curves(
-            times, _curves(findings, "dimension"), marks, "dimension at the largest gap"
-        ),
-        "How many eigenvalues lie above the largest gap of the spectrum, the mean over draws with "
-        "95 % intervals: the dimension of what the denoiser sees there, if the gap is a clear one.",
+        plots.draw_curves(times, _curves(findings, "local_dimension"), marks, "local dimension"),
+        "The dimension of the data about x_t, where a gap of the spectrum over 1/2 tells it: the "
+        "number of eigenvalues above the gap, the mean over the draws that have such a gap, with "
+        "95 % intervals. result.json has their share.",
     )
     skewed = {name for name in findings.cells if name == NETWORK or _is_local(name)}
     if skewed:

@@ -1,6 +1,7 @@
 """What `experiments.modes` prints and writes, as numbers and text: tables and result.json."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -12,9 +13,10 @@ from diffusion_jax.comparing.modes import Found, Measured, Stop
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.plots import panel
 from diffusion_jax.regimes import spectrum
-from diffusion_jax.regimes.curves import Curve, Estimate, average
+from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.learned_modes import LearnedModes
 from diffusion_jax.regimes.measures import level_of
+from diffusion_jax.regimes.open_modes import Losses, curves, local_dimension, opening_times
 from diffusion_jax.regimes.transitions import Regimes
 
 # What the run's own denoiser is called.
@@ -28,39 +30,23 @@ class Along:
 
     Attributes:
       draws: how many.
-      open_modes: eigenvalues above 1/2.
+      curves: see `open_modes.curves`; with the noise, `stein` has |noise|^2 in place of its mean d,
+        which takes most of its chance away.
       at_least: where all modes that were looked for are open in a draw, so that the number of open
         ones is a lower bound (T,).
-      trace: degrees of freedom.
-      asymmetry: |J - J'|/|J + J'|.
-      dimension: at the largest gap of the spectrum.
+      clear: share of the draws that have a local dimension (T,).
       eigenvalues: the mean (T, k).
       residual: the largest of all eigenvalues at each time (T,).
       trace_error: root mean square of the traces' standard errors over probes (T,).
-      loss: |eps - noise|^2, summed over components; NaN where the noise is not known.
-      identity: 2 tr M + |eps|^2 - |noise|^2, whose mean is that of the loss for any denoiser.
-      difference: the loss less that.
     """
 
     draws: int
-    open_modes: Curve
+    curves: dict[str, Curve]
     at_least: np.ndarray
-    trace: Curve
-    asymmetry: Curve
-    dimension: Curve
+    clear: np.ndarray
     eigenvalues: np.ndarray
     residual: np.ndarray
     trace_error: np.ndarray
-    loss: Curve
-    identity: Curve
-    difference: Curve
-
-
-def dimensions(eigenvalues: np.ndarray) -> np.ndarray:
-    """TEMPORARY."""
-    if eigenvalues.shape[1] < 2:
-        return np.full(len(eigenvalues), np.nan)
-    return 1.0 + np.argmax(eigenvalues[:, :-1] - eigenvalues[:, 1:], axis=1)
 
 
 def along(cells: Sequence[Measured], times: np.ndarray, seed: int) -> Along:
@@ -71,34 +57,27 @@ def along(cells: Sequence[Measured], times: np.ndarray, seed: int) -> Along:
       times: increasing (T,).
       seed: of the bootstrap.
     """
-    found = [cell.spectra for cell in cells]
-    trace = np.stack([each.trace for each in found], 1)
-    loss, excess = (np.stack([getattr(each, n) for each in cells], 1) for n in ("loss", "excess"))
-    identity = 2 * trace + excess
-    tables = [
-        np.stack([each.open_modes for each in found], 1).astype(float),
-        *(trace, np.stack([each.asymmetry for each in found], 1)),
-        np.stack([dimensions(each.eigenvalues) for each in found], 1),
-        *(loss, identity, loss - identity),
-    ]
-    open_modes, trace_curve, asymmetry, dimension, *rest = average(times, tables, seed)
+    spectra = [cell.spectra for cell in cells]
+    compared = None
+    if np.isfinite(cells[0].loss).all():
+        compared = [Losses(c.loss, 2 * c.spectra.trace + c.excess) for c in cells]
+    dimensions = [local_dimension(each)[0] for each in spectra]
     return Along(
         len(cells[0]),
-        open_modes,
-        np.array([bool(each.at_least.any()) for each in found]),
-        *(trace_curve, asymmetry, dimension),
-        np.stack([each.eigenvalues.mean(axis=0) for each in found]),
-        np.array([float(each.residual.max()) for each in found]),
-        np.array([float(np.sqrt(np.mean(each.trace_error**2))) for each in found]),
-        *rest,
+        curves(times, spectra, compared, seed),
+        np.array([bool(each.at_least.any()) for each in spectra]),
+        np.array([float(np.isfinite(each).mean()) for each in dimensions]),
+        np.stack([each.eigenvalues.mean(axis=0) for each in spectra]),
+        np.array([float(each.residual.max()) for each in spectra]),
+        np.array([float(np.sqrt(np.mean(each.trace_error**2))) for each in spectra]),
     )
 
 
 def estimates(curve: Curve) -> list[Estimate]:
-    """A curve's values with their 95 % intervals, one a time."""
-    if np.isnan(curve.mean).all():
-        return [Estimate(math.nan, math.nan, math.nan)] * len(curve.times)
-    low, high = curve.interval
+    """A curve's values with their 95 % intervals, one a time; NaN where no draw has one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+        low, high = curve.interval
     return [Estimate(*map(float, each)) for each in zip(curve.mean, low, high, strict=True)]
 
 
@@ -154,7 +133,7 @@ class Findings:
     @property
     def mode_times(self) -> np.ndarray:
         """At which the training set's Gaussian opens its modes (k,)."""
-        return spectrum.mode_times(self.eigenvalues)
+        return opening_times(self.eigenvalues)
 
     @property
     def with_noise(self) -> list[str]:
@@ -162,7 +141,7 @@ class Findings:
         return [
             source
             for source, own in self.table.items()
-            if math.isfinite(next(iter(own.values())).loss.mean[0])
+            if "noise_loss" in next(iter(own.values())).curves
         ]
 
     @cached_property
@@ -182,10 +161,11 @@ class Findings:
 
 def _numbers(found: Along) -> dict[str, Any]:
     """The numbers of a denoiser on a source, as JSON has them."""
-    names = ("open_modes", "trace", "asymmetry", "dimension", "loss", "identity", "difference")
-    plain = ("draws", "at_least", "eigenvalues", "residual", "trace_error")
-    curves = {name: [asdict(each) for each in estimates(getattr(found, name))] for name in names}
-    return {name: getattr(found, name) for name in plain} | curves
+    plain = ("draws", "at_least", "clear", "eigenvalues", "residual", "trace_error")
+    along_time = {
+        name: [asdict(each) for each in estimates(curve)] for name, curve in found.curves.items()
+    }
+    return {name: getattr(found, name) for name in plain} | along_time
 
 
 def _learned(found: LearnedModes) -> dict[str, Any]:
@@ -259,10 +239,10 @@ def open_rows(own: Mapping[str, Along]) -> list[list[str]]:
     rows = []
     for name, found in own.items():
         marks = np.where(found.at_least, "≥", "")
-        values = zip(marks, found.open_modes.mean, strict=True)
+        values = zip(marks, found.curves["open_modes"].mean, strict=True)
         rows.append([panel.label(name), *(f"{mark}{_number(value)}" for mark, value in values)])
     return rows + [
-        [f"trace, {panel.label(name)}", *map(_number, found.trace.mean)]
+        [f"trace, {panel.label(name)}", *map(_number, found.curves["trace"].mean)]
         for name, found in own.items()
     ]
 
@@ -272,10 +252,12 @@ def identity_rows(own: Mapping[str, Along]) -> list[list[str]]:
     rows = []
     for name, found in own.items():
         label = panel.label(name)
-        rows.append([f"loss, {label}", *map(_number, found.loss.mean)])
+        rows.append([f"loss, {label}", *map(_number, found.curves["noise_loss"].mean)])
         if name == "exact":
-            rows.append([f"E tr M, {label}", *map(_number, found.trace.mean)])
-        rows.append([f"2 E tr M + E(|ε|² - |z|²), {label}", *map(_number, found.identity.mean)])
+            rows.append([f"E tr M, {label}", *map(_number, found.curves["trace"].mean)])
+        rows.append(
+            [f"2 E tr M + E(|ε|² - |z|²), {label}", *map(_number, found.curves["stein"].mean)]
+        )
     return rows
 
 

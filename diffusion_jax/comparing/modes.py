@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -148,6 +149,31 @@ class ModeTable(Table[Measured]):
             first=first,
             batch_size=batch_size,
         )
+
+
+def require_derivative(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
+    """Refuses a denoiser without forward derivatives, without computing anything.
+
+    Args:
+      denoiser: of images.
+      shape: of an image.
+
+    Raises:
+      UserError: its parts have derivatives backwards alone.
+    """
+
+    def derivative(x: Array) -> Any:
+        return jax.jvp(lambda y: denoiser(y, jnp.zeros(1, jnp.int32)), (x,), (x,))
+
+    try:
+        jax.eval_shape(derivative, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise UserError(
+            "the network has no forward derivative, which its Jacobian needs: some of its layers "
+            "know how to go backwards alone (jax.custom_vjp)"
+        ) from error
 
 
 @dataclass(frozen=True)
