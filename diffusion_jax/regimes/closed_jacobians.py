@@ -22,6 +22,8 @@ from diffusion_jax.regimes.lanczos import Krylov
 
 # The largest eigenproblem that is solved whole where a few eigenvalues are wanted.
 _DENSE = 1500
+# Of which so many times fewer than its size are a few.
+_FEW = 8
 # Numbers in a block of training points.
 _BLOCK = 2**22
 # The share of M that what is left out may have.
@@ -69,9 +71,10 @@ def leading_modes(
 ) -> Modes:
     """The k largest eigenvalues of c + sum_i w_i u_i u_i'.
 
-    From the u_i's products where they are fewer than d, of which a QR decomposition where some w_i
-    are negative; from the d x d matrix where they are more. Where both are over 1 500 and k is less
-    than an eighth of them, by Lanczos' method, in the memory of a block, to a residual of 1e-8.
+    From the products of the u_i where they are fewer than d, or their QR decomposition for vectors
+    and negative w_i; from the d x d matrix where they are more. Where both are over 1 500 and k is
+    less than an eighth of them, by Lanczos' method, in the memory of a block, to a residual of
+    1e-8.
 
     Args:
       constant: c.
@@ -83,7 +86,7 @@ def leading_modes(
       trace: of M, which is handed on.
     """
     size = min(count, dimension)
-    if size > _DENSE and 8 * leading < size:
+    if size > _DENSE and _FEW * leading < size:
         return _iterated(constant, blocks, dimension, leading, vectors, trace)
     if dimension <= count:
         matrix = np.zeros((dimension, dimension))
@@ -109,36 +112,34 @@ def _largest(matrix: np.ndarray, leading: int) -> tuple[np.ndarray, np.ndarray]:
 def _of_rows(
     rows: np.ndarray, weights: np.ndarray, leading: int, vectors: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The largest eigenvalues of sum_i w_i u_i u_i', fewer u_i than d, and vectors if wanted."""
-    if (weights < 0).any():
+    """The largest eigenvalues of sum_i w_i u_i u_i', fewer u_i than d, and vectors if wanted.
+
+    From products of the u_i vectors of small eigenvalues would not be orthogonal, and negative
+    weights are beyond them.
+    """
+    if vectors or (weights < 0).any():
         base, triangle = np.linalg.qr(rows.T)
         base = base.T
         values, found = _largest((triangle * weights) @ triangle.T, leading)
         found = found @ base
     else:
-        rows = rows * np.sqrt(weights)[:, None]
-        values, base = _largest(rows @ rows.T, leading)
-        kept = values > sum(rows.shape) * np.finfo(np.float64).eps * values[:1].sum()
-        values, base = values[kept], base[kept]
-        if vectors:
-            base = (base / np.sqrt(values)[:, None]) @ rows
-        found = base
-    # Across all u_i lie zeros; beside positive eigenvalues alone they need not be all.
-    across = min(leading, rows.shape[1] - len(base))
+        scaled = rows * np.sqrt(weights)[:, None]
+        base, (values, found) = scaled, _largest(scaled @ scaled.T, leading)
+    # Across all u_i lie zeros.
+    across = min(leading, rows.shape[1] - len(rows))
     values = np.concatenate([values, np.zeros(across)])
     order = np.argsort(-values, kind="stable")[:leading]
     if vectors:
-        others = completed(base, len(base) + across)[len(base) :]
-        found = np.concatenate([found, others])[order]
+        found = np.concatenate([found, completed(base, across)])[order]
     return values[order], found
 
 
 def completed(rows: np.ndarray, count: int) -> np.ndarray:
-    """Orthonormal rows (r, d) with others after them, `count` in all."""
-    more = np.random.default_rng(0).standard_normal((count - len(rows), rows.shape[1]))
+    """So many unit vectors, orthogonal to each other and to orthonormal rows (r, d)."""
+    more = np.random.default_rng(0).standard_normal((count, rows.shape[1]))
     for _ in range(2):
         more = np.linalg.qr((more - (more @ rows.T) @ rows).T)[0].T
-    return np.concatenate([rows, more])
+    return np.asarray(more)
 
 
 def _iterated(
@@ -215,7 +216,9 @@ def of_gaussian(
     trace = float(values.sum()) + (d - k) * floor
     values = np.concatenate([values, np.full(min(leading, d - k), floor)])
     order = np.argsort(-values, kind="stable")[:leading]
-    found = completed(modes, len(values))[order] if vectors else None
+    found = None
+    if vectors:
+        found = np.concatenate([modes, completed(modes, len(values) - k)])[order]
     for _ in x:
         yield Modes(values[order], found, trace, np.zeros(leading))
 

@@ -7,7 +7,8 @@ derivative (see `sampling.likelihood`). The denoiser is called once a batch: wha
 needs stays on the devices between the products, about as much as in a training step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,21 @@ def _products(push: Callable[[Array], Array], v: Array) -> tuple[Array, Array]:
     return push(v), back
 
 
+@contextmanager
+def _forwards() -> Iterator[None]:
+    """What JAX says of a function that has its reverse derivative alone, as a UserError."""
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise UserError(
+            "the denoiser has no forward derivative, which its Jacobian needs: of a UNet, take "
+            "model.plain(), whose kernels, diffusion_jax.nn.plain.PLAIN, have it "
+            "(regimes.jacobian.forwards does so)"
+        ) from error
+
+
 class _Products:
     """M at a batch of points, by its products with a vector for each of them."""
 
@@ -63,24 +79,17 @@ class _Products:
     ) -> None:
         self.shape, self.size = x.shape, size
         deviation = jnp.asarray(np.sqrt(level.variance), float)
-        try:
+        with _forwards():
             value, self._push = _linearized(
                 denoiser, self._on_devices(x), jnp.int32(step), deviation
             )
-        except TypeError as error:
-            if "custom_vjp" not in str(error):
-                raise
-            raise UserError(
-                "the denoiser has no forward derivative, which its Jacobian needs: of a UNet, "
-                "take model.plain(), whose kernels, diffusion_jax.nn.plain.PLAIN, have it "
-                "(regimes.jacobian.forwards does so)"
-            ) from error
         self._require_finite(fetch(value))
         self.dtype = np.dtype(value.dtype)
 
     def __call__(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """M v and M' v for v (N, d), float64."""
-        both = _products(self._push, self._on_devices(v.reshape(self.shape).astype(self.dtype)))
+        with _forwards():
+            both = _products(self._push, self._on_devices(v.reshape(self.shape).astype(self.dtype)))
         forth, back = (
             fetch(each)[: len(v)].reshape(len(v), -1).astype(np.float64) for each in both
         )
