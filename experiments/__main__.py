@@ -17,6 +17,7 @@ COMMANDS = {
     "regimes": "regimes",
     "cloning": "cloning",
     "theories": "theories",
+    "modes": "modes",
     "likelihood": "likelihood",
     "convert": "convert",
     "parity": "parity",
