@@ -6,10 +6,8 @@ needed: the answers come from the data's covariance and from their exact empiric
 table, and writes result.json, the figures and report.html, which shows them all.
 """
 
-import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -22,23 +20,23 @@ from rich.console import Console
 from rich.text import Text
 
 from diffusion_jax import data, study
-from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.notes import say_notes
 from diffusion_jax.errors import UserError
-from diffusion_jax.presets import data_defaults
 from diffusion_jax.regimes.class_information import groups_named
 from diffusion_jax.regimes.transitions import check_accuracy
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
-from diffusion_jax.runtime.files import expanded, parse_json
+from diffusion_jax.runtime.files import expanded
 from diffusion_jax.runtime.tables import print_table
 from diffusion_jax.runtime.text import shown
 from diffusion_jax.symmetry import GROUPS, check_symmetry
+from experiments import data_options
 from experiments.command import parse, reports_errors
+from experiments.data_options import DataOptions
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(DataOptions):
     """Measures speciation and collapse of a data set, without training."""
 
     data: str
@@ -47,20 +45,6 @@ class Options:
     out: Path | None = None
     """Folder for result.json, the figures and report.html; by default runs/regimes/NAME, or
     NAME_SYMMETRY, or NAME-DIGEST where other data of that name were first."""
-    classes: tuple[str, ...] | None = None
-    """Names of the data set's classes; by default those of the paper (1 and 8, church_outdoor and
-    conference_room, and so on), of the sample run, or all of your own files'."""
-    images_per_class: int | None = None
-    """The first so many images of each class."""
-    image_size: int | None = None
-    """Pixels a side, to which images are cropped and resized."""
-    flat: bool = False
-    """Take the images at every depth of a folder of your own as one class; by default each of its
-    subfolders is a class."""
-    data_dir: Path | None = None
-    """Where the data set's files lie; by default data/NAME below the current folder."""
-    prepared_dir: Path | None = None
-    """Where prepared images lie; by default DATA_DIR/prepared."""
     accuracy: float = 2e-3
     """Standard error asked for of phi, phi_C and f^e/alpha, at every time."""
     max_draws: int = 50_000
@@ -75,8 +59,6 @@ class Options:
     """Names of classes that make up a group, once for each group, as in --partition 0 6 --partition
     1 4 7. When x_t says which group it is of is then measured too; images of other classes are left
     out of that."""
-    memory_gib: float | None = None
-    """Memory that may be used, in GiB; by default what is free."""
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
@@ -89,63 +71,10 @@ class Options:
         check_accuracy(self.accuracy, self.max_draws)
 
 
-def load(options: Options) -> ImageSet:
-    """The images that the options name.
-
-    Raises:
-      UserError: options that do not belong to the data named, and all that the sources raise.
-    """
-    if options.data in data.SOURCES:
-        if not data.SOURCES[options.data].has_folder and (options.data_dir or options.prepared_dir):
-            raise UserError(
-                f"{options.data} comes with a package: it has no --data-dir and --prepared-dir"
-            )
-        chosen = {
-            name: value
-            for name in ("classes", "images_per_class", "image_size", "data_dir", "prepared_dir")
-            if (value := getattr(options, name)) is not None
-        }
-        return data.load(replace(data_defaults(options.data), flat=options.flat, **chosen))
-    for name in ("data_dir", "prepared_dir"):
-        if getattr(options, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} is not for files of your own")
-    return data.load_images(
-        options.data,
-        options.image_size,
-        options.images_per_class,
-        options.memory_gib,
-        options.classes or (),
-        options.flat,
-    )
-
-
-def _place(name: str, data_dir: str | Path | None) -> str:
-    """Where a data set lies: that tells it from others of its name."""
-    if name in data.SOURCES:
-        return f"{name} {os.path.realpath(expanded(data_dir or Path('data') / name))}"
-    return os.path.realpath(expanded(name))
-
-
 def default_folder(options: Options) -> Path:
-    """runs/regimes/NAME; and NAME-DIGEST for data other than those whose results NAME holds.
-
-    With a symmetry NAME is that of the data with it at its end, after a low line.
-
-    The digest is that of the data's place, so that the same data have the same folder again.
-    """
-    place = _place(options.data, options.data_dir)
-    name = "_".join([data.name_of(options.data), *([options.symmetry] if options.symmetry else [])])
-    plain = Path("runs/regimes") / name
-    own = plain.with_name(f"{plain.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}")
-    if own.exists():
-        return own
-    try:
-        there = parse_json((plain / "result.json").read_bytes())["settings"]
-        return plain if _place(there["data"], there["data_dir"]) == place else own
-    except (FileNotFoundError, NotADirectoryError):  # the latter is refused as --out
-        return plain
-    except (ValueError, LookupError, TypeError, UserError):  # not written by this command
-        return own
+    """See `data_options.default_folder`; with a symmetry NAME has that at its end."""
+    endings = (options.symmetry,) if options.symmetry else ()
+    return data_options.default_folder("runs/regimes", options.data, options.data_dir, endings)
 
 
 def _folder(options: Options) -> str:
@@ -172,7 +101,7 @@ def main() -> None:
     options.check()
     backend.configure()
     distributed.join()
-    images = load(options)
+    images = data_options.load(options.data, options)
     distributed.require_same("data set", json.dumps([images.mean.tolist(), len(images.images)]))
     group = study.symmetry_of(options.symmetry, images)
     partition = groups_named(options.partition, images.class_names) if options.partition else None
