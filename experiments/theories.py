@@ -19,16 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax import Array
 from rich.console import Console
 
 from diffusion_jax import forking
 from diffusion_jax.comparing import samples, sources
-from diffusion_jax.comparing.cells import Cells, Compared, Found
+from diffusion_jax.comparing.cells import Cells, Found
 from diffusion_jax.comparing.other import Other, other_of, shared
 from diffusion_jax.comparing.sources import Source
+from diffusion_jax.comparing.table import Asked
 from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser, GaussianClassesDenoiser
@@ -51,13 +51,6 @@ from experiments.theories_report import NETWORK, Findings, TwoNetworks
 TIMES = np.geomspace(0.05, 2.5, 8)
 # Of equivariant theories, each of which takes seconds: a kill costs no more than these.
 EQUIVARIANT_BATCH = 8
-
-
-def _key(options: Options, place: int | None = None) -> Array:
-    """That of trajectories and samples, as experiments.sample has it; or of another draw."""
-    key = jax.random.key(options.seed)
-    # Sample i has the key folded with i: no draw shares its noise.
-    return key if place is None else jax.random.fold_in(key, 2**32 - 1 - place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,18 +94,6 @@ class Setting:
         return min(options.images, options.equivariant_images) if slow else options.images
 
 
-def steps_of(times: np.ndarray, asked: tuple[float, ...] | None) -> list[int]:
-    """The steps nearest to the times asked for, increasing.
-
-    Raises:
-      UserError: see `forking.branch_steps`.
-    """
-    if asked is not None:
-        return sorted(int(b) - 1 for b in forking.branch_steps(times, asked, "times"))
-    inside = np.clip(TIMES, times[0], times[-1])
-    return sorted({int(np.abs(times - t).argmin()) for t in inside})
-
-
 def setting_of(
     options: Options, model: run.TrainedModel, images: ImageSet, console: Console
 ) -> Setting:
@@ -128,7 +109,7 @@ def setting_of(
             "variance to explain"
         )
     schedule = model.sampler.schedule
-    steps = steps_of(np.asarray(schedule.time, np.float64), options.times)
+    steps = sources.steps_of(np.asarray(schedule.time, np.float64), options.times, TIMES)
     if options.samples:
         model.backward(samples.SAMPLER, options.sample_calls)  # refuses what it cannot
     warnings: list[str] = []
@@ -148,45 +129,22 @@ def setting_of(
 
 def sources_of(setting: Setting, folder: Path, console: Console) -> list[Source]:
     """The sources that there are; trajectories are run where they are not kept."""
-    options, model, images = setting.options, setting.model, setting.images
-    schedule, mean = model.sampler.schedule, model.mean
-    found = []
-    if sources.TRAINING in options.sources:
-        count = min(options.images, len(images.images))
-        found.append(
-            sources.noised(sources.TRAINING, images, mean, count, _key(options, 1), schedule)
-        )
-    if sources.HELD_OUT in options.sources:
-        per_class = options.held_out or -(-options.images // max(1, len(images.class_names)))
-        held_out, missing = sources.held_out(model, per_class)
-        if held_out is None:
-            setting.warnings.append(f"no images are held out: {missing}")
-        elif len(held_out.images) < 2:
-            setting.warnings.append("one image is held out, too few for an interval")
-        else:
-            count = min(options.images, len(held_out.images))
-            key = _key(options, 2)
-            found.append(sources.noised(sources.HELD_OUT, held_out, mean, count, key, schedule))
-            if setting.other is not None:
-                own = setting.other
-                setting.warnings.extend(shared(held_out, own.images, "held-out images", own.folder))
-    if sources.TRAJECTORIES in options.sources:
-        found.append(
-            sources.trajectories(
-                *(setting.process, model.shape, options.images, _key(options)),
-                *(setting.steps, folder, options.batch_size, console),
-            )
-        )
-    if not found:
-        raise UserError(f"there is nothing to compare on: {'; '.join(setting.warnings)}")
+    model, other = setting.model, setting.other
+    found, held_out, missing = sources.gather(
+        *(setting.options.wanted, setting.images, model, model.sampler.schedule),
+        *(setting.process, setting.steps, folder, console),
+    )
+    setting.warnings.extend(missing)
+    if other is not None and held_out is not None:
+        setting.warnings.extend(shared(held_out, other.images, "held-out images", other.folder))
     return found
 
 
-def compared_of(setting: Setting, found: Sequence[Source]) -> list[Compared]:
+def compared_of(setting: Setting, found: Sequence[Source]) -> list[Asked]:
     """Each theory with the images that it is asked on, and the other network."""
     options, shape, n = setting.options, setting.model.shape, len(setting.images.images)
     compared = [
-        Compared(
+        Asked(
             name=each.name,
             make=partial(setting.make, each),
             images=setting.images_of(each),
@@ -201,7 +159,7 @@ def compared_of(setting: Setting, found: Sequence[Source]) -> list[Compared]:
     ]
     if setting.other is not None:
         schedule = setting.model.sampler.schedule
-        own = setting.other.source(options.images, _key(options, 3), schedule)
+        own = setting.other.source(options.images, sources.key_of(options.seed, 3), schedule)
         compared.insert(
             0, setting.other.compared([*found, own], options.images, options.batch_size)
         )
@@ -258,7 +216,7 @@ def draw(
         console.print(f"samples of {name}", highlight=False)
         drawn[name] = samples.drawn(
             *(folder, name, choice, partial(_process, setting)),
-            *(_key(options), options.samples, setting.model.shape),
+            *(sources.key_of(options.seed), options.samples, setting.model.shape),
         )
     return drawn, choices
 
@@ -291,7 +249,7 @@ def compare(setting: Setting, folder: Path, console: Console) -> Findings | None
     forking.claim(folder, settings, "compares a run with theories")
     found = sources_of(setting, folder, console)
     compared, schedule = compared_of(setting, found), model.sampler.schedule
-    cells = Cells(folder, model.denoiser, schedule, setting.steps, options.batch_size)
+    cells = Cells(folder, schedule, setting.steps, model.denoiser, options.batch_size)
     cells.fill(compared, console)
     tables = {each.name: cells.found(each) for each in compared} if first else {}
     drawn: dict[str, np.ndarray] = {}
@@ -299,7 +257,7 @@ def compare(setting: Setting, folder: Path, console: Console) -> Findings | None
     on = found[-1].name  # trajectories, where they are asked for
     if options.samples:
         drawn, choices = draw(setting, tables, on, folder, console)
-    points, key = fetch(setting.points), _key(options, 0)
+    points, key = fetch(setting.points), sources.key_of(options.seed, 0)
     with console.status("Measuring the exact score's times"):
         exact = transitions.of_points(points, setting.labels, key, options.accuracy)
         moments = _two_moments(setting, key)

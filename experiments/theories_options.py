@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from diffusion_jax.comparing.sources import HELD_OUT, TRAINING, TRAJECTORIES
+from diffusion_jax.comparing.sources import NAMES, Wanted
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import transitions
@@ -19,8 +19,6 @@ from diffusion_jax.regimes.theories import (
     theories_of,
 )
 from diffusion_jax.runtime.memory import available
-
-SOURCES = (TRAINING, HELD_OUT, TRAJECTORIES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Options:
     """Sides of the patches of the local theory, odd; by default 3 5 9 17."""
     equivariant_patches: tuple[int, ...] | None = None
     """Of the equivariant ones; by default 3 5 9."""
-    sources: Annotated[tuple[str, ...], tyro.conf.arg(metavar="|".join(SOURCES))] = SOURCES
+    sources: Annotated[tuple[str, ...], tyro.conf.arg(metavar="|".join(NAMES))] = NAMES
     """On which noisy images: of training images, of images that were held out, and the states of
     the model's own trajectories."""
     images: int = 64
@@ -84,8 +82,12 @@ class Options:
         transitions.check_accuracy(self.accuracy, transitions.MAX_DRAWS)
         if self.theories is not None:
             check_families(self.theories)
-        if not self.sources or not set(self.sources) <= set(SOURCES):
-            raise UserError(f"sources = {self.sources} must be of {', '.join(SOURCES)}")
+        self.wanted.check()
+
+    @property
+    def wanted(self) -> Wanted:
+        """Which sources of noisy images."""
+        return Wanted(self.sources, self.images, self.seed, self.batch_size, self.held_out)
 
 
 def families_of(

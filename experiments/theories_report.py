@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax.comparing.cells import Found
 from diffusion_jax.comparing.summary import Row, Summary, along, row, summarize, to_nearest
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.plots import theories as plots
+from diffusion_jax.plots import panel
 from diffusion_jax.regimes import spectrum
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.measures import level_of
@@ -223,7 +223,7 @@ def header(times: np.ndarray) -> list[str]:
 def r_squared_rows(findings: Findings, source: str) -> list[list[str]]:
     """R^2 of each theory at each time."""
     return [
-        [plots.label(name), *(_number(each.r_squared.value) for each in found)]
+        [panel.label(name), *(_number(each.r_squared.value) for each in found)]
         for name, found in findings.summary.resemblance[source].items()
     ]
 
@@ -241,9 +241,9 @@ def closest_rows(findings: Findings, source: str) -> list[list[str]]:
     for i, (t, best) in enumerate(
         zip(findings.times, findings.summary.closest[source], strict=True)
     ):
-        rivals = ", ".join(map(plots.label, best.rivals)) or "none"
+        rivals = ", ".join(map(panel.label, best.rivals)) or "none"
         own = [_side_text(row[i]) for row in patches.values()]
-        rows.append([f"{t:.3g}", plots.label(best.name), _text(best.r_squared), rivals, *own])
+        rows.append([f"{t:.3g}", panel.label(best.name), _text(best.r_squared), rivals, *own])
     return rows
 
 
@@ -258,7 +258,7 @@ def loss_rows(findings: Findings, source: str) -> list[list[str]]:
     widest = max(theories.values(), key=lambda found: found[0].images)
     rows = [["network", *(f"{each.network_loss.value:.3g}" for each in widest)]]
     return rows + [
-        [plots.label(name), *(f"{each.theory_loss.value:.3g}" for each in found)]
+        [panel.label(name), *(f"{each.theory_loss.value:.3g}" for each in found)]
         for name, found in theories.items()
     ]
 

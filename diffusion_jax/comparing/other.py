@@ -15,8 +15,8 @@ from jax import Array
 
 from diffusion_jax import forking
 from diffusion_jax.comparing import sources
-from diffusion_jax.comparing.cells import Compared
 from diffusion_jax.comparing.sources import Source
+from diffusion_jax.comparing.table import Asked
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser, ShiftedDenoiser
 from diffusion_jax.errors import UserError
@@ -59,9 +59,9 @@ class Other:
         count = min(count, len(self.images.images))
         return sources.noised(sources.OTHERS_TRAINING, self.images, self.mean, count, key, schedule)
 
-    def compared(self, found: Sequence[Source], images: int, batch_size: int) -> Compared:
+    def compared(self, found: Sequence[Source], images: int, batch_size: int) -> Asked:
         """The other network as something to compare the first one with."""
-        return Compared(self.name, self.make, images, found, 0.05, batch_size)
+        return Asked(self.name, self.make, images, found, 0.05, batch_size)
 
 
 def other_of(

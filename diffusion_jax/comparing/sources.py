@@ -19,6 +19,7 @@ from diffusion_jax.comparing.kept import is_whole
 from diffusion_jax.comparing.progress import advancing
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
+from diffusion_jax.forking import branch_steps
 from diffusion_jax.process import diffuse
 from diffusion_jax.regimes.cloning import trunks
 from diffusion_jax.runtime.devices import (
@@ -39,6 +40,7 @@ from diffusion_jax.training.run import TrainedModel
 
 TRAINING, HELD_OUT, TRAJECTORIES = "training", "held-out", "trajectories"
 OTHERS_TRAINING = "other's training"
+NAMES = (TRAINING, HELD_OUT, TRAJECTORIES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,56 @@ class Source:
     at: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which sources are asked for.
+
+    Attributes:
+      names: of `NAMES`.
+      count: images of each, at most.
+      seed: of the noise and of the choice of images.
+      batch_size: trajectories at a time.
+      per_class: images of each class that are held out, where the run held out none; by default as
+        many as make up the count.
+    """
+
+    names: tuple[str, ...]
+    count: int
+    seed: int
+    batch_size: int
+    per_class: int | None = None
+
+    def check(self) -> None:
+        """Raises a UserError where a name is not known, or there is none."""
+        if not self.names or not set(self.names) <= set(NAMES):
+            raise UserError(f"sources = {self.names} must be of {', '.join(NAMES)}")
+
+
 _noise = jax.jit(pure_noise, static_argnames="shape")
+
+
+def key_of(seed: int, place: int | None = None) -> Array:
+    """That of trajectories and samples, as experiments.sample has it; or of another draw."""
+    key = jax.random.key(seed)
+    # Sample i has the key folded with i: no draw shares its noise.
+    return key if place is None else jax.random.fold_in(key, 2**32 - 1 - place)
+
+
+def steps_of(times: np.ndarray, asked: tuple[float, ...] | None, default: np.ndarray) -> list[int]:
+    """The steps nearest to the times asked for, increasing.
+
+    Args:
+      times: of the schedule's steps (L,).
+      asked: times, each on a step of its own.
+      default: times that are taken where none are asked for, as far as the schedule reaches.
+
+    Raises:
+      UserError: see `forking.branch_steps`.
+    """
+    if asked is not None:
+        return sorted(int(b) - 1 for b in branch_steps(times, asked, "times"))
+    inside = np.clip(default, times[0], times[-1])
+    return sorted({int(np.abs(times - t).argmin()) for t in inside})
 
 
 def _everywhere(array: np.ndarray) -> np.ndarray:
@@ -118,6 +169,60 @@ def held_out(model: TrainedModel, per_class: int) -> tuple[ImageSet | None, str]
         return data.load_split(config)[1], ""
     except UserError as error:
         return None, str(error)
+
+
+def gather(
+    wanted: Wanted,
+    images: ImageSet,
+    model: TrainedModel | None,
+    schedule: NoiseSchedule,
+    process: Backward,
+    steps: Sequence[int],
+    folder: Path,
+    console: Console,
+) -> tuple[list[Source], ImageSet | None, list[str]]:
+    """The sources that there are; trajectories are run where they are not kept.
+
+    Args:
+      wanted: which are asked for.
+      images: the training images, whose mean the noisy ones lack.
+      model: the run, whose images are held out; None where there is none.
+      schedule: noise schedule.
+      process: the backward process of the trajectories.
+      steps: at which the sources are asked.
+      folder: where trajectories are kept.
+      console: shows the progress.
+
+    Returns:
+      The sources, at least one, the images that are held out, and what is missing, a sentence each.
+
+    Raises:
+      UserError: there is none at all, or see `trajectories`.
+    """
+    found, others, missing, seed = [], None, [], wanted.seed
+
+    def add(name: str, those: ImageSet, place: int) -> None:
+        count = min(wanted.count, len(those.images))
+        found.append(noised(name, those, images.mean, count, key_of(seed, place), schedule))
+
+    if TRAINING in wanted.names:
+        add(TRAINING, images, 1)
+    if HELD_OUT in wanted.names and model is not None:
+        per_class = wanted.per_class or -(-wanted.count // max(1, len(images.class_names)))
+        others, why = held_out(model, per_class)
+        if others is None:
+            missing.append(f"no images are held out: {why}")
+        elif len(others.images) < 2:
+            others = None
+            missing.append("one image is held out, too few for an interval")
+        else:
+            add(HELD_OUT, others, 2)
+    if TRAJECTORIES in wanted.names:
+        batch, shape, key = wanted.batch_size, images.images.shape[1:], key_of(seed)
+        found.append(trajectories(process, shape, wanted.count, key, steps, folder, batch, console))
+    if not found:
+        raise UserError(f"there is nothing to compare on: {'; '.join(missing)}")
+    return found, others, missing
 
 
 def trajectories(

@@ -1,15 +1,12 @@
 """Figures of a network beside theories: R^2 and losses along time, patches, and samples."""
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffusion_jax.plots import style
+from diffusion_jax.plots import panel, style
 from diffusion_jax.plots.cloning import show
 from diffusion_jax.plots.regimes import log_time_axis, window
 from diffusion_jax.regimes.curves import Curve, Estimate
@@ -18,68 +15,6 @@ from diffusion_jax.regimes.curves import Curve, Estimate
 _LOWEST = -0.25
 # Losses below so small a share of the network's least are as good as none.
 _NEGLIGIBLE = 1e-4
-_COLORS = {"network": "C3", "exact": "0.1", "gaussian": "C0", "classes": "C9", "cosine": "C1"}
-# A shade for each patch.
-_MAPS = {"local": "YlGn", "equivariant": "RdPu", "circular": "YlOrBr"}
-_DASHES = {"local": "-", "equivariant": "--", "circular": "-."}
-
-
-def _look(name: str, names: Sequence[str]) -> dict[str, Any]:
-    """Colour and dashes of a theory: of those of one family, darker ones for larger patches."""
-    family, _, patch = name.partition("_")
-    if not patch or family not in _MAPS:
-        return {"color": _COLORS.get(family, "C5"), "linestyle": "-"}
-    own = [each for each in names if each.startswith(f"{family}_")]
-    depth = 0.35 + 0.6 * own.index(name) / max(1, len(own) - 1)
-    return {"color": matplotlib.colormaps[_MAPS[family]](depth), "linestyle": _DASHES[family]}
-
-
-def label(name: str) -> str:
-    """What a theory is called: `local_5` is local 5, of patches of 5 x 5 pixels."""
-    return re.sub(r"_(\d+)$", r" \1", name)
-
-
-def _marks(axes: Axes, marks: Mapping[str, float], named: bool) -> None:
-    """Times as upright lines."""
-    left, right = axes.get_xlim()
-    for i, (name, time) in enumerate(marks.items()):
-        if left < time < right:
-            text = f"{name} = {time:.3g}" if named else None
-            axes.axvline(time, color="0.55", linestyle=(":", "-.", "--")[i % 3], label=text, lw=1)
-
-
-def _band(
-    axes: Axes, times: np.ndarray, estimates: Sequence[Estimate], name: str, names: Sequence[str]
-) -> None:
-    look = _look(name, names)
-    low, high = (np.array([getattr(each, end) for each in estimates]) for end in ("low", "high"))
-    axes.fill_between(times, low, high, color=look["color"], alpha=0.15, linewidth=0)
-    value = [each.value for each in estimates]
-    axes.plot(times, value, marker="o", markersize=3, linewidth=1.2, label=label(name), **look)
-
-
-def _panels(sources: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
-    columns = len(sources)
-    figure, axes = style.new(1, columns, width=max(6.0, 4.2 * columns), height=height)
-    panels = list(np.atleast_1d(axes))
-    for each, source in zip(panels, sources, strict=True):
-        each.set_title(source, fontsize=10)
-    return figure, panels
-
-
-def _limits(times: np.ndarray) -> tuple[float, float]:
-    return float(times[0]) / 1.1, 1.1 * float(times[-1])
-
-
-def _legend(figure: Figure, axes: Axes) -> Figure:
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=4,
-        fontsize=8,
-        frameon=False,
-    )
-    return style.trimmed(figure)
 
 
 def draw_resemblance(
@@ -96,16 +31,16 @@ def draw_resemblance(
       marks: times to be marked, by their labels.
       ylabel: what R^2 is of.
     """
-    figure, panels = _panels(list(curves), 4.8)
+    figure, (panels,) = panel.panels(list(curves), 4.8)
     for axes, theories in zip(panels, curves.values(), strict=True):
         for name, estimates in theories.items():
-            _band(axes, times, estimates, name, list(theories))
+            panel.band(axes, times, estimates, name, list(theories))
         axes.axhline(0, color="0.85", linewidth=0.6, zorder=0)
         axes.set_ylim(_LOWEST, 1.03)
-        log_time_axis(axes, _limits(times))
-        _marks(axes, marks, named=True)
+        log_time_axis(axes, panel.limits(times))
+        panel.marks(axes, marks, named=True)
     panels[0].set_ylabel(ylabel)
-    return _legend(figure, panels[0])
+    return panel.legend(figure, panels[0])
 
 
 def draw_losses(
@@ -120,17 +55,17 @@ def draw_losses(
       curves: of each source, the losses of each at each time.
       marks: times to be marked, by their labels.
     """
-    figure, panels = _panels(list(curves), 4.8)
+    figure, (panels,) = panel.panels(list(curves), 4.8)
     for axes, theories in zip(panels, curves.values(), strict=True):
         for name, estimates in theories.items():
-            _band(axes, times, estimates, name, list(theories))
+            panel.band(axes, times, estimates, name, list(theories))
         most = max(each.value for estimates in theories.values() for each in estimates)
         axes.set_yscale("log")
         axes.set_ylim(bottom=max(axes.get_ylim()[0], _NEGLIGIBLE * most))
-        log_time_axis(axes, _limits(times))
-        _marks(axes, marks, named=True)
+        log_time_axis(axes, panel.limits(times))
+        panel.marks(axes, marks, named=True)
     panels[0].set_ylabel("squared error of the predicted noise, a component")
-    return _legend(figure, panels[0])
+    return panel.legend(figure, panels[0])
 
 
 def draw_patches(
@@ -148,7 +83,7 @@ def draw_patches(
       sides: all that were compared.
       marks: times to be marked, by their labels.
     """
-    figure, panels = _panels(list(best), 3.8)
+    figure, (panels,) = panel.panels(list(best), 3.8)
     sides = sorted(
         {side for each in best.values() for row in each.values() for three in row for side in three}
     )
@@ -156,7 +91,7 @@ def draw_patches(
         for i, (family, row) in enumerate(families.items()):
             patch, low, high = np.array(row).T
             moved = times * 1.03 ** (i - (len(families) - 1) / 2)  # bars side by side
-            color = matplotlib.colormaps[_MAPS.get(family, "YlGn")](0.75)
+            color = matplotlib.colormaps[panel.MAPS.get(family, "YlGn")](0.75)
             axes.errorbar(
                 moved,
                 patch,
@@ -167,16 +102,16 @@ def draw_patches(
                 linewidth=1.2,
                 markersize=4,
                 label=family,
-                linestyle=_DASHES.get(family, "-"),
+                linestyle=panel.DASHES.get(family, "-"),
             )
         axes.set_yscale("log", base=2)
         axes.set_yticks(sides, [str(side) for side in sides])
         axes.set_ylim(min(sides) / 1.2, 1.2 * max(sides))
         axes.minorticks_off()
-        log_time_axis(axes, _limits(times))
-        _marks(axes, marks, named=True)
+        log_time_axis(axes, panel.limits(times))
+        panel.marks(axes, marks, named=True)
     panels[0].set_ylabel("best patch, pixels a side")
-    return _legend(figure, panels[0])
+    return panel.legend(figure, panels[0])
 
 
 def draw_two_moments(exact: Curve, moments: Curve, times: Mapping[str, Estimate]) -> Figure:

@@ -84,13 +84,16 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, damaged or not, or None."""
-        return max(self._steps(), default=None)
+        return max(self.steps(), default=None)
 
-    def _steps(self) -> list[int]:
-        """Those of the complete checkpoints; without a manager, as this process sees them."""
+    def steps(self) -> list[int]:
+        """Those of the complete checkpoints, damaged or not, increasing.
+
+        Without a manager (`read_only`), as this process sees them.
+        """
         if self._manager is not None:  # its numbers are NumPy's in several processes
-            return list(map(int, self._manager.all_steps()))
-        return [int(name) for name in names_in(self.folder) if name.isdigit()]
+            return sorted(map(int, self._manager.all_steps()))
+        return sorted(int(name) for name in names_in(self.folder) if name.isdigit())
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Starts to save; the arrays are copied before it returns, so they may be donated then.
@@ -160,6 +163,26 @@ class Checkpoints:
         mine = read_arrays(self.folder / str(step), like) if is_first_process() else like
         return replicate_from_first(mine)
 
+    def restore_step(
+        self, step: int, like: Callable[[dict[str, Any]], T]
+    ) -> tuple[int, T, dict[str, Any]]:
+        """Reads the checkpoint of one step, as `restore_newest` reads the newest.
+
+        Raises:
+          UserError: there is none of that step, or see `restore`.
+        """
+
+        def find() -> str:
+            if step not in (known := self.steps()):
+                raise UserError(
+                    f"{self.folder} holds no checkpoint of step {step}; its steps are "
+                    f"{', '.join(map(str, known)) or 'none'}"
+                )
+            return json.dumps(self.metadata(step))
+
+        metadata = json.loads(from_first(find))
+        return step, self.restore(step, like(metadata)), metadata
+
     def restore_newest(
         self, like: Callable[[dict[str, Any]], T]
     ) -> tuple[int, T, dict[str, Any]] | None:
@@ -183,7 +206,7 @@ class Checkpoints:
 
         def find() -> str:
             damaged: dict[int, DamagedCheckpoint] = {}
-            for step in sorted(self._steps(), reverse=True):
+            for step in reversed(self.steps()):
                 try:
                     metadata = self.metadata(step)
                     read.append(read_arrays(self.folder / str(step), like(metadata)))

@@ -152,6 +152,18 @@ def has_checkpoint(folder: Path) -> bool:
     return any(name.isdigit() for name in names_in(folder / "checkpoints"))
 
 
+def steps_of(run_dir: Path) -> list[int]:
+    """The steps of the checkpoints that are kept, damaged or not, increasing."""
+    folder = run_dir / "checkpoints"
+
+    def steps() -> str:
+        kept = Checkpoints(folder, read_only=True) if folder.is_dir() else None
+        return json.dumps([] if kept is None else kept.steps())
+
+    found: list[int] = json.loads(from_first(steps))
+    return found
+
+
 def claim(config: Config) -> None:
     """Makes the run's folder, or checks that the run in it has the same configuration.
 
@@ -311,6 +323,7 @@ def load_model(
     dtype: Dtype = "float32",
     *,
     network: Network | None = None,
+    step: int | None = None,
 ) -> TrainedModel:
     """Opens a run to sample from it.
 
@@ -319,10 +332,11 @@ def load_model(
       dtype: compute type of the network, whatever it was trained in. Three digits are too few for
         what happens at small times: see docs/sampling.md.
       network: that of a run that was trained with one of its own; it computes in its own type.
+      step: of the checkpoint that is taken, see `steps_of`; the newest by default.
 
     Raises:
-      UserError: no run there, nothing saved in it yet, a model other than config.json's, or a
-        network of another class.
+      UserError: no run there, nothing saved in it yet, a model other than config.json's, a
+        network of another class, or no whole checkpoint of that step.
     """
     if dtype not in get_args(Dtype):
         raise UserError(f"dtype = {dtype!r} must be {' or '.join(get_args(Dtype))}")
@@ -351,10 +365,13 @@ def load_model(
         return structure_of(today, saved)
 
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
-        newest = checkpoints.restore_newest(like)
-    if newest is None:
+        if step is None:
+            found = checkpoints.restore_newest(like)
+        else:
+            found = checkpoints.restore_step(step, like)
+    if found is None:
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
-    step, state, saved = newest[0], newest[1], upgrade(newest[2])
+    step, state, saved = found[0], found[1], upgrade(found[2])
     height, width, channels = saved["shape"]
     mean = np.asarray(saved["mean"], np.float32)
     own = dataclasses.replace(config.model, dtype=dtype).build(channels)

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from diffusion_jax.comparing import samples, sources, summary
-from diffusion_jax.comparing.cells import Cells, Compared, denoised
+from diffusion_jax.comparing.cells import Cells, denoised
+from diffusion_jax.comparing.table import Asked
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import EmpiricalDenoiser, GaussianDenoiser
 from diffusion_jax.errors import UserError
@@ -112,14 +113,14 @@ def compared(points, image_set):
             made.append(name)
             return network if name == "itself" else EmpiricalDenoiser(SCHEDULE, points)
 
-        return Compared(name, make, images, [source], 0.1, batch_size)
+        return Asked(name, make, images, [source], 0.1, batch_size)
 
     return source, network, theory, made
 
 
 def test_a_network_that_is_the_theory_and_one_that_is_not(compared, tmp_path, points):
     source, network, theory, _ = compared
-    cells = Cells(tmp_path, network, SCHEDULE, [5, 20], batch_size=8)
+    cells = Cells(tmp_path, SCHEDULE, [5, 20], network, batch_size=8)
     every = [theory("itself", 11), theory("exact", 11)]
     cells.fill(every, CONSOLE)
     itself, exact = (cells.found(each) for each in every)
@@ -142,8 +143,8 @@ def test_a_network_that_is_the_theory_and_one_that_is_not(compared, tmp_path, po
 
 def test_cells_grow_and_damaged_ones_are_computed_again(compared, tmp_path):
     source, network, theory, made = compared
-    at_once = Cells(tmp_path / "once", network, SCHEDULE, [5, 20], batch_size=8)
-    pieces = Cells(tmp_path / "pieces", network, SCHEDULE, [5, 20], batch_size=8)
+    at_once = Cells(tmp_path / "once", SCHEDULE, [5, 20], network, batch_size=8)
+    pieces = Cells(tmp_path / "pieces", SCHEDULE, [5, 20], network, batch_size=8)
     for cells in (at_once, pieces):
         cells.folder.mkdir()
     at_once.fill([theory("exact", 11, 16)], CONSOLE)
