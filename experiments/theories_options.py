@@ -119,7 +119,7 @@ def families_of(
             seconds, free = seconds + fit, available().num_bytes
             if too_much := size > free:
                 cost = f" and {size / 2**30:.3g} GiB, of which {free / 2**30:.3g} are free"
-        cost = f"{name} takes about {_duration(seconds)} on two cores{cost}"
+        cost = f"{name} takes about {duration(seconds)} on two cores{cost}"
         if options.theories is None and (seconds > MOST_SECONDS or too_much):
             warnings.append(f"{name} is left out: {cost}; --theories {name} asks for it")
             continue
@@ -129,6 +129,7 @@ def families_of(
     return chosen
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in minutes, or in hours where there are many."""
     minutes = max(1, round(seconds / 60))
     return f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 120 else f"{minutes // 60} hours"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -105,6 +105,15 @@ class Returned:
     change: np.ndarray
     shown: np.ndarray
 
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.overlap)
+
+    def first(self, count: int) -> "Returned":
+        """What the first images say; `change` is that of all."""
+        rows = {name: getattr(self, name)[:count] for name in (*TABLES, "shown")}
+        return replace(self, **rows)
+
     def save(self, path: Path) -> None:
         """Writes an .npz file; a kill leaves the whole of it or nothing.
 
@@ -137,7 +146,7 @@ def join(earlier: Returned, later: Returned) -> Returned:
     """What some images say, and those that follow them."""
     pairs = {f.name: (getattr(earlier, f.name), getattr(later, f.name)) for f in fields(Returned)}
     joined = {name: np.concatenate(pairs[name]) for name in (*TABLES, "shown")}
-    weights = [len(each.overlap) for each in (earlier, later)]
+    weights = [len(earlier), len(later)]
     change = np.average(np.stack(pairs["change"]), axis=0, weights=weights)
     return Returned(**joined | {"shown": joined["shown"][:SHOWN], "change": change})
 
@@ -175,21 +184,6 @@ def measured(
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the images of a source say of a score: `Returned` at T times.
-
-    Attributes:
-      tables: overlap, own, label, home, index, layers and sums by these names, (N, T, ...).
-      change: over all images that were ever asked for (T, height, width).
-      shown: (m, T, height, width, channels).
-    """
-
-    tables: dict[str, np.ndarray]
-    change: np.ndarray
-    shown: np.ndarray
-
-
-@dataclass(frozen=True)
 class Measured:
     """The curves of a score on a source, with 95 % bootstrap intervals over whole images.
 
@@ -215,28 +209,35 @@ class Measured:
 
 
 def summarize(
-    found: Found, times: np.ndarray, shape: Sequence[int], training: bool, seed: int = 0
+    cells: Sequence[Returned],
+    times: np.ndarray,
+    shape: Sequence[int],
+    training: bool,
+    seed: int = 0,
 ) -> Measured:
     """All curves; see `Measured`.
 
     Args:
-      found: what the images say.
-      times: Ornstein-Uhlenbeck times (T,).
+      cells: what the same images say at each time (T,).
+      times: Ornstein-Uhlenbeck times (T,), increasing.
       shape: (height, width, channels) of an image.
       training: whether they are of the training set.
       seed: of the bootstrap; replicates of one seed and number of images are of the same images.
     """
-    tables = found.tables
-    layers = np.moveaxis(tables["layers"].mean(axis=2), 2, 0)
-    at_home = (tables["index"] == tables["home"][..., None]).mean(axis=2)
-    same = (tables["label"] == tables["own"][..., None]).mean(axis=2)
+
+    def along(name: str) -> np.ndarray:
+        return np.stack([getattr(cell, name) for cell in cells], axis=1)
+
+    layers = np.moveaxis(along("layers").mean(axis=2), 2, 0)
+    at_home = (along("index") == along("home")[..., None]).mean(axis=2)
+    same = (along("label") == along("own")[..., None]).mean(axis=2)
     point, of_class, *cosines = average(times, [at_home, same, *layers], seed)
     return Measured(
         class_return=of_class if cosines else None,
         point_return=point if training else None,
-        overlaps=uturns.overlaps(times, tables["overlap"], math.prod(shape), seed),
+        overlaps=uturns.overlaps(times, along("overlap"), math.prod(shape), seed),
         layers=cosines,
-        correlated=uturns.correlated(times, tables["sums"], shape, seed),
-        change=found.change,
-        shown=found.shown,
+        correlated=uturns.correlated(times, along("sums"), shape, seed),
+        change=np.stack([cell.change for cell in cells]),
+        shown=along("shown"),
     )

@@ -14,7 +14,6 @@ few returns for its own C_ij, but with R - 1 in place of R their covariance is u
 R >= 2, and so is its average over images. No matrix of pairs is formed.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,14 +21,14 @@ from functools import lru_cache
 import numpy as np
 from scipy import fft
 
-from diffusion_jax.regimes.curves import Curve, average
+from diffusion_jax.regimes.curves import Curve, average, interval
 from diffusion_jax.regimes.resemblance import cosines
 
 # Where a pixel's change varies by less than this, in the root mean square over pixels, images of
 # [0, 1] come back as they were but for rounding: a fortieth of a grey level.
 LEAST_CHANGE = 1e-4
-# To which share of C(0) the correlation function falls at the correlation length.
-FALL = math.exp(-1)
+# Of so few images, or of all where there are no more, changes are told.
+LEAST_IMAGES = 5
 
 
 def overlap(before: np.ndarray, after: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -113,31 +112,28 @@ def pair_sums(change: np.ndarray) -> np.ndarray:
 
 
 def length(function: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """The correlation length: where C(r)/C(0) first falls to 1/e, linear between the distances.
+    """The integral length, int C(r)/C(0) dr, by the trapezoidal rule.
 
-    For exp(-r/l) it is l, for exp(-r^2/(2 l^2)) sqrt(2) l, and 0.63 pixels where each pixel changes
-    alone. (2410.13770 reads its lengths off C(r), which it rescales by them, and defines none.)
+    For exp(-r/l) it is l, for exp(-r^2/(2 l^2)) sqrt(pi/2) l, 0.6 pixels where each pixel changes
+    alone, and the largest distance where all do together. (2410.13770 reads off at which distance
+    C(r) is cut off, and gives no formula.)
 
     Args:
       function: C(r)/C(0) (..., K), NaN throughout where there is none.
       distance: r (K,), increasing from 0.
 
     Returns:
-      (...), in pixels; the largest distance where C stays above.
+      (...), in pixels.
     """
-    below = function <= FALL
-    last = np.maximum(np.argmax(below, axis=-1), 1)[..., None]
-    high, low = (np.take_along_axis(function, last - i, axis=-1)[..., 0] for i in (1, 0))
-    near, far = (distance[last[..., 0] - i] for i in (1, 0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = near + (far - near) * (high - FALL) / (high - low)
-    found = np.where(below.any(axis=-1), found, distance[-1])
-    return np.where(np.isnan(function).any(axis=-1), np.nan, found)
+    return np.asarray(np.trapezoid(function, distance, axis=-1))
 
 
 @dataclass(frozen=True)
 class Correlated:
-    """Which pixels change together, at T times; NaN where hardly any changes, see `LEAST_CHANGE`.
+    """Which pixels change together, at T times.
+
+    NaN where fewer than `LEAST_IMAGES` images have a `LEAST_CHANGE`: one alone would have no
+    interval.
 
     Attributes:
       susceptibility: chi.
@@ -169,40 +165,31 @@ def correlated(
       seed: of the bootstrap.
     """
     own = distances(shape[0], shape[1])
+    least = LEAST_CHANGE**2 * own.pairs[0]
+    changed = np.sum(sums[..., :1] >= least, axis=0) >= min(LEAST_IMAGES, len(sums))
     averages = average(times, np.moveaxis(sums, 2, 0), seed)
     means = np.stack([each.mean for each in averages], axis=-1)
     replicates = np.stack([each.replicates for each in averages], axis=-1)
 
     def normalised(sums: np.ndarray) -> np.ndarray:
-        variance = sums[..., :1] / own.pairs[0]
-        with np.errstate(invalid="ignore"):
-            some = variance >= LEAST_CHANGE**2
-        return np.divide(
-            sums / own.pairs, variance, out=np.full_like(sums, np.nan), where=some & (sums == sums)
-        )
+        some = changed & (sums[..., :1] >= least)
+        own_share = np.full_like(sums, np.nan)
+        return np.divide(own.pairs[0] * sums, sums[..., :1] * own.pairs, out=own_share, where=some)
 
     function, each = normalised(means), normalised(replicates)
-    curves = [
-        Curve(times, of(function), _spread(of(each)), of(each))
-        for of in (
-            lambda c: c @ own.pairs / own.pairs[0],
-            lambda c: length(c, own.mean),
-        )
-    ]
-    return Correlated(*curves, own.mean, function, _percentiles(each))
-
-
-def _percentiles(replicates: np.ndarray) -> np.ndarray:
-    """Ends of the 95 % interval; NaN where no replicate is a number."""
-    some = np.isfinite(replicates).any(axis=0)
-    return np.where(
-        some, np.nanpercentile(np.where(some, replicates, 0), [2.5, 97.5], axis=0), np.nan
+    pairs, lengths = own.pairs / own.pairs[0], length(each, own.mean)
+    return Correlated(
+        Curve(times, function @ pairs, _spread(each @ pairs), each @ pairs),
+        Curve(times, length(function, own.mean), _spread(lengths), lengths),
+        own.mean,
+        function,
+        interval(each),
     )
 
 
 def _spread(replicates: np.ndarray) -> np.ndarray:
-    """Standard deviation over the replicates; NaN where none is a number."""
-    some = np.isfinite(replicates).any(axis=0)
+    """Standard deviation over the replicates (R, T); NaN where all are NaN."""
+    some = ~np.isnan(replicates).all(axis=0)
     return np.asarray(np.where(some, np.nanstd(np.where(some, replicates, 0), axis=0), np.nan))
 
 
