@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -212,7 +213,7 @@ def _settings(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _judge(setting: Setting, folder: Any) -> Judge:
+def _judge(setting: Setting, folder: Path) -> Judge:
     """The classifier, if there are classes and it can be trained, with the means of its layers."""
     subject, options = setting.subject, setting.options
     if subject.labels is None:
@@ -247,7 +248,10 @@ def turn(setting: Setting, console: Console) -> Findings | None:
     asked = asked_of(setting, found, console)
     cells = Turns(
         *(folder, schedule, setting.steps),
-        *(setting.process.sampler, options.returns, setting.points, judge),
+        sampler=setting.process.sampler,
+        returns=options.returns,
+        points=setting.points,
+        judge=judge,
     )
     cells.fill(asked, console)
     if not is_first_process():

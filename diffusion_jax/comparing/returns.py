@@ -47,7 +47,7 @@ class Judge:
             for layers in classifier.layers(block):
                 own = [layer.sum(axis=0, dtype=np.float64) for layer in layers]
                 sums = [a + b for a, b in zip(sums, own, strict=True)] if sums else own
-        means = (np.float32(total / len(images.images)) for total in sums)
+        means = (np.asarray(total / len(images.images), np.float32) for total in sums)
         return cls(classifier, shift, tuple(means))
 
     def classes_and_layers(

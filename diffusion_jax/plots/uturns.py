@@ -64,8 +64,8 @@ def draw_rows(sources: Sequence[str], rows: Sequence[Row], marks: Mapping[str, f
             if source in row.beside:
                 name, curve = row.beside[source]
                 inside = (curve.times >= limits[0]) & (curve.times <= limits[1])
-                wide = {"color": "0.6", "linewidth": 4, "alpha": 0.6, "zorder": 1}
-                axes.plot(curve.times[inside], curve.mean[inside], label=name, **wide)
+                x, y = curve.times[inside], curve.mean[inside]
+                axes.plot(x, y, label=name, color="0.6", linewidth=4, alpha=0.6, zorder=1)
             if row.limits is not None:
                 axes.set_ylim(row.limits)
             else:

@@ -253,7 +253,8 @@ def _noised(
 def turning_points(
     sampler: Sampler, key: Array, b: int, points: np.ndarray, first: int = 0
 ) -> np.ndarray:
-    """Where `u_turns` with b steps to go turn: x_t (N, ...), see there for the arguments."""
+    """Where `u_turns` with b steps to go turn: x_t (N, ...); see there for arguments and errors."""
+    _checked([b], sampler.schedule.num_steps)
     keys = _keys(key, first, len(points))
     up = _noised(replicate(sampler), _spread(points, keys), keys, jnp.int32(b), points.shape[1:])
     return fetch(up)[: len(points)]
