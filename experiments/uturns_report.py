@@ -67,6 +67,11 @@ class Findings:
         return found
 
     @cached_property
+    def peaks(self) -> dict[tuple[str, str], dict[str, Estimate]]:
+        """The times of the peaks of each score and source, by what peaks."""
+        return {key: _peaks(each) for key, each in self.measured.items()}
+
+    @cached_property
     def t_S(self) -> float:
         """1/2 log Lambda of the first channel."""
         return spectrum.speciation_time(spectrum.largest_eigenvalue(self.images.images))
@@ -137,7 +142,6 @@ def _measured(findings: Findings, each: Measured) -> dict[str, Any]:
             "low": correlated.interval[0],
             "high": correlated.interval[1],
         },
-        "peaks": {name: asdict(peak) for name, peak in _peaks(each).items()},
     }
 
 
@@ -172,6 +176,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
         "sources": {
             source: {
                 score: _measured(findings, findings.measured[score, source])
+                | {"peaks": {n: asdict(t) for n, t in findings.peaks[score, source].items()}}
                 for score in findings.scores
             }
             for source in findings.sources
@@ -219,8 +224,7 @@ def peak_rows(findings: Findings) -> list[list[str]]:
             rows.append([f"{name[:3]}: {meaning}", _text(findings.exact.times[name])])
     for source in findings.sources:
         for score in findings.scores:
-            peaks = _peaks(findings.measured[score, source])
-            for name, peak in peaks.items():
+            for name, peak in findings.peaks[score, source].items():
                 what = f"peak of {_PEAKS[name]}, {panel.label(_name(score))}, {source}"
                 rows.append([what, _text(peak)])
     return rows

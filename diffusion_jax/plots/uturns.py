@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffusion_jax.plots import panel, style
-from diffusion_jax.plots.cloning import show
 from diffusion_jax.plots.regimes import log_time_axis
 from diffusion_jax.regimes.curves import Curve, Estimate
 
@@ -140,15 +138,33 @@ def draw_correlation(
     return style.trimmed(figure)
 
 
-def _map(axes: Axes, change: np.ndarray, most: float) -> None:
-    axes.imshow(change, cmap=_CHANGE, vmin=0, vmax=most, interpolation="nearest")
+def _grey(images: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Images (..., channels), mean removed, as colours (..., 3) within [0, 1]."""
+    pixels = np.clip(images + mean, 0, 1)
+    return np.broadcast_to(pixels, (*pixels.shape[:-1], 3))
+
+
+def _colors(change: np.ndarray, most: float) -> np.ndarray:
+    return np.asarray(matplotlib.colormaps[_CHANGE](change / most)[..., :3])
+
+
+def _mosaic(
+    tiles: np.ndarray, titles: Sequence[str], names: Sequence[str] = (), beside: float = 0.0
+) -> Figure:
+    """Tiles (rows, columns, height, width, 3) in one pair of axes, with room for what is beside."""
+    rows, columns, height, width, _ = tiles.shape
+    gap = max(1, height // 10)
+    padded = np.pad(tiles, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=1)
+    joined = padded.transpose(0, 2, 1, 3, 4).reshape(rows * (height + gap), -1, 3)
+    wide = 0.85 * columns + 0.09 * max(map(len, names), default=0) + beside
+    figure, axes = style.new(width=wide, height=0.85 * rows * height / width + 0.4)
+    axes.imshow(joined, interpolation="nearest")
     axes.set_axis_off()
-
-
-def _grid(rows: int, columns: int, left: float = 0.0) -> tuple[Figure, np.ndarray]:
-    width, height = 0.85 * columns + left, 0.85 * rows + 0.3
-    figure, grid = style.new(rows, columns, width=width, height=height)
-    return figure, np.asarray(grid).reshape(rows, columns)
+    for j, text in enumerate(titles):
+        axes.text((j + 0.5) * (width + gap) - gap / 2, -gap, text, ha="center", fontsize=8)
+    for i, text in enumerate(names):
+        axes.text(-gap, (i + 0.5) * (height + gap), text, ha="right", va="center", fontsize=8)
+    return figure
 
 
 def draw_changes(
@@ -167,19 +183,12 @@ def draw_changes(
       times: Ornstein-Uhlenbeck times of the columns.
       mean: per-channel mean (channels,).
     """
-    rows, columns = returned.shape[:2]
-    figure, grid = _grid(2 * rows, columns + 1)
-    most = float(change.max()) or 1.0
-    for i in range(rows):
-        show(grid[2 * i, 0], images[i], mean)
-        grid[2 * i + 1, 0].set_axis_off()
-        for j in range(columns):
-            show(grid[2 * i, j + 1], returned[i, j], mean)
-            _map(grid[2 * i + 1, j + 1], change[i, j], most)
-    grid[0, 0].set_title("image", fontsize=8)
-    for j, t in enumerate(times):
-        grid[0, j + 1].set_title(f"t = {t:.2g}", fontsize=8)
-    return style.trimmed(figure)
+    pictures = _grey(np.concatenate([images[:, None], returned], axis=1), mean)
+    maps = _colors(change, float(change.max()) or 1.0)
+    blank = np.ones_like(maps[:, :1])
+    both = np.stack([pictures, np.concatenate([blank, maps], axis=1)], axis=1)
+    titles = ["image", *(f"t = {t:.2g}" for t in times)]
+    return _mosaic(both.reshape(-1, *pictures.shape[1:]), titles)
 
 
 def draw_maps(maps: Mapping[str, np.ndarray], times: np.ndarray) -> Figure:
@@ -189,15 +198,11 @@ def draw_maps(maps: Mapping[str, np.ndarray], times: np.ndarray) -> Figure:
       maps: of each score (columns, height, width).
       times: Ornstein-Uhlenbeck times of the columns.
     """
-    figure, grid = _grid(len(maps), len(times), left=1.2)
     most = max(float(each.max()) for each in maps.values()) or 1.0
-    for axes, (name, row) in zip(grid, maps.items(), strict=True):
-        for each, change in zip(axes, row, strict=True):
-            _map(each, change, most)
-        place = {"transform": axes[0].transAxes, "ha": "right", "va": "center", "fontsize": 8}
-        axes[0].text(-0.12, 0.5, panel.label(name), **place)
-    for axes, t in zip(grid[0], times, strict=True):
-        axes.set_title(f"t = {t:.2g}", fontsize=8)
-    shades = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, most), _CHANGE)
-    figure.colorbar(shades, ax=list(grid.ravel()), label="mean |x' - x|", aspect=12)
-    return style.trimmed(figure)
+    tiles = _colors(np.stack(list(maps.values())), most)
+    titles = [f"t = {t:.2g}" for t in times]
+    figure = _mosaic(tiles, titles, [panel.label(name) for name in maps], 1.2)
+    norm = matplotlib.colors.Normalize(0, most)
+    shades = matplotlib.cm.ScalarMappable(norm, _CHANGE)
+    figure.colorbar(shades, ax=figure.axes, label="mean |x' - x|", aspect=12, pad=0.02)
+    return figure
