@@ -182,7 +182,7 @@ def classifier_settings(images: ImageSet, per_class: int | None, seed: int) -> d
 
 def get_classifier(
     folder: Path,
-    model: TrainedModel,
+    model: TrainedModel | None,
     images: ImageSet,
     per_class: int | None,
     seed: int,
@@ -194,9 +194,10 @@ def get_classifier(
 
     Args:
       folder: where it is kept.
-      model: the run whose samples it judges.
+      model: the run whose samples it judges, whose data set has more images; None without a run.
       images: the run's training images.
-      per_class: how many images of each class it is trained on; the run's own by default.
+      per_class: how many images of each class it is trained on; by default these, as always
+        without a run.
       seed: see `train_classifier`.
 
     Returns:
@@ -209,7 +210,7 @@ def get_classifier(
             _has_batches(folder) or classifier.load(folder).settings == settings
         ):
             return ""
-        if per_class is not None:
+        if per_class is not None and model is not None:
             chosen = data.load(dataclasses.replace(model.config.data, images_per_class=per_class))
         try:
             checked_labels(chosen)

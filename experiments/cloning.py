@@ -10,7 +10,6 @@ the same command goes on, and a larger --num-trunks adds to it.
 """
 
 import dataclasses
-import inspect
 import sys
 import time
 from functools import partial
@@ -31,7 +30,8 @@ from diffusion_jax.judging.classifier import TrainedClassifier, warning
 from diffusion_jax.regimes import cloning, commitment, transitions
 from diffusion_jax.regimes.spectrum import largest_eigenvalue
 from diffusion_jax.runtime import lock
-from diffusion_jax.sampling import SAMPLERS, Backward, backward, check_sampler
+from diffusion_jax.sampling import SAMPLERS, Backward, check_sampler
+from diffusion_jax.sampling.backward import closed_form, default_patch
 from diffusion_jax.sampling.respacing import Clock
 from diffusion_jax.training import run
 from experiments.cloning_report import Findings, write
@@ -105,7 +105,7 @@ class Options:
 
     def patch_side(self) -> int | None:
         """The side of the patches; None for a score that has none."""
-        return _default_patch(self.score) if self.patch is None else self.patch
+        return default_patch(self.score) if self.patch is None else self.patch
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
@@ -120,8 +120,8 @@ class Options:
             raise UserError(
                 f"there is no score {self.score!r}; choose from trained, {', '.join(DENOISERS)}"
             )
-        if self.patch is not None and _default_patch(self.score) is None:
-            able = (name for name in DENOISERS if _default_patch(name) is not None)
+        if self.patch is not None and default_patch(self.score) is None:
+            able = (name for name in DENOISERS if default_patch(name) is not None)
             raise UserError(
                 f"--score {self.score} compares no patches: leave --patch out, or take --score "
                 f"{' or '.join(able)}"
@@ -130,26 +130,15 @@ class Options:
             raise UserError("batch_size must be at least 1, seed between 0 and 2^32 - 1")
 
 
-def _default_patch(score: str) -> int | None:
-    """The side of a score's patches, unless --patch says another; None where it has none."""
-    if score not in DENOISERS:
-        return None
-    patch = inspect.signature(DENOISERS[score]).parameters.get("patch")
-    return None if patch is None else int(patch.default)
-
-
 def _backward_process(
     options: Options, model: run.TrainedModel, points: np.ndarray, labels: np.ndarray | None
 ) -> Backward:
     """The backward process that the options name."""
-    sampler, calls, clock = options.sampler, options.calls, options.clock
+    how = (options.sampler, options.calls, options.clock)
     if options.score == "trained":
-        return model.backward(sampler, calls, clock, options.clip)
+        return model.backward(*how, options.clip)
     schedule, faithful = model.sampler.schedule, model.sampler.faithful
-    side = options.patch_side()
-    patch = {} if side is None else {"patch": side}
-    denoiser = DENOISERS[options.score](schedule, points, labels, **patch)
-    return backward(schedule, denoiser, sampler, calls, clock, faithful=faithful)
+    return closed_form(options.score, schedule, points, labels, *how, options.patch, faithful)
 
 
 @dataclasses.dataclass(frozen=True)

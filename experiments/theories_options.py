@@ -146,7 +146,7 @@ def affordable(
             taken, free = taken + fit, available().num_bytes
             if too_much := size > free:
                 cost = f" and {size / 2**30:.3g} GiB, of which {free / 2**30:.3g} are free"
-        cost = f"{name} takes about {_duration(taken)} on two cores{cost}"
+        cost = f"{name} takes about {duration(taken)} on two cores{cost}"
         if asked is None and (taken > MOST_SECONDS or too_much):
             warnings.append(f"{name} is left out: {cost}; --theories {name} asks for it")
             continue
@@ -156,6 +156,7 @@ def affordable(
     return chosen
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in minutes, or in hours where there are many."""
     minutes = max(1, round(seconds / 60))
     return f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 120 else f"{minutes // 60} hours"

@@ -6,7 +6,7 @@ images that are judged with it.)
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,19 @@ class Classifier(nn.Module):
 @partial(jax.jit, static_argnums=0)
 def _apply(model: Classifier, params: Any, x: Array) -> tuple[Array, Array]:
     return cast(tuple[Array, Array], model.apply({"params": params}, x))
+
+
+@partial(jax.jit, static_argnums=0)
+def _layers(model: Classifier, params: Any, x: Array) -> tuple[Array, ...]:
+    (features, logits), state = model.apply(
+        {"params": params},
+        x,
+        capture_intermediates=lambda module, _: isinstance(module, GroupNorm),
+        mutable=["intermediates"],
+    )
+    hidden = state["intermediates"]
+    inner = (hidden[f"norm{index}"]["__call__"][0] for index in range(len(hidden)))
+    return *inner, features, logits
 
 
 @dataclass(frozen=True)
@@ -119,25 +132,48 @@ class TrainedClassifier:
         empty = np.zeros((0, _WIDTHS[-1]), np.float32)
         return np.concatenate([empty, *(features for features, _ in self._outputs(images))])
 
-    def _outputs(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def layers(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+        """What each layer makes of the images, some at a time.
+
+        Args:
+          images: as for `predict`.
+
+        Yields:
+          For the next images, float32: each convolution's (n, height, width, width of the layer)
+          after its norm and SiLU, the first one first; the features (n, 128); the logits (n, C).
+
+        Raises:
+          UserError: images of another shape, or integers.
+        """
+        self._check(images)
+        return _blocks(_layers, Classifier(len(self.class_names)), self.params, images)
+
+    def _outputs(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+        self._check(images)
+        return outputs(Classifier(len(self.class_names)), self.params, images)
+
+    def _check(self, images: np.ndarray) -> None:
         if images.shape[1:] != self.shape or not np.issubdtype(images.dtype, np.floating):
             raise UserError(
                 f"the classifier takes floats (N, {', '.join(map(str, self.shape))}) with the mean "
                 f"removed, not {images.dtype} of shape {images.shape}"
             )
-        return outputs(Classifier(len(self.class_names)), self.params, images)
 
 
-def outputs(
-    model: Classifier, params: Any, images: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def outputs(model: Classifier, params: Any, images: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
     """Features and logits block by block, the last one padded, so that one program does."""
+    return _blocks(_apply, model, params, images)
+
+
+def _blocks(
+    apply: Callable[..., tuple[Array, ...]], model: Classifier, params: Any, images: np.ndarray
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """What a compiled function gives for the images, see `outputs`."""
     for start in range(0, len(images), _BLOCK):
         block = images[start : start + _BLOCK]
         padded = np.zeros((_BLOCK, *images.shape[1:]), np.float32)
         padded[: len(block)] = block
-        features, logits = _apply(model, params, padded)
-        yield np.asarray(features)[: len(block)], np.asarray(logits)[: len(block)]
+        yield tuple(np.asarray(each)[: len(block)] for each in apply(model, params, padded))
 
 
 def warning(classifier: TrainedClassifier) -> str | None:

@@ -14,6 +14,7 @@ Forks of one trunk are correlated; trunks are independent, so the interval at ea
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -249,6 +250,21 @@ def _noised(
     return diffuse(sampler.schedule, points, jnp.full(len(points), b - 1), noise)
 
 
+def turning_points(
+    sampler: Sampler, key: Array, b: int, points: np.ndarray, first: int = 0
+) -> np.ndarray:
+    """Where `u_turns` with b steps to go turn: x_t (N, ...); see there for arguments and errors."""
+    _checked([b], sampler.schedule.num_steps)
+    keys = _keys(key, first, len(points))
+    up = _noised(replicate(sampler), _spread(points, keys), keys, jnp.int32(b), points.shape[1:])
+    return fetch(up)[: len(points)]
+
+
+def _spread(points: np.ndarray, keys: Array) -> Array:
+    """The points on the devices, some of them again where there are more keys."""
+    return cast(Array, shard(np.resize(points, (len(keys), *points.shape[1:])).astype(np.float32)))
+
+
 def u_turns(
     sampler: Sampler,
     denoiser: Denoiser,
@@ -280,8 +296,7 @@ def u_turns(
         raise UserError("no points to diffuse")
     sampler, denoiser = replicate((sampler, denoiser))
     keys = _keys(key, first, len(points))
-    repeated = np.resize(points, (len(keys), *points.shape[1:])).astype(np.float32)
-    start, ends = shard(repeated), []
+    start, ends = _spread(points, keys), []
     for b in turns:
         x = _noised(sampler, start, keys, jnp.int32(b), points.shape[1:])
         ends.append(_clone(sampler, denoiser, x, keys, int(b), 0))

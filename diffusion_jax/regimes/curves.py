@@ -42,8 +42,8 @@ class Curve:
 
     @cached_property
     def interval(self) -> np.ndarray:
-        """Lower and upper end of the 95 % interval at each time (2, T)."""
-        return np.nanpercentile(self.replicates, [2.5, 97.5], axis=0)
+        """Lower and upper end of the 95 % interval at each time (2, T); NaN without replicates."""
+        return interval(self.replicates)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Curve":
         """The curve of a monotone function of the average.
@@ -111,6 +111,16 @@ class Curve:
         log_times = np.log(self.times)
         peaks = np.array([_top(log_times, values) for values in self.replicates])
         return _estimate(_top(log_times, self.mean), peaks)
+
+
+def interval(replicates: np.ndarray) -> np.ndarray:
+    """Lower and upper end of the 95 % interval of replicates (R, ...), (2, ...).
+
+    Replicates that are NaN are left out; the interval is NaN where all are.
+    """
+    some = ~np.isnan(replicates).all(axis=0)
+    ends = np.nanpercentile(np.where(some, replicates, 0), [2.5, 97.5], axis=0)
+    return np.where(some, ends, np.nan)
 
 
 def _estimate(value: float, replicates: np.ndarray) -> Estimate:

@@ -1,6 +1,7 @@
 """A backward process by name: the sampler, the denoiser that goes with its steps, and the start."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax.denoisers import ClippedDenoiser, Denoiser, require_steps
+from diffusion_jax.denoisers import DENOISERS, ClippedDenoiser, Denoiser, require_steps
 from diffusion_jax.errors import UserError
 from diffusion_jax.sampling.ancestral import AncestralSampler
 from diffusion_jax.sampling.loop import Sampler, Start, sample, sample_batches
@@ -141,3 +142,45 @@ def backward(
     options = {"faithful": faithful} if "faithful" in fields else {}
     where = None if start is None or faithful else start(schedule)
     return Backward(kind(schedule, **options), denoiser, where, clipped)
+
+
+def default_patch(score: str) -> int | None:
+    """The side in pixels of the patches that a score in closed form has by default; None without.
+
+    Args:
+      score: a name in `DENOISERS`; any other has no patches.
+    """
+    if score not in DENOISERS:
+        return None
+    patch = inspect.signature(DENOISERS[score]).parameters.get("patch")
+    return None if patch is None else int(patch.default)
+
+
+def closed_form(
+    score: str,
+    schedule: NoiseSchedule,
+    points: np.ndarray,
+    labels: np.ndarray | None,
+    sampler: str = "ancestral",
+    calls: int | None = None,
+    clock: Clock | NoiseSchedule = "log-snr",
+    patch: int | None = None,
+    faithful: bool = False,
+) -> Backward:
+    """The backward process of a score in closed form, which a training set makes.
+
+    Args:
+      score: a name in `DENOISERS`.
+      schedule: the noise schedule.
+      points: training points (n, ...), mean removed.
+      labels: of the points (n,), or None.
+      sampler: see `backward`, as for calls, clock, faithful and the errors.
+      calls: see there.
+      clock: see there.
+      patch: side of the patches in pixels, of a score that has them; see `default_patch`.
+      faithful: see there.
+    """
+    side = default_patch(score) if patch is None else patch
+    options = {} if side is None else {"patch": side}
+    denoiser = DENOISERS[score](schedule, points, labels, **options)
+    return backward(schedule, denoiser, sampler, calls, clock, faithful=faithful)
