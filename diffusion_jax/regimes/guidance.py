@@ -23,7 +23,8 @@ which only set where it ends, at s_0 = d mu^2/sigma^2. What follows (derived her
 - flow: u tends to a constant for each path, so the law along m stays distorted by a finite part of
   sigma in every dimension; of |m| it is d^-1/2. Nothing forgets.
 - t_S(w) lies at one s(w): guidance moves it by -1/2 log s(w), at sigma = 1 whatever d is.
-- w < -1 ends about (1 + 2 w) m, beyond the other class.
+- w < -1 ends about (1 + 2 w) m, beyond the other class, but for a share that had parted towards +,
+  where guidance is zero: 3 % at w = -3, whatever d is.
 """
 
 import math
@@ -113,8 +114,9 @@ class GuidedMixture:
 
         Guidance and the rest, a stationary Ornstein-Uhlenbeck process, take turns (Strang), both
         exact: the first moves nodes, the second is a sum over Gaussians, by the trapezoidal rule.
-        The error is of second order in the step, below 1e-3 of sigma for w up to 8 at the default;
-        of first order at jumps of w, which are known to a step; and 1e-8 in the nodes.
+        The error is of second order in the step, at the default below 1e-3 of sigma for w from 0 to
+        8 and below 3e-3 of the law's own deviation for negative w; of first order at jumps of w,
+        which are known to a step; and 1e-7 in the nodes.
 
         Args:
           times: at which the law is asked for, any order, t >= 0.
@@ -150,7 +152,7 @@ class GuidedMixture:
 
         Paths from the nodes of a trapezoidal rule, by the classical Runge-Kutta method: the error
         is of fourth order in the step, of first order at jumps of w. For w < 0 the map may be too
-        steep for the nodes where the classes part, which costs up to 1e-3.
+        steep for the nodes where the classes part, which costs up to 2e-3 of a probability.
 
         Args:
           times: see `diffusion`.
