@@ -14,6 +14,7 @@ from .denoisers import EquivariantLocalDenoiser as EquivariantLocalDenoiser
 from .denoisers import GaussianClassesDenoiser as GaussianClassesDenoiser
 from .denoisers import GaussianDenoiser as GaussianDenoiser
 from .denoisers import GaussianMixtureDenoiser as GaussianMixtureDenoiser
+from .denoisers import GuidedDenoiser as GuidedDenoiser
 from .denoisers import LocalDenoiser as LocalDenoiser
 from .denoisers import SymmetricDenoiser as SymmetricDenoiser
 from .denoisers import TrainedDenoiser as TrainedDenoiser

@@ -7,6 +7,7 @@ from diffusion_jax.denoisers.equivariant import EquivariantLocalDenoiser
 from diffusion_jax.denoisers.exact import EmpiricalDenoiser
 from diffusion_jax.denoisers.gaussian import GaussianDenoiser
 from diffusion_jax.denoisers.gaussian_classes import GaussianClassesDenoiser
+from diffusion_jax.denoisers.guided import GuidanceWeight, GuidedDenoiser, guidance_window
 from diffusion_jax.denoisers.local import LocalDenoiser
 from diffusion_jax.denoisers.mixture import GaussianMixtureDenoiser
 from diffusion_jax.denoisers.protocol import Denoiser, require_steps
@@ -34,9 +35,12 @@ __all__ = [
     "GaussianClassesDenoiser",
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",
+    "GuidanceWeight",
+    "GuidedDenoiser",
     "LocalDenoiser",
     "ShiftedDenoiser",
     "SymmetricDenoiser",
     "TrainedDenoiser",
+    "guidance_window",
     "require_steps",
 ]

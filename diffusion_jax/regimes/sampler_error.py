@@ -87,7 +87,7 @@ class _Step:
         return np.asarray((1 + self.beta * curvature) / math.sqrt(1 - self.beta))
 
 
-def _gaussian_sum(
+def gaussian_sum(
     places: np.ndarray, centres: np.ndarray, weights: np.ndarray, deviation: float
 ) -> np.ndarray:
     """sum_i weights_i N(place; centre_i, deviation^2) at increasing centres, from the near ones."""
@@ -123,7 +123,7 @@ def _advance(law: _Law, step: _Step, following: _Step) -> _Law:
     middle = len(centres) // 2
     low, high = centres[middle] - _REACH * deviation, centres[-1] + _REACH * deviation
     nodes = _nodes(low, high, deviation)
-    density = _gaussian_sum(nodes, centres, weights, deviation)
+    density = gaussian_sum(nodes, centres, weights, deviation)
     kept = nodes[density > _NEGLIGIBLE * density.max()]
     # What the following step integrates is this density times a Gaussian of width
     # sqrt(beta)/slope: their product is narrower than either.
@@ -131,7 +131,7 @@ def _advance(law: _Law, step: _Step, following: _Step) -> _Law:
     width = 1 / math.hypot(1 / deviation, slope / math.sqrt(following.beta))
     spacing = width / _NODES_PER_WIDTH
     nodes = _nodes(kept[0] - deviation, kept[-1] + deviation, spacing)
-    return _Law(nodes, _gaussian_sum(nodes, centres, weights, deviation), spacing)
+    return _Law(nodes, gaussian_sum(nodes, centres, weights, deviation), spacing)
 
 
 def sampler_error(schedule: NoiseSchedule, mixture: GaussianMixture) -> SamplerError:
@@ -172,7 +172,7 @@ def sampler_error(schedule: NoiseSchedule, mixture: GaussianMixture) -> SamplerE
         if s > 0:
             after = laws[s - 1]
             nodes, values = _both_sides(after.nodes, after.spacing * sign, -1)
-            sign = _gaussian_sum(step.mean(laws[s].nodes), nodes, values, math.sqrt(step.beta))
+            sign = gaussian_sum(step.mean(laws[s].nodes), nodes, values, math.sqrt(step.beta))
         phi[s] = 0.5 + laws[s].spacing * np.sum(laws[s].density * sign**2)
 
     return SamplerError(
