@@ -15,6 +15,7 @@ from diffusion_jax.denoisers import DENOISERS
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import transitions
 from diffusion_jax.runtime import distributed
+from diffusion_jax.runtime.files import expanded
 from diffusion_jax.sampling import SAMPLERS, check_sampler
 from diffusion_jax.sampling.backward import default_patch
 from diffusion_jax.sampling.respacing import Clock
@@ -171,14 +172,14 @@ def subject_of(options: Options) -> Subject:
     Raises:
       UserError: neither is there, options of the other kind, or what loading raises.
     """
-    if options.source in data.SOURCES or not (Path(options.source) / saved_config.NAME).is_file():
+    folder = expanded(options.source)
+    if options.source in data.SOURCES or not (folder / saved_config.NAME).is_file():
         return _of_data(options)
     own = ("classes", "images_per_class", "image_size", "prepared_dir", "memory_gib")
     foreign = [name for name in own if getattr(options, name) is not None]
     if foreign or options.flat:
         name = (foreign or ["flat"])[0].replace("_", "-")
         raise UserError(f"--{name} is for data sets: the run in {options.source} has its images")
-    folder = Path(options.source)
     model = run.load_model(folder, options.dtype).with_data(options.data, options.data_dir)
     images = forking.training_images(model)
     return Subject(model, images, model.sampler.schedule, options.out or folder / "uturns")
@@ -186,7 +187,7 @@ def subject_of(options: Options) -> Subject:
 
 def _of_data(options: Options) -> Subject:
     name = options.source
-    if name not in data.SOURCES and not Path(name).exists():
+    if name not in data.SOURCES and not expanded(name).exists():
         raise UserError(
             f"{name} is neither a run's folder nor a path of images, nor a data set: these are "
             f"{', '.join(data.SOURCES)}"
