@@ -116,7 +116,7 @@ def _claim(folder: Path, settings: dict[str, Any], work: str = "forks a run") ->
         lock.lock(folder, work, "--out")
     except OSError as error:
         raise unwritten(folder, error) from error
-    if path.exists() and _has_batches(folder):
+    if path.exists() and any(name.endswith((".npz", ".npy")) for name in names_in(folder)):
         content = patiently(path, path.read_bytes)
         try:
             found = parse_json(content)

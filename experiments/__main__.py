@@ -17,6 +17,8 @@ COMMANDS = {
     "regimes": "regimes",
     "cloning": "cloning",
     "theories": "theories",
+    "modes": "modes",
+    "uturns": "uturns",
     "likelihood": "likelihood",
     "convert": "convert",
     "parity": "parity",

@@ -1,6 +1,7 @@
 """The options of `experiments.theories`, and which theories they name at what price."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -99,31 +100,57 @@ def families_of(
       UserError: one that needs classes, where there are none.
     """
     shape, n = images.images.shape[1:], len(images.images)
-    classes = len(images.class_names) > 1
-    asked = options.theories or tuple(name for name in FAMILIES if FAMILIES[name].by_default)
-    chosen = []
-    for name in asked:
-        family = FAMILIES[name]
-        if family.needs_classes and not classes:
-            if options.theories is not None:
-                raise UserError(f"the theory {name} needs images of two classes or more")
-            continue
-        each = options.equivariant_images if family.equivariant else options.images
+
+    def seconds(name: str) -> float:
+        each = options.equivariant_images if FAMILIES[name].equivariant else options.images
         members = theories_of([name], options.patches, options.equivariant_patches, shape)
         calls = num_times * len(options.sources) * min(options.images, each)
         every = [one.seconds(n, shape) for one in members]
-        seconds = calls * sum(every) + options.samples * options.sample_calls * max(every)
+        return calls * sum(every) + options.samples * options.sample_calls * max(every)
+
+    every = tuple(name for name in FAMILIES if FAMILIES[name].by_default)
+    return affordable(options.theories, every, images, seconds, warnings, console)
+
+
+def affordable(
+    asked: tuple[str, ...] | None,
+    default: tuple[str, ...],
+    images: ImageSet,
+    seconds: Callable[[str], float],
+    warnings: list[str],
+    console: Console,
+) -> list[str]:
+    """The theories asked for, or those of the default ones that take neither too long nor too much.
+
+    Args:
+      asked: names in `FAMILIES`, which are taken at any price; None for the default ones.
+      default: names.
+      images: the training images.
+      seconds: about what a theory takes on two cores, but for fitting it.
+      warnings: to which what is left out is added.
+      console: is told of what takes long.
+
+    Raises:
+      UserError: one that needs classes is asked for, where there are none.
+    """
+    shape, n, chosen = images.images.shape[1:], len(images.images), []
+    for name in asked or default:
+        family, taken = FAMILIES[name], seconds(name)
+        if family.needs_classes and len(images.class_names) < 2:
+            if asked is not None:
+                raise UserError(f"the theory {name} needs images of two classes or more")
+            continue
         cost, too_much = "", False
         if family.by_modes:
             fit, size = modes_cost(n, shape)
-            seconds, free = seconds + fit, available().num_bytes
+            taken, free = taken + fit, available().num_bytes
             if too_much := size > free:
                 cost = f" and {size / 2**30:.3g} GiB, of which {free / 2**30:.3g} are free"
-        cost = f"{name} takes about {duration(seconds)} on two cores{cost}"
-        if options.theories is None and (seconds > MOST_SECONDS or too_much):
+        cost = f"{name} takes about {duration(taken)} on two cores{cost}"
+        if asked is None and (taken > MOST_SECONDS or too_much):
             warnings.append(f"{name} is left out: {cost}; --theories {name} asks for it")
             continue
-        if seconds > 60 or too_much:
+        if taken > 60 or too_much:
             console.print(cost, highlight=False)
         chosen.append(name)
     return chosen

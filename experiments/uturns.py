@@ -269,7 +269,7 @@ def turn(setting: Setting, console: Console) -> Findings | None:
     return Findings(
         settings=settings
         | {name: getattr(options, name) for name in named}
-        | ({"data": options.source} if subject.model is None else {"run_dir": options.source})
+        | ({"data": options.what} if subject.model is None else {"run_dir": options.what})
         | {"process": setting.process.described()},
         images=subject.images,
         times=setting.times,

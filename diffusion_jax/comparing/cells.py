@@ -30,7 +30,7 @@ def _predicted(denoiser: Denoiser, x: Array, step: Array) -> Array:
     return denoiser(x, jnp.full(len(x), step))
 
 
-def _noise(
+def noise_in(
     denoiser: Denoiser, x: np.ndarray, step: int, numbers: range, size: int
 ) -> Iterator[np.ndarray]:
     """The noise that a denoiser predicts in x_t, a batch at a time on all devices."""
@@ -77,7 +77,7 @@ class Cells(Table[Sums]):
         mean, path = network.mean(axis=0), self.path(each.name, source, step)
         kept = self.read(each.name, source, step) if have and is_first_process() else None
         size, at = few_sizes(wanted - have, each.batch_size), have
-        for own in _noise(denoiser, x, step, range(have, wanted), size):
+        for own in noise_in(denoiser, x, step, range(have, wanted), size):
             rows = slice(at, at + len(own))
             at += len(own)
             losses = None
@@ -98,7 +98,7 @@ class Cells(Table[Sums]):
 
         if not from_first(lambda: "kept" if is_whole(path, x.shape) else ""):
             size = few_sizes(len(x), self.batch_size)
-            parts = _noise(replicate(self.network), x, step, range(len(x)), size)
+            parts = noise_in(replicate(self.network), x, step, range(len(x)), size)
             found = np.concatenate(list(parts))
             if not np.isfinite(found).all():
                 raise UserError("the network predicts values that are not finite: it is broken")

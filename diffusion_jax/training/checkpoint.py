@@ -169,8 +169,10 @@ class Checkpoints:
         """Reads the checkpoint of one step, as `restore_newest` reads the newest.
 
         Raises:
-          UserError: there is none of that step, or see `restore`.
+          DamagedCheckpoint: it is not whole; in all processes.
+          UserError: there is none of that step, or the system does not let it be read.
         """
+        read: list[T] = []
 
         def find() -> str:
             if step not in (known := self.steps()):
@@ -178,10 +180,17 @@ class Checkpoints:
                     f"{self.folder} holds no checkpoint of step {step}; its steps are "
                     f"{', '.join(map(str, known)) or 'none'}"
                 )
-            return json.dumps(self.metadata(step))
+            try:
+                metadata = self.metadata(step)
+                read.append(read_arrays(self.folder / str(step), like(metadata)))
+            except DamagedCheckpoint as error:
+                return json.dumps([str(error), None])
+            return json.dumps(["", metadata])
 
-        metadata = json.loads(from_first(find))
-        return step, self.restore(step, like(metadata)), metadata
+        why, metadata = json.loads(from_first(find))
+        if why:
+            raise DamagedCheckpoint(why)
+        return step, replicate_from_first(read[0] if read else like(metadata)), metadata
 
     def restore_newest(
         self, like: Callable[[dict[str, Any]], T]

@@ -1,7 +1,6 @@
 """The command that compares a run with theories: what it writes, goes on with, and refuses."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import re
@@ -12,13 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import two_convolutions
 from rich.console import Console
-from sklearn.datasets import load_digits
-from weights import random_params
+from tiny_runs import digits, make_run
 
 from diffusion_jax import data
 from diffusion_jax.comparing.cells import denoised
@@ -30,15 +27,9 @@ from diffusion_jax.runtime import backend, memory
 from diffusion_jax.training import run
 from experiments import theories, theories_options, theories_page
 from experiments.theories_options import Options
-from experiments.train_lsun import parse
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
-WORDS = [
-    *("--base-channels", "8", "--num-res-blocks", "1", "--multiples", "1", "1"),
-    "--attention-levels",
-    *("--batch-size", "8", "--num-samples", "4", "--steps", "2"),
-]
 BASE = ("--times", "0.3", "1.0", "--images", "8", "--batch-size", "8", "--accuracy", "0.05")
 # Few of everything.
 FEW = (
@@ -54,31 +45,6 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ModelConfig, "build", two_convolutions.build)
         yield
-
-
-def digits(first, last):
-    """Digits of 8 x 8 pixels: of 1 and 8 those number first..last - 1."""
-    found = load_digits()
-    rows = np.concatenate([np.flatnonzero(found.target == c)[first:last] for c in (1, 8)])
-    return np.rint(found.images[rows] * 15.9375).astype(np.uint8)[..., None], found.target[rows]
-
-
-def make_run(folder, images, labels, per_class=None, steps=25, seed=0):
-    """A run of a network that was not trained, which resembles nothing much."""
-    folder.mkdir()
-    np.savez(folder / "data.npz", images=images, labels=labels)
-    words = ["--data", str(folder / "data.npz"), *WORDS, "--diffusion-steps", str(steps)]
-    words += ["--images-per-class", str(per_class)] if per_class else []
-    config = parse([*words, "--run-dir", str(folder / "run")])
-    loaded = data.load(config.data)
-    config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, classes=loaded.class_names)
-    )
-    model = config.model.build(images.shape[-1])
-    params = random_params(model, images.shape[1:], seed)
-    params = jax.tree.map(lambda leaf: 0.5 * leaf, params)
-    run.import_parameters(config, params, run.data_of(loaded))
-    return folder / "run"
 
 
 @pytest.fixture(scope="module")
