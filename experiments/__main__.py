@@ -18,6 +18,7 @@ COMMANDS = {
     "cloning": "cloning",
     "theories": "theories",
     "modes": "modes",
+    "uturns": "uturns",
     "likelihood": "likelihood",
     "convert": "convert",
     "parity": "parity",

@@ -13,7 +13,6 @@ same command goes on, and other times, theories and more draws add to it.
 """
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -40,7 +39,7 @@ from diffusion_jax.regimes import jacobian, transitions
 from diffusion_jax.regimes import theories as theory
 from diffusion_jax.regimes.learned_modes import LearnedModes, learned_modes
 from diffusion_jax.regimes.theories import FAMILIES, Theory
-from diffusion_jax.runtime import distributed, lock
+from diffusion_jax.runtime import lock
 from diffusion_jax.runtime.devices import fetch, is_first_process, replicate
 from diffusion_jax.sampling import Backward, backward
 from diffusion_jax.schedule import NoiseSchedule
@@ -50,13 +49,12 @@ from experiments.command import parse, reports_errors, start
 from experiments.modes_options import (
     Options,
     families_of,
-    folder_of,
-    opened,
     seconds_of,
     sources_named,
 )
 from experiments.modes_page import write
 from experiments.modes_report import NETWORK, Findings
+from experiments.run_or_data import folder_of, opened
 
 # Times by default, from where every mode of small images is open to where none is.
 TIMES = np.geomspace(0.02, 2.5, 16)
@@ -287,12 +285,9 @@ def main() -> None:
     options.check()
     start()
     console = Console(emoji=False)
-    model, images = opened(options)
-    if model is None:
-        told = json.dumps([images.mean.tolist(), len(images.images)])
-        distributed.require_same("data set", told)
+    model, images = opened(options.what, options, of_runs=("held_out",))
     setting = setting_of(options, model, images, console)
-    out = Path(distributed.from_first(lambda: str(folder_of(options))))
+    out = folder_of(options.what, options, options.out, "modes")
     folder = out / "cells"
     try:
         findings = measure(setting, folder, console)

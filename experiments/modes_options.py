@@ -8,16 +8,11 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from diffusion_jax import data, forking
 from diffusion_jax.comparing.sources import HELD_OUT, NAMES, TRAINING, TRAJECTORIES, Wanted
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.data.notes import say_notes
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import transitions
 from diffusion_jax.regimes.theories import FAMILIES, check_families, modes_cost, theories_of
-from diffusion_jax.runtime.files import expanded
-from diffusion_jax.training import run
-from experiments import data_options
 from experiments.data_options import DataOptions
 from experiments.theories_options import affordable
 
@@ -94,63 +89,6 @@ class Options(DataOptions):
     def wanted(self, names: tuple[str, ...]) -> Wanted:
         """Which sources of noisy images."""
         return Wanted(names, self.draws, self.seed, self.batch_size, self.held_out)
-
-
-def is_run(what: str) -> bool:
-    """Whether a path is a run's folder; names of data sets are none."""
-    if what in data.SOURCES:
-        return False
-    folder = expanded(what)
-    return (folder / "config.json").is_file() or (folder / "checkpoints").is_dir()
-
-
-def opened(options: Options) -> tuple[run.TrainedModel | None, ImageSet]:
-    """The run, if there is one, and its training images, or the data set's.
-
-    Raises:
-      UserError: neither, options that belong to the other, or what cannot be read.
-    """
-    others = ("classes", "images_per_class", "image_size", "prepared_dir", "memory_gib")
-    if is_run(options.what):
-        given = [name for name in others if getattr(options, name) is not None]
-        given += ["flat"] * options.flat
-        if given:
-            raise UserError(
-                f"--{given[0].replace('_', '-')} is for data sets: {options.what} is a run, which "
-                f"has the images that it was trained on"
-            )
-        model = run.load_model(options.what).with_data(options.data, options.data_dir)
-        return model, forking.training_images(model)
-    for name in ("data", "held_out"):
-        if getattr(options, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} is for runs, and {options.what} is none")
-    path = expanded(options.what)
-    if options.what not in data.SOURCES and not path.exists():
-        raise UserError(
-            f"{options.what} is neither a run's folder nor a data set: give the folder of a run, "
-            f"one of {', '.join(data.SOURCES)}, or the path of images as experiments.regimes takes "
-            f"it"
-        )
-    try:
-        images = data_options.load(options.what, options)
-    except UserError as error:
-        if options.what in data.SOURCES or not path.is_dir():
-            raise
-        raise UserError(
-            f"{options.what} is no run's folder, which holds config.json and checkpoints, and no "
-            f"folder of images either: {error}"
-        ) from error
-    say_notes(images)
-    return None, images
-
-
-def folder_of(options: Options) -> Path:
-    """Where the results go."""
-    if options.out is not None:
-        return options.out
-    if is_run(options.what):
-        return expanded(options.what) / "modes"
-    return data_options.default_folder("runs/modes", options.what, options.data_dir)
 
 
 def sources_named(

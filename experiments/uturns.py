@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -124,10 +125,9 @@ def setting_of(options: Options, subject: Subject) -> Setting:
 def _draws_noise(process: Backward) -> bool:
     """Whether two steps of its sampler from one state differ."""
     sampler, step = process.sampler, process.sampler.schedule.num_steps - 1
-    x, keys = np.ones((2, 1), np.float32), jax.random.split(jax.random.key(0), 2)
-    state = sampler.init(jax.numpy.asarray(x))
+    keys, state = jax.random.split(jax.random.key(0), 2), sampler.init(jnp.ones((2, 1)))
     moved = sampler.output(
-        sampler.step(lambda x, step: jax.numpy.zeros_like(x), state, jax.numpy.int32(step), keys)
+        sampler.step(lambda x, step: jnp.zeros_like(x), state, jnp.int32(step), keys)
     )
     return bool(moved[0, 0] != moved[1, 0])
 
@@ -269,7 +269,7 @@ def turn(setting: Setting, console: Console) -> Findings | None:
     return Findings(
         settings=settings
         | {name: getattr(options, name) for name in named}
-        | ({"data": options.source} if subject.model is None else {"run_dir": options.source})
+        | ({"data": options.what} if subject.model is None else {"run_dir": options.what})
         | {"process": setting.process.described()},
         images=subject.images,
         times=setting.times,

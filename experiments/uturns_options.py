@@ -7,21 +7,17 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from diffusion_jax import data, forking
-from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.data.notes import say_notes
 from diffusion_jax.denoisers import DENOISERS
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import transitions
-from diffusion_jax.runtime import distributed
 from diffusion_jax.sampling import SAMPLERS, check_sampler
 from diffusion_jax.sampling.backward import default_patch
 from diffusion_jax.sampling.respacing import Clock
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.schedules import SCHEDULES
-from diffusion_jax.training import run, saved_config
-from experiments import data_options
+from diffusion_jax.training import run
+from experiments import run_or_data
 from experiments.data_options import DataOptions
 
 TRAINED = "trained"
@@ -35,7 +31,7 @@ TIMES = np.geomspace(0.05, 3.0, 12)
 class Options(DataOptions):
     """Takes images up to a time with noise and back, and measures what comes back."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    what: Annotated[str, tyro.conf.Positional]
     """A run's folder, as experiments.train_lsun or experiments.convert writes it; or a data set of
     the list below, or the path of a folder of images, a table of them, Parquet, an .npy or an
     .npz: then without a network."""
@@ -152,7 +148,7 @@ class Subject:
             chosen = options.scores
             if TRAINED in chosen and not possible[TRAINED]:
                 raise UserError(
-                    f"{options.source} is a data set, without a network: leave {TRAINED} out of "
+                    f"{options.what} is a data set, without a network: leave {TRAINED} out of "
                     f"--scores, or give a run's folder"
                 )
             if "classes" in chosen and not possible["classes"]:
@@ -169,39 +165,10 @@ def subject_of(options: Options) -> Subject:
     """Opens the run, or loads the data set.
 
     Raises:
-      UserError: neither is there, options of the other kind, or what loading raises.
+      UserError: see `run_or_data.opened`.
     """
-    if options.source in data.SOURCES or not (Path(options.source) / saved_config.NAME).is_file():
-        return _of_data(options)
-    own = ("classes", "images_per_class", "image_size", "prepared_dir", "memory_gib")
-    foreign = [name for name in own if getattr(options, name) is not None]
-    if foreign or options.flat:
-        name = (foreign or ["flat"])[0].replace("_", "-")
-        raise UserError(f"--{name} is for data sets: the run in {options.source} has its images")
-    folder = Path(options.source)
-    model = run.load_model(folder, options.dtype).with_data(options.data, options.data_dir)
-    images = forking.training_images(model)
-    return Subject(model, images, model.sampler.schedule, options.out or folder / "uturns")
-
-
-def _of_data(options: Options) -> Subject:
-    name = options.source
-    if name not in data.SOURCES and not Path(name).exists():
-        raise UserError(
-            f"{name} is neither a run's folder nor a path of images, nor a data set: these are "
-            f"{', '.join(data.SOURCES)}"
-        )
-    for option in ("data", "classifier_per_class", "held_out"):
-        if getattr(options, option) is not None:
-            raise UserError(
-                f"--{option.replace('_', '-')} is for a run, and {name} is a data set: leave it out"
-            )
-    images = data_options.load(name, options)
-    say_notes(images)
-    distributed.require_same("data set", fingerprint(images))
-    folder = distributed.from_first(
-        lambda: str(
-            options.out or data_options.default_folder("runs/uturns", name, options.data_dir)
-        )
-    )
-    return Subject(None, images, SCHEDULES["linear"](), Path(folder))
+    of_runs = ("classifier_per_class", "held_out")
+    model, images = run_or_data.opened(options.what, options, of_runs, options.dtype)
+    schedule = SCHEDULES["linear"]() if model is None else model.sampler.schedule
+    folder = run_or_data.folder_of(options.what, options, options.out, "uturns")
+    return Subject(model, images, schedule, folder)

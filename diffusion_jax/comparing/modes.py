@@ -152,7 +152,7 @@ class ModeTable(Table[Measured]):
 
 
 def require_derivative(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
-    """Refuses a denoiser without forward derivatives, without computing anything.
+    """Refuses a denoiser without forward derivatives, before anything is computed.
 
     Args:
       denoiser: of images.
@@ -166,7 +166,7 @@ def require_derivative(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
         return jax.jvp(lambda y: denoiser(y, jnp.zeros(1, jnp.int32)), (x,), (x,))
 
     try:
-        jax.eval_shape(derivative, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+        jax.jit(derivative).lower(jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise

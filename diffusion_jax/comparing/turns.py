@@ -1,7 +1,8 @@
 """U-turns of many images, a `Table` of cells: a score, some images and a time make one."""
 
+import hashlib
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
@@ -39,7 +40,9 @@ def travellers(name: str, images: np.ndarray, noise: Array, sampler: Sampler) ->
     def at(step: int) -> tuple[np.ndarray, None]:
         return turning_points(sampler, of_return(noise, 0), step + 1, images), None
 
-    return Travellers(name, name, len(images), at, images, noise)
+    # More images of a source begin alike.
+    known = hashlib.blake2b(images[:2].tobytes(), digest_size=4).hexdigest()
+    return Travellers(name, f"{name}_{known}", len(images), at, images, noise)
 
 
 def of_return(noise: Array, number: int) -> Array:
@@ -64,6 +67,11 @@ class Turns(Table[Returned]):
     points: np.ndarray
     judge: Judge
 
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """The mean image of the training set (height, width, channels)."""
+        return np.asarray(self.points.mean(axis=0, dtype=np.float64), np.float32)
+
     def load(self, path: Path) -> Returned:
         """See `Table`."""
         return returns.load(path)
@@ -81,7 +89,6 @@ class Turns(Table[Returned]):
         each, source, step = cell
         assert isinstance(source, Travellers)
         path = self.path(each.name, source, step)
-        mean = np.asarray(self.points.mean(axis=0, dtype=np.float64), np.float32)
         kept = self.read(each.name, source, step) if have and is_first_process() else None
         size = few_sizes(wanted - have, each.batch_size)
         back = partial(u_turns, self.sampler, denoiser)
@@ -101,6 +108,6 @@ class Turns(Table[Returned]):
                 )
             if is_first_process():
                 before = images[: last - first]
-                new = returns.measured(before, after, mean, self.points, self.judge)
+                new = returns.measured(before, after, self.mean, self.points, self.judge)
                 kept = new if kept is None else returns.join(kept, new)
                 kept.save(path)
