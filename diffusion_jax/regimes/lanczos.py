@@ -59,7 +59,7 @@ class Krylov:
         self.dimension, self.leading, self.done = dimension, leading, False
         self._most = min(max(most_steps, leading), dimension)
         self._tolerance, self._rounding, self._rng = tolerance, rounding, rng
-        self._basis = np.zeros((self._most, dimension))  # also past the end: `direction`
+        self._basis = np.zeros((self._most, dimension))
         self._matrix = np.zeros((self._most, self._most))
         self._size = 0
         self._ends: list[tuple[int, np.ndarray]] = []  # r_j that are not in the space
@@ -69,7 +69,7 @@ class Krylov:
 
     @property
     def direction(self) -> np.ndarray:
-        """The unit vector that A is multiplied with next (d,)."""
+        """The unit vector that A is multiplied with next (d,); once `done`, some finite one."""
         return np.asarray(self._basis[min(self._size, self._most - 1)])
 
     @property
