@@ -38,12 +38,16 @@ def figures(findings: Findings) -> Iterator[page.Picture]:
     yield page.Picture.of(
         "open_modes.png",
         plots.draw_open_modes(
-            *(times, _curves(findings, "open_modes")),
+            times,
+            _curves(findings, "open_modes"),
             {
                 source: {name: found.at_least for name, found in own.items()}
                 for source, own in findings.table.items()
             },
-            *(_curves(findings, "trace"), findings.leading, marks, findings.mode_times),
+            _curves(findings, "trace"),
+            findings.leading,
+            marks,
+            findings.mode_times,
         ),
         f"Above: how many eigenvalues of M = e^-t dD/dx are over 1/2, the mean over draws with "
         f"95 % intervals. {findings.leading} were looked for: at hollow triangles all of them are "
