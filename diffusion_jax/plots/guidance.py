@@ -118,7 +118,7 @@ def draw_windows(theory: dict[str, Any], samples: Sequence[dict[str, Any]]) -> F
     """Draws the overshoot and the variance along time for weights that change along it.
 
     Args:
-      theory: `t`, `t_S`, and `windows`: for each name, `diffusion` and `flow`, each with
+      theory: `d`, `t`, `t_S`, and `windows`: for each name, `diffusion` and `flow`, each with
         `overshoot` and `spread`.
       samples: rows whose `w` is such a name; see `draw_mixture`.
     """
@@ -133,9 +133,12 @@ def draw_windows(theory: dict[str, Any], samples: Sequence[dict[str, Any]]) -> F
                     _errorbar(axes, row["t"], row[name], color=f"C{i}")
             axes.axvline(theory["t_S"], color="0.5", linewidth=1, linestyle=":")
             axes.set(xlabel="time $t$", xlim=(0, t[-1]))
-    grid[0, 0].set(title="backward process", ylabel=r"$E q - e^{-t}|m|$, in $\sqrt{\Gamma}$")
+    grid[0, 0].set(
+        title=f"backward process, $d$ = {theory['d']}",
+        ylabel=r"$E q - e^{-t}|m|$, in $\sqrt{\Gamma}$",
+    )
     grid[1, 0].set(ylabel=r"Var $q/\Gamma$")
-    grid[0, 1].set(title="probability flow")
+    grid[0, 1].set(title=f"probability flow, $d$ = {theory['d']}")
     for panels in grid:
         ends = np.array([axes.get_ylim() for axes in panels])
         for axes in panels:
