@@ -69,3 +69,16 @@ def test_python_md(tmp_path, monkeypatch):
     difference = (fast(x + 1e-2 * v, step) - fast(x - 1e-2 * v, step)) / 2e-2
     error = np.linalg.norm(names["change"] - difference) / np.linalg.norm(difference)
     assert error < 1e-2  # of a second order in the step, and float32's digits over it
+
+
+def test_geometry_md():
+    spectrum, guiding = blocks("docs/geometry.md")
+    names = {}
+    exec(spectrum, names)
+    g = 1 / np.expm1(2 * float(names["schedule"].time[names["step"]]))
+    share = g * np.array([100, 10, 5, 0.5])
+    np.testing.assert_allclose(names["found"].eigenvalues[0], share / (1 + share), rtol=0.03)
+    assert names["found"].open_modes[0] == 2
+    exec(guiding, names)
+    distances = np.abs(names["samples"][:, None] - names["points"][1::2][None]).max(axis=2)
+    assert distances.min(axis=1).max() < 0.1  # training points of the class
