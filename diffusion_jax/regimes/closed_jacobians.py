@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 from scipy.linalg import eigh
 from scipy.spatial.distance import cdist
 from scipy.special import log_softmax
@@ -45,7 +46,7 @@ class Level(NamedTuple):
         """The signal-to-noise ratio, g = e^-2t/Delta."""
         return self.alpha_bar / self.variance
 
-    def opening(self, variance: np.ndarray) -> np.ndarray:
+    def opening(self, variance: ArrayLike) -> np.ndarray:
         """M of a Gaussian of a variance l: e^-2t l/(e^-2t l + Delta)."""
         signal = self.alpha_bar * np.asarray(variance, np.float64)
         return np.asarray(signal / (signal + self.variance))
@@ -98,6 +99,11 @@ def leading_modes(
         rows, weights = (np.concatenate(each) for each in zip(*parts, strict=True))
         values, found = _of_rows(rows, weights, leading, vectors)
     return Modes(constant + values, found if vectors else None, trace, np.zeros(leading))
+
+
+def _alone(rows: np.ndarray, weights: np.ndarray) -> Blocks:
+    """All vectors in one block."""
+    return lambda: [(rows, weights)]
 
 
 def _largest(matrix: np.ndarray, leading: int) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +241,7 @@ def of_mixture(
         weights = np.array([level.variance * level.alpha_bar * (sech / gamma) ** 2])
         trace = one.size * clean / gamma + float(weights[0] * np.sum(centre**2))
         rest = (one.size, leading, vectors, trace)
-        yield leading_modes(clean / gamma, lambda w=weights: [(centre, w)], 1, *rest)
+        yield leading_modes(clean / gamma, _alone(centre, weights), 1, *rest)
 
 
 def of_classes(
@@ -260,7 +266,7 @@ def of_classes(
         weights = (share[some, None] * laws.excess[some]).reshape(-1)
         weights = np.concatenate([weights, level.snr * share[some]])
         rest = (len(rows), one.size, leading, vectors, trace)
-        yield leading_modes(constant, lambda r=rows, w=weights: [(r, w)], *rest)
+        yield leading_modes(constant, _alone(rows, weights), *rest)
 
 
 class _Laws:

@@ -162,7 +162,7 @@ def spectra(
     probes: int = 8,
     vectors: bool = False,
     first: int = 0,
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-2,
     most_steps: int | None = None,
     batch_size: int = 16,
 ) -> Spectra:
@@ -186,7 +186,9 @@ def spectra(
       probes: number of probes an example; one gives no standard error (NaN).
       vectors: whether the eigenvectors are wanted.
       first: number of the first example.
-      tolerance: residual at which an eigenvalue is known, in units of M.
+      tolerance: residual r at which an eigenvalue is known, in units of M. One that lies alone is
+        then wrong by r^2 over its distance from the others, and only among neighbours nearer than r
+        by r itself.
       most_steps: products at most for the modes of an example; by default 4 k + 64. Where they do
         not suffice, `Spectra.residual` says how far it came.
       batch_size: examples at a time, rounded up to a multiple of the number of devices.

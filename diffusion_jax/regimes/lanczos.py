@@ -117,6 +117,8 @@ class Krylov:
         values, weights = values[::-1][: self.leading], weights[:, ::-1][:, : self.leading]
         matrix = self._matrix[: self._size, : self._size]
         squared = np.sum(((matrix - matrix.T) / 2 @ weights) ** 2, axis=0)
+        if self._size < self._most:  # a vector may have been placed that comes next
+            squared = squared + (self._matrix[self._size, : self._size] @ weights) ** 2
         if self._ends:
             rows = np.stack([end for _, end in self._ends])
             squared = squared + np.sum((weights[[j for j, _ in self._ends]].T @ rows) ** 2, axis=1)

@@ -64,7 +64,8 @@ class Losses(NamedTuple):
 
     Attributes:
       loss: |eps - z|^2, summed over components (N,).
-      stein: 2 tr M - d + |eps|^2 (N,).
+      stein: 2 tr M - |z|^2 + |eps|^2 (N,): with |z|^2 in place of its mean d, which takes most of
+        the noise away where eps is near z.
     """
 
     loss: np.ndarray
@@ -72,16 +73,16 @@ class Losses(NamedTuple):
 
 
 def losses(spectra: Spectra, predicted: np.ndarray, noise: np.ndarray) -> Losses:
-    """The loss of each draw, and what stands for it without z; see this module.
+    """The loss of each draw, and what equals it in the mean; see this module.
 
     Args:
       spectra: of the x_t (N, ...) that noise of one's own has made.
       predicted: the denoiser's eps at them, the same shape.
       noise: z, the same shape.
     """
-    flat, z = (each.reshape(len(each), -1).astype(np.float64) for each in (predicted, noise))
-    norm = np.sum(flat**2, axis=1)
-    return Losses(np.sum((flat - z) ** 2, axis=1), 2 * spectra.trace - spectra.dimension + norm)
+    eps, z = (each.reshape(len(each), -1).astype(np.float64) for each in (predicted, noise))
+    loss = np.sum((eps - z) ** 2, axis=1)
+    return Losses(loss, 2 * spectra.trace + np.sum(eps**2 - z**2, axis=1))
 
 
 def curves(
