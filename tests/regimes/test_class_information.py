@@ -148,7 +148,7 @@ def test_many_points_of_two_gaussians():
     mixture = GaussianMixture(64)
     points, labels = mixture.sample(np.random.default_rng(1), 4000)
     times = np.geomspace(1.2, 4, 14)
-    found = summarize(draw(points, labels, times, jax.random.key(5), 4000), 4000, np.full(2, 0.5))
+    found = summarize(draw(points, labels, times, jax.random.key(5), 2500), 4000, np.full(2, 0.5))
     for name in ("class_entropy", "class_information", "class_rate"):
         curve, exact = found.curves[name], getattr(mixture, name)(times)
         # The points' own centres are off by 1/sqrt(n): s by 1/1000 or so, what is of it no more.
