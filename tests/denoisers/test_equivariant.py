@@ -293,17 +293,17 @@ def test_jax_may_put_anything_in_place_of_its_arrays():
         (
             4,
             "zero",
-            "patch = 4 must be an odd number of pixels from 1 to 11, or None",
+            "patch = 4 must be an odd number of pixels from 1 to 11 .from Python also None",
         ),
         (
             13,
             "zero",
-            "patch = 13 must be an odd number of pixels from 1 to 11, or None",
+            "patch = 13 must be an odd number of pixels from 1 to 11 .from Python also None",
         ),
         (
             5,
             "circular",
-            "patch = 5 must be an odd number of pixels from 1 to 3, or None",
+            "patch = 5 must be an odd number of pixels from 1 to 3 .from Python also None",
         ),
         ("covariance", "zero", "patch = 'covariance' must be an odd number"),
         (3, "reflect", 'boundary = \'reflect\' must be "zero" or "circular"'),

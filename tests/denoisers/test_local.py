@@ -202,7 +202,7 @@ def test_jax_may_put_anything_in_place_of_its_arrays():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((2,), "patch = 2 must be an odd number of pixels from 1 to 11, or None"),
+        ((2,), "patch = 2 must be an odd number of pixels from 1 to 11 .from Python also None"),
         ((13,), "patch = 13 must be an odd number of pixels from 1 to 11"),
         ((-1,), "patch = -1 must be"),
         ((True,), "patch = True must be"),
