@@ -329,8 +329,8 @@ def test_a_partition_names_classes():
     [
         ([["0"], []], NAMES, r"group 2 of the partition names no class; the classes are 0, church"),
         ([["0"], ["x"]], NAMES, "the data set of the partition has no class x; its classes are 0"),
-        ([["0"], ["a,b", "0"]], NAMES, "the partition names class 0 in more than one group"),
-        ([["0", "0"], ["a,b"]], NAMES, "must name each class once"),
+        ([["0"], ["a,b", "0"]], NAMES, "the partition names class 0 more than once"),
+        ([["0", "0"], ["a,b"]], NAMES, "the partition names class 0 more than once"),
         ([["0", "a,b"]], NAMES, "a partition has two groups of classes at least, not 1"),
         ([], NAMES, "a partition has two groups of classes at least, not 0"),
         ([["0"], ["1"]], (), "a partition is one of classes, and the data set does not have two"),
