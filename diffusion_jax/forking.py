@@ -123,7 +123,11 @@ def _claim(folder: Path, settings: dict[str, Any], work: str = "forks a run") ->
             if not isinstance(found, dict):
                 raise ValueError("it holds no JSON object")
         except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}; remove {folder}") from error
+            raise UserError(
+                f"{path} is damaged ({error}), and it alone says which experiment the results "
+                f"beside it are of: to go on with the very command that made them remove this "
+                f"file; if that is not certain, remove {folder}, and all is computed again"
+            ) from error
         found = _EARLIER | found
         changed = [name for name in wanted if found.get(name) != wanted[name]]
         if changed:

@@ -1,9 +1,10 @@
 """Denoisers that compare patches, pixel by pixel in float64 as they are defined."""
 
+import jax
 import numpy as np
+from compiling import quick_jit
 
 TIMES = np.array([0.01, 0.05, 0.2, 0.6, 1.2, 3.0])
-SHAPES = [(4, 6, 2), (5, 3, 2)]
 
 
 def softmax_mean(squares, values, variance):
@@ -121,3 +122,23 @@ def squares(images):
 def score(values):
     """The mean in units of its standard error."""
     return values.mean() / (values.std() / len(values) ** 0.5)
+
+
+def check_derivatives(denoiser, x, step=1e-5):
+    """Of D at one image x, in float64: by columns and by rows, against differences."""
+
+    @quick_jit
+    def derivatives(x):
+        def D(x):
+            return denoiser.predict_x_0(x[None], np.zeros(1, int))[0]
+
+        return jax.jacfwd(D)(x), jax.jacrev(D)(x)
+
+    moves = step * np.eye(x.size).reshape(-1, *x.shape)
+    moved = denoiser.predict_x_0(np.concatenate([x + moves, x - moves]), np.zeros(2 * x.size, int))
+    differences = np.subtract(*np.split(np.asarray(moved), 2)) / (2 * step)
+    for found in derivatives(x):
+        np.testing.assert_allclose(
+            found, np.moveaxis(differences, 0, -1).reshape(2 * x.shape), atol=1e-8
+        )
+    assert np.abs(differences).max() > 0.1

@@ -145,6 +145,17 @@ def test_what_is_damaged_is_named(tmp_path):
     (tmp_path / "shown.npy").write_bytes(b"")
     with pytest.raises(UserError, match=r"shown.npy is damaged .* remove .*trunks_000000_000010"):
         batches(tmp_path, 20, 10)
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"seed": 1')
+    told = r"settings\.json is damaged \(.*\), and it alone says which .* remove this file; if"
+    try:
+        with pytest.raises(UserError, match=told):
+            forking.claim(tmp_path, {"seed": 1})
+        settings.unlink()
+        forking.claim(tmp_path, {"seed": 1})  # that is enough
+        assert json.loads(settings.read_text()) == {"seed": 1}
+    finally:
+        lock.release(tmp_path)
     (tmp_path / "trunks_000000_000010.npz").unlink()
     assert batches(tmp_path, 20, 10)[0] == [(0, 10)]
     (tmp_path / "trunks_000010_000020.npz").rename(tmp_path / "trunks_000010_000021.npz")

@@ -9,6 +9,8 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from diffusion_jax.denoisers.protocol import require_inputs
+from diffusion_jax.errors import UserError
 from diffusion_jax.process import x_0_to_noise
 from diffusion_jax.schedule import NoiseSchedule, broadcast_right
 from diffusion_jax.symmetry import Group, require_group
@@ -41,7 +43,8 @@ class EmpiricalDenoiser:
       group: maps of the points, images (height, width, channels); None for the points alone.
 
     Raises:
-      UserError: when it is called with images that the group does not map to such.
+      UserError: when it is called with images that the group does not map to such; see also
+        `require_inputs`.
     """
 
     schedule: NoiseSchedule
@@ -50,7 +53,19 @@ class EmpiricalDenoiser:
 
     @classmethod
     def fit(cls, schedule: NoiseSchedule, points: np.ndarray, labels: np.ndarray | None) -> Self:
-        """That of these training points (n, ...), mean removed; labels change nothing."""
+        """That of these training points (n, ...), mean removed; labels change nothing.
+
+        Raises:
+          UserError: points that are no floats, none, or values that are not finite.
+        """
+        points = np.asarray(points)
+        if points.ndim < 2 or not points.size or points.dtype.kind != "f":
+            raise UserError(
+                f"training points of shape {points.shape} and type {points.dtype}: give floats, "
+                f"one point at least"
+            )
+        if not (finite := np.isfinite(points.reshape(len(points), -1)).all(axis=1)).all():
+            raise UserError(f"training point {np.argmin(finite)} holds values that are not finite")
         return cls(schedule, jax.device_put(points))
 
     def __post_init__(self) -> None:
@@ -66,6 +81,7 @@ class EmpiricalDenoiser:
 
         With a group, that x comes from any of the images of a_nu: p(nu | x) = sum_g w_{g,nu}.
         """
+        require_inputs(x, step, self.points.shape[1:], self.num_steps)
         if self.group is not None:
             return _orbit_posterior(self, self.group, x, step)
         return jax.nn.log_softmax(self._logits(x, step), axis=1)
@@ -81,6 +97,7 @@ class EmpiricalDenoiser:
 
     def predict_x_0(self, x: Array, step: Array) -> Array:
         """D = E[a | x], shape of x (batch, ...), steps (batch,)."""
+        require_inputs(x, step, self.points.shape[1:], self.num_steps)
         if self.group is not None:
             mean: Array = _orbit_mean(self, self.group, x, step)
             return mean

@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffusion_jax.denoisers.low_rank import Floor, LowRankGaussian, level
+from diffusion_jax.denoisers.protocol import require_inputs
 from diffusion_jax.process import x_0_to_noise
 from diffusion_jax.schedule import NoiseSchedule
 
@@ -71,7 +72,12 @@ class GaussianDenoiser:
         return LowRankGaussian(self.mean.reshape(-1), self.modes, self.eigenvalues, self.floor)
 
     def predict_x_0(self, x: Array, step: Array) -> Array:
-        """D = E[a | x_t], the shape of x, for x (batch, ...) and steps (batch,)."""
+        """D = E[a | x_t], the shape of x, for x (batch, ...) and steps (batch,).
+
+        Raises:
+          UserError: see `require_inputs`.
+        """
+        require_inputs(x, step, self.mean.shape, self.num_steps)
         law, flat = self.law.astype(x.dtype), x.reshape(len(x), -1)
         return law.denoised(flat, *level(self.schedule, step, x.dtype)).reshape(x.shape)
 

@@ -10,6 +10,7 @@ from jax import Array
 
 from diffusion_jax.denoisers.labels import class_counts
 from diffusion_jax.denoisers.low_rank import Floor, LowRankGaussian, checked, level, stacked
+from diffusion_jax.denoisers.protocol import require_inputs
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import x_0_to_noise
 from diffusion_jax.schedule import NoiseSchedule
@@ -94,11 +95,19 @@ class GaussianClassesDenoiser:
         return LowRankGaussian(means, self.modes, self.eigenvalues, self.floors)
 
     def class_log_probability(self, x: Array, step: Array) -> Array:
-        """Log p(c | x_t), (batch, C), for x (batch, ...) and steps (batch,)."""
+        """Log p(c | x_t), (batch, C), for x (batch, ...) and steps (batch,).
+
+        Raises:
+          UserError: see `require_inputs`.
+        """
         return _log_probability(self._at(x), *self._inputs(x, step))
 
     def predict_x_0(self, x: Array, step: Array) -> Array:
-        """D = E[a | x_t], the shape of x, for x (batch, ...) and steps (batch,)."""
+        """D = E[a | x_t], the shape of x, for x (batch, ...) and steps (batch,).
+
+        Raises:
+          UserError: see `require_inputs`.
+        """
         classes, (flat, signal, variance) = self._at(x), self._inputs(x, step)
         probability = jnp.exp(_log_probability(classes, flat, signal, variance))
 
@@ -120,6 +129,7 @@ class GaussianClassesDenoiser:
 
     def _inputs(self, x: Array, step: Array) -> tuple[Array, Array, Array]:
         """X flattened, e^-t and Delta."""
+        require_inputs(x, step, self.means.shape[1:], self.num_steps)
         return x.reshape(len(x), -1), *level(self.schedule, step, x.dtype)
 
 

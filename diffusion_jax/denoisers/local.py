@@ -79,7 +79,7 @@ class LocalDenoiser(PatchDenoiser):
         by_covariance = isinstance(patch, str) and patch == "covariance"
         if patch is not None and not by_covariance:
             largest = 2 * max(self.points.shape[1:3]) - 1
-            others = 'None for all of them, or "covariance"'
+            others = 'None for all of them, and "covariance"'
             self.patch = checked_patch(patch, largest, others)
         if by_covariance != (threshold is not None):
             raise UserError(

@@ -142,7 +142,7 @@ class LowRankGaussian:
 
         Args:
           along: components w along the modes (batch, k).
-          excess: |r|^2 less what it is in the mean, see `across` (batch,).
+          excess: |r|^2 minus its mean, see `across` (batch,).
           signal: e^-t (batch,).
           variance: Delta (batch,), positive.
 

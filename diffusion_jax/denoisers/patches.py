@@ -27,7 +27,7 @@ def checked_points(points: Any) -> Array:
     if not jnp.issubdtype(jnp.result_type(points), jnp.floating):
         raise UserError(
             f"training points of type {jnp.result_type(points)}: give floats, images in [0, 1] "
-            f"less their mean"
+            f"minus their mean"
         )
     with np.errstate(over="ignore"):
         wrong = ~np.isfinite(np.asarray(points, np.float32)).all(axis=(1, 2, 3))
@@ -44,7 +44,7 @@ def checked_patch(patch: Any, largest: int, others: str) -> int:
     Args:
       patch: what was given.
       largest: the largest that there is.
-      others: what else may be given, in words.
+      others: what else may be given from Python, in words.
 
     Raises:
       UserError: no odd number from 1 to the largest.
@@ -56,7 +56,7 @@ def checked_patch(patch: Any, largest: int, others: str) -> int:
     if isinstance(patch, bool) or side % 2 == 0 or not 1 <= side <= largest:
         raise UserError(
             f"patch = {patch!r} must be an odd number of pixels from 1 to "
-            f"{largest - 1 + largest % 2}, or {others}"
+            f"{largest - 1 + largest % 2} (from Python also {others})"
         )
     return side
 

@@ -99,14 +99,18 @@ def groups_named(
                 f"group {number} of the partition names no class; the classes are "
                 f"{', '.join(class_names)}"
             )
-        chosen = Selection(classes=tuple(map(str, names)))
-        found.append(chosen.of("the data set of the partition", class_names))
+        each = [Selection(classes=(str(name),)) for name in names]
+        source = "the data set of the partition"
+        found.append([label for one in each for label in one.of(source, class_names)])
     if len(found) < 2:
         raise UserError(f"a partition has two groups of classes at least, not {len(found)}")
     labels = [label for group in found for label in group]
     twice = [class_names[label] for label in dict.fromkeys(labels) if labels.count(label) > 1]
     if twice:
-        raise UserError(f"the partition names class {', '.join(twice)} in more than one group")
+        raise UserError(
+            f"the partition names class {', '.join(twice)} more than once: a class may be in one "
+            f"group, and once"
+        )
     return found
 
 

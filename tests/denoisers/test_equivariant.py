@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import patch_loops
 import pytest
-from patch_loops import SHAPES, TIMES, draws, images, largest_error, noised, score, squares
+from patch_loops import TIMES, draws, images, largest_error, noised, score, squares
 
 from diffusion_jax.denoisers import (
     EmpiricalDenoiser,
@@ -16,37 +16,55 @@ from diffusion_jax.denoisers import (
 )
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import noise_to_x_0
-from diffusion_jax.regimes.cloning import fork, u_turns
 from diffusion_jax.runtime.devices import replicate, shard
 from diffusion_jax.sampling import AncestralSampler, sample
 from diffusion_jax.sampling.likelihood import image_bits
 from diffusion_jax.schedule import from_time, linear_schedule
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 SCHEDULE = from_time(TIMES)
-CASES = [
-    *((shape, patch, "zero") for shape in SHAPES for patch in (1, 3, 5, 7, "largest")),
-    *((shape, patch, "circular") for shape in SHAPES for patch in (1, 3)),
-    ((5, 6, 2), 5, "circular"),
-    ((7, 5, 1), 3, "zero"),
-]
 
 
-@pytest.mark.parametrize(("shape", "patch", "boundary"), CASES, ids=str)
-def test_it_is_its_definition(shape, patch, boundary):
-    patch = 2 * max(shape[:2]) - 1 if patch == "largest" else patch
+def defined(shape, patch, boundary):
+    """Training images, x, steps and D pixel by pixel."""
     points = images(shape, n=5)
     x, steps, signal, variance = noised(points)
-    each = list(zip(x.astype(float), signal, variance, strict=True))
-    half, double = patch // 2, points.astype(float)
-    wanted = np.stack([patch_loops.equivariant(double, *one, half, boundary) for one in each])
+    each, half = zip(x.astype(float), signal, variance, strict=True), patch // 2
+    double = points.astype(float)
+    wanted = [patch_loops.equivariant(double, *one, half, boundary) for one in each]
+    return points, x, steps, np.stack(wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "boundary"),
+    [
+        *(((4, 6, 2), patch, "zero") for patch in (3, 7)),
+        *(((5, 3, 2), patch, "zero") for patch in (1, 5, 9)),
+        ((4, 6, 2), 1, "circular"),
+        ((5, 3, 2), 3, "circular"),
+        ((5, 6, 2), 5, "circular"),
+    ],
+    ids=str,
+)
+def test_it_is_its_definition(shape, patch, boundary):
+    points, x, steps, wanted = defined(shape, patch, boundary)
+    with jax.enable_x64():
+        double = points.astype(float)
+        denoiser = EquivariantLocalDenoiser(from_time(TIMES), double, patch, boundary)
+        assert largest_error(denoiser.predict_x_0(x.astype(float), steps), wanted) < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "boundary"), [((5, 5, 1), 3, "zero"), ((5, 6, 2), 5, "circular")], ids=str
+)
+def test_it_is_its_definition_in_float32(shape, patch, boundary):
+    points, x, steps, wanted = defined(shape, patch, boundary)
     denoiser = EquivariantLocalDenoiser(SCHEDULE, points, patch, boundary)
     assert largest_error(denoiser.predict_x_0(x, steps), wanted) < 1e-5
     # The noise is that of the same D.
     D = noise_to_x_0(SCHEDULE, denoiser(jnp.asarray(x), steps), jnp.asarray(x), steps)
     assert largest_error(D[2:5], wanted[2:5]) < 1e-5
-    with jax.enable_x64():
-        denoiser = EquivariantLocalDenoiser(from_time(TIMES), double, patch, boundary)
-        assert largest_error(denoiser.predict_x_0(x.astype(float), steps), wanted) < 1e-11
 
 
 def orbit(points):
@@ -56,9 +74,7 @@ def orbit(points):
     return np.concatenate([np.roll(points, shift, axis=(1, 2)) for shift in shifts])
 
 
-@pytest.mark.parametrize(
-    ("shape", "patch"), [((5, 5, 2), 5), ((5, 5, 2), None), ((4, 6, 2), None), ((5, 3, 1), None)]
-)
+@pytest.mark.parametrize(("shape", "patch"), [((5, 5, 2), 5), ((4, 6, 2), None), ((5, 3, 1), None)])
 def test_on_a_torus_all_pixels_are_the_exact_score_of_all_translations(shape, patch):
     points = images(shape)
     x, steps, signal, variance = noised(points)
@@ -77,7 +93,7 @@ def test_on_a_torus_all_pixels_are_the_exact_score_of_all_translations(shape, pa
 
 @pytest.mark.parametrize(
     ("shape", "patch"),
-    [((4, 6, 2), 7), ((4, 6, 2), 11), ((4, 6, 2), None), ((5, 3, 2), 5), ((5, 3, 2), 9)],
+    [((4, 6, 2), 7), ((4, 6, 2), None), ((5, 3, 2), 5), ((5, 3, 2), 9)],
 )
 def test_where_no_two_places_are_cut_alike_it_is_the_local_one(shape, patch):
     points = images(shape)
@@ -99,12 +115,12 @@ def test_patches_of_one_pixel_have_no_border():
 
 @pytest.mark.parametrize("boundary", ["zero", "circular"])
 def test_at_large_times_it_is_the_mean_over_the_places(boundary):
-    shape = (5, 6, 2)
+    shape = (4, 3, 2)
     points = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
     late = EquivariantLocalDenoiser(from_time(np.array([16.0])), points, 3, boundary)
     found = late.predict_x_0(noised(points)[0], np.zeros(len(TIMES), int))
     wanted = np.zeros(shape)
-    cuts = {p: patch_loops.cut(*p, shape, 1) for p in np.ndindex(5, 6)}
+    cuts = {p: patch_loops.cut(*p, shape, 1) for p in np.ndindex(4, 3)}
     for p in cuts:
         alike = [q for q in cuts if boundary == "circular" or cuts[q] == cuts[p]]
         wanted[p] = np.mean([points[(slice(None), *q)] for q in alike], axis=(0, 1))
@@ -143,12 +159,16 @@ def test_on_a_torus_it_moves_with_the_image(patch):
         np.testing.assert_allclose(moved, wanted, atol=2e-6)
 
 
-CHANGES = [(3, "zero"), (3, "circular"), (None, "circular")]
-
-
-@pytest.mark.parametrize(("patch", "boundary"), CHANGES)
-def test_neither_blocks_nor_the_batch_change_anything(patch, boundary, monkeypatch):
-    points = images((5, 6, 2))
+@pytest.mark.parametrize(
+    ("patch", "boundary", "sizes"),
+    [
+        (3, "zero", [(1, 1, 1), (42, 11, 13 * 18)]),
+        (3, "circular", [(2**20, 2**20, 13 * 18)]),
+        (None, "circular", [(42, 11, 2**20)]),
+    ],
+)
+def test_neither_blocks_nor_the_batch_change_anything(patch, boundary, sizes, monkeypatch):
+    points = images((5, 5, 2) if boundary == "zero" else (5, 6, 2))
     x, steps, *_ = noised(points)
     denoiser = EquivariantLocalDenoiser(SCHEDULE, points, patch, boundary)
     whole = denoiser.predict_x_0(x, steps)
@@ -158,7 +178,7 @@ def test_neither_blocks_nor_the_batch_change_anything(patch, boundary, monkeypat
     twice = jax.tree.map(lambda leaf: np.resize(leaf, (16, *leaf.shape[1:])), (x, steps))
     divided = jax.jit(type(denoiser).predict_x_0)(replicate(denoiser), *shard(twice))
     np.testing.assert_allclose(divided[:6], whole, atol=2e-6)
-    for queries, keys, numbers in ((1, 1, 1), (7 * len(x), 11, 2**20), (2**20, 2**20, 13 * 18)):
+    for queries, keys, numbers in sizes:
         monkeypatch.setattr(equivariant, "_QUERIES", queries)
         monkeypatch.setattr(equivariant, "_KEYS", keys)
         monkeypatch.setattr(equivariant, "_NUMBERS", numbers)
@@ -214,10 +234,9 @@ def test_losses_are_in_order():
         return squares(D - a), D
 
     a, x = draws(points, 0.6, len(steps))
-    for patch in (1, 3):
-        near, _ = loss(a, x, LocalDenoiser(schedule, points, patch))
-        far, _ = loss(a, x, EquivariantLocalDenoiser(schedule, points, patch, "zero"))
-        assert score(far - near) > 4
+    near, _ = loss(a, x, LocalDenoiser(schedule, points, 3))
+    far, _ = loss(a, x, EquivariantLocalDenoiser(schedule, points, 3, "zero"))
+    assert score(far - near) > 4
     a, x = draws(orbit(points), 0.6, len(steps))
     torus = [EquivariantLocalDenoiser(schedule, points, k, "circular") for k in (None, 3, 1)]
     (exact, D_exact), (larger, D_larger), (smaller, _) = (loss(a, x, each) for each in torus)
@@ -227,25 +246,12 @@ def test_losses_are_in_order():
     assert abs(score(excess)) < 3.3  # one seed in a thousand
 
 
-@pytest.mark.parametrize(("patch", "boundary"), CHANGES)
+@pytest.mark.parametrize(("patch", "boundary"), [(3, "zero"), (None, "circular")])
 def test_derivatives_backwards_and_forwards_are_differences(patch, boundary):
     with jax.enable_x64():
-        points = np.random.default_rng(5).normal(size=(3, 4, 3, 1))
+        points = np.random.default_rng(5).normal(size=(3, 4, 2, 1))
         denoiser = EquivariantLocalDenoiser(from_time(np.array([0.4])), points, patch, boundary)
-        x = jnp.asarray(0.5 * points[0] + 0.3)
-
-        @jax.jit
-        def D(x):
-            return denoiser.predict_x_0(x[None], jnp.zeros(1, int))[0]
-
-        forwards, backwards = jax.jacfwd(D)(x), jax.jacrev(D)(x)
-        step = 1e-5
-        for pixel in np.ndindex(4, 3, 1):
-            moved = [D(x.at[pixel].add(sign * step)) for sign in (1, -1)]
-            difference = (moved[0] - moved[1]) / (2 * step)
-            np.testing.assert_allclose(forwards[(..., *pixel)], difference, atol=1e-8)
-            np.testing.assert_allclose(backwards[(..., *pixel)], difference, atol=1e-8)
-        assert np.abs(forwards).max() > 0.1
+        patch_loops.check_derivatives(denoiser, 0.5 * points[0] + 0.3)
 
 
 def test_every_pixel_of_a_sample_is_some_pixel_of_the_images():
@@ -255,28 +261,22 @@ def test_every_pixel_of_a_sample_is_some_pixel_of_the_images():
     schedule, shape, key = linear_schedule(100), (3, 2, 1), jax.random.key(0)
     sampler = AncestralSampler(schedule)
     denoiser = EquivariantLocalDenoiser(schedule, points, 1, "circular")
-    samples = sample(sampler, denoiser, key, 64, shape)
+    samples = np.asarray(sample(sampler, denoiser, key, 64, shape))
     assert np.abs(np.abs(samples) - 0.4).max() < 1e-2
     bright, share = (samples > 0).mean(), (points > 0).mean()
     assert abs(bright - share) < 3.3 * np.sqrt(share * (1 - share) / samples.size)
-    forked = fork(sampler, denoiser, key, [30, 1], shape, 0, 16)
-    np.testing.assert_allclose(forked.trunk, samples[:16], atol=1e-5)
-    np.testing.assert_allclose(forked.clones[:, 1, 0], forked.trunk, atol=0.1)
-    turned = u_turns(sampler, denoiser, key, [100, 1], points)
-    np.testing.assert_allclose(turned[:, 1], points, atol=1e-2)
-    assert np.abs(turned[:, 0] - points).max() > 0.5
 
 
 def test_the_likelihood_on_a_torus_is_that_of_all_translations():
     points = images((3, 4, 1), n=3)
-    schedule, key = linear_schedule(40), jax.random.key(0)
+    schedule, key = linear_schedule(22), jax.random.key(0)
     data, mean = np.uint8(255 * (points + 0.3)), np.full(1, 0.3)
     exact = EmpiricalDenoiser(schedule, jnp.asarray(orbit(points)))
     bits = image_bits(exact, schedule, data, mean, key)
     torus = EquivariantLocalDenoiser(schedule, points, None, "circular")
     np.testing.assert_allclose(image_bits(torus, schedule, data, mean, key), bits, rtol=1e-4)
-    cut = EquivariantLocalDenoiser(schedule, points, 1, "zero")
-    assert np.abs(image_bits(cut, schedule, data, mean, key) - bits).max() > 1e-2
+    other = exact.replace(points=2 * exact.points)
+    assert np.abs(image_bits(other, schedule, data, mean, key) - bits).max() > 1e-2
 
 
 def test_jax_may_put_anything_in_place_of_its_arrays():
@@ -290,9 +290,21 @@ def test_jax_may_put_anything_in_place_of_its_arrays():
 @pytest.mark.parametrize(
     ("patch", "boundary", "message"),
     [
-        (4, "zero", "patch = 4 must be an odd number of pixels from 1 to 11, or None"),
-        (13, "zero", "patch = 13 must be an odd number of pixels from 1 to 11, or None"),
-        (5, "circular", "patch = 5 must be an odd number of pixels from 1 to 3, or None"),
+        (
+            4,
+            "zero",
+            "patch = 4 must be an odd number of pixels from 1 to 11 .from Python also None",
+        ),
+        (
+            13,
+            "zero",
+            "patch = 13 must be an odd number of pixels from 1 to 11 .from Python also None",
+        ),
+        (
+            5,
+            "circular",
+            "patch = 5 must be an odd number of pixels from 1 to 3 .from Python also None",
+        ),
         ("covariance", "zero", "patch = 'covariance' must be an odd number"),
         (3, "reflect", 'boundary = \'reflect\' must be "zero" or "circular"'),
     ],

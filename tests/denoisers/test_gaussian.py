@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import data_of, quick_jit
 from scipy.integrate import solve_ivp
 from scipy.stats import multivariate_normal, norm
 
@@ -24,6 +25,7 @@ SHAPE = (3, 2, 2)
 SCHEDULE = linear_schedule(200)
 STEPS = np.array([0, 1, 5, 30, 80, 140, 199])
 VALUES = np.array([0.5, 5.0, 10.0, 100.0])
+KEY = jax.random.key(0)
 
 
 def points_of(n, seed=0):
@@ -64,6 +66,16 @@ def noised(points, steps, seed=1):
     return (np.exp(-t) * a + np.sqrt(-np.expm1(-2 * t)) * z).astype(np.float32)
 
 
+@quick_jit
+def data_and_noise(denoiser, x, step):
+    return denoiser.predict_x_0(x, step), denoiser(x, step)
+
+
+@quick_jit
+def flow(denoiser, x, step, end):
+    return denoiser.flow(x, step, end)
+
+
 @pytest.mark.parametrize("n", [7, 40])
 @pytest.mark.parametrize(
     ("rank", "floor"), [(None, 0), (None, 0.2), (3, 0), (3, 0.2), (3, "rest"), (0, "rest"), (12, 0)]
@@ -78,9 +90,8 @@ def test_against_the_whole_covariance(n, rank, floor):
         [dense_denoised(m, C, *each) for each in zip(x.reshape(-1, 12), t, strict=True)]
     )
     exact = exact.reshape(x.shape)
-    got = denoiser.predict_x_0(jnp.asarray(x), jnp.asarray(STEPS))
+    got, noise = data_and_noise(denoiser, x, STEPS)
     np.testing.assert_allclose(got, exact, atol=1e-5 * np.abs(exact).max(), rtol=0)
-    noise = denoiser(jnp.asarray(x), jnp.asarray(STEPS))
     scale = np.sqrt(-np.expm1(-2 * t)).reshape(-1, 1, 1, 1)
     signal = np.exp(-t).reshape(-1, 1, 1, 1)
     error = np.abs(noise - (x - signal * exact) / scale) * scale
@@ -97,8 +108,8 @@ def test_fitted_in_blocks_it_is_the_same(n, monkeypatch):
     parts = GaussianDenoiser.fit(SCHEDULE, points)
     assert len(parts.modes) == len(whole.modes) == min(n - 1, 11)
     np.testing.assert_allclose(parts.eigenvalues, whole.eigenvalues, rtol=1e-5)
-    x = jnp.asarray(noised(points, STEPS))
-    ends = [each.predict_x_0(x, jnp.asarray(STEPS)) for each in (whole, parts)]
+    x = noised(points, STEPS)
+    ends = [data_of(each, x, STEPS) for each in (whole, parts)]
     np.testing.assert_allclose(ends[1], ends[0], atol=1e-5)
     grey = np.arange(24, dtype=np.uint8).reshape(6, 4)
     np.testing.assert_allclose(
@@ -112,18 +123,18 @@ def test_fitted_in_blocks_it_is_the_same(n, monkeypatch):
 def test_points_without_variance():
     """One, or one many times: D is the point; with a floor, the filter of that floor."""
     point = points_of(1)
-    x, steps = jnp.asarray(noised(point, STEPS)), jnp.asarray(STEPS)
+    x = noised(point, STEPS)
     for points in (point, np.repeat(point, 3, 0), np.repeat(point, 30, 0)):
         denoiser = GaussianDenoiser.fit(SCHEDULE, points)
         assert denoiser.modes.shape == (0, 12)
         repeated = np.broadcast_to(point, x.shape)
-        np.testing.assert_allclose(denoiser.predict_x_0(x, steps), repeated, atol=1e-6)
+        np.testing.assert_allclose(data_of(denoiser, x, STEPS), repeated, atol=1e-6)
         assert GaussianDenoiser.fit(SCHEDULE, points, floor="rest").floor == 0
     wide = GaussianDenoiser.fit(SCHEDULE, point, floor=0.5)
     t = np.asarray(SCHEDULE.time, np.float64)[STEPS].reshape(-1, 1, 1, 1)
     gain = 0.5 * np.exp(-t) / (0.5 * np.exp(-2 * t) - np.expm1(-2 * t))
     exact = point + gain * (x - np.exp(-t) * point)
-    np.testing.assert_allclose(wide.predict_x_0(x, steps), exact, atol=2e-5)
+    np.testing.assert_allclose(data_of(wide, x, STEPS), exact, atol=2e-5)
 
 
 def test_the_floor_that_is_the_rest_keeps_the_trace():
@@ -159,21 +170,27 @@ def test_known_answers(floor):
         denoiser = with_values(schedule, floor)
         modes, _ = rotated()
 
-        def jacobian(time, function):
-            step = jnp.full(1, int(np.searchsorted(times, time - 1e-9)))
-            single = jax.jacfwd(lambda y: function(y[None], step)[0])
-            return modes @ np.asarray(single(jnp.ones(4))) @ modes.T
+        @quick_jit
+        def derivatives(denoiser, step):
+            both = data_and_noise.__wrapped__
+            return jax.jacfwd(lambda y: both(denoiser, y[None], step))(jnp.ones(4))
+
+        def jacobian(time, which):
+            step = np.full(1, np.searchsorted(times, time - 1e-9))
+            return modes @ np.asarray(derivatives(denoiser, step)[which])[0] @ modes.T
+
+        of_data, of_noise = 0, 1
 
         times_known = [0.202733, 0.895880, 1.198948, 2.307560]
         np.testing.assert_allclose(mode_times(VALUES), times_known, atol=5e-7)
         for i, time in enumerate(mode_times(VALUES)):
-            J = np.exp(-time) * jacobian(time, denoiser.predict_x_0)
+            J = np.exp(-time) * jacobian(time, of_data)
             assert J[i, i] == pytest.approx(0.5, abs=1e-12)
-        J = np.exp(-1) * jacobian(1.0, denoiser.predict_x_0)
+        J = np.exp(-1) * jacobian(1.0, of_data)
         known = np.diag([0.072579, 0.439018, 0.610163, 0.939946])
         np.testing.assert_allclose(J, known, atol=6e-7)
         # The noise predicted is A (x - e^-t m), so its loss is an expectation over a and z.
-        A = np.diag(jacobian(1.0, denoiser))
+        A = np.diag(jacobian(1.0, of_noise))
         delta = -np.expm1(-2)
         loss = np.sum((1 - A * delta**0.5) ** 2 + A**2 * np.exp(-2) * VALUES)
         assert loss == pytest.approx(2.061706, abs=1e-6)
@@ -182,11 +199,8 @@ def test_known_answers(floor):
         x_0_loss = np.sum((1 - gain / np.e) ** 2 * VALUES + gain**2 * delta)
         assert x_0_loss == pytest.approx(13.172358, abs=1e-6)
         first, last = (int(np.searchsorted(times, t - 1e-9)) for t in (0.1, 3.0))
-        factors = (
-            modes
-            @ jax.jacfwd(lambda y: denoiser.flow(y[None], last, first)[0])(jnp.zeros(4))
-            @ modes.T
-        )
+        along = quick_jit(jax.jacfwd(lambda y: denoiser.flow(y[None], last, first)[0]))
+        factors = modes @ np.asarray(along(jnp.zeros(4))) @ modes.T
         known = np.diag([0.769004, 2.057414, 2.861111, 8.117027])
         np.testing.assert_allclose(factors, known, atol=1e-6)
 
@@ -198,18 +212,19 @@ def test_the_score_is_the_gradient_of_the_log_density(floor):
         points = points_of(7).astype(np.float64)
         denoiser = GaussianDenoiser.fit(schedule, points, None if floor else 4, floor)
         m, C = dense(points, None if floor else 4, floor)
-        x = jnp.asarray(np.random.default_rng(1).standard_normal((3, *SHAPE)))
+        x = np.random.default_rng(1).standard_normal((3, *SHAPE))
+
+        def log_density(y, signal, precision):
+            y = y.reshape(-1) - signal * m
+            return -0.5 * y @ precision @ y
+
+        gradient = quick_jit(jax.vmap(jax.grad(log_density), (0, None, None)))
+        score = quick_jit(lambda x, s: noise_to_score(schedule, denoiser(x, s), s))
+        signals, deltas = np.sqrt(schedule.alpha_bar), np.asarray(schedule.noise_variance)
         for s in (0, 30, 99):
-            signal, delta = schedule.alpha_bar[s] ** 0.5, schedule.noise_variance[s]
-            precision = jnp.linalg.inv(signal**2 * C + delta * np.eye(12))
-
-            def log_density(y, signal=signal, precision=precision):
-                y = y.reshape(-1) - signal * m
-                return -0.5 * y @ precision @ y
-
-            step = jnp.full(3, s)
-            score = noise_to_score(schedule, denoiser(x, step), step)
-            np.testing.assert_allclose(score, jax.vmap(jax.grad(log_density))(x), rtol=1e-7)
+            precision = np.linalg.inv(signals[s] ** 2 * C + deltas[s] * np.eye(12))
+            exact = gradient(x, signals[s], precision)
+            np.testing.assert_allclose(score(x, np.full(3, s)), exact, rtol=1e-7)
 
 
 def test_the_flow_solves_its_equation():
@@ -230,7 +245,7 @@ def test_the_flow_solves_its_equation():
         for start, end in ((3, 1), (3, -1), (1, 2), (2, 2)):
             span = (times[start], 0.0 if end < 0 else times[end])
             exact = solve_ivp(slope, span, x.reshape(-1), rtol=1e-11, atol=1e-12).y[:, -1]
-            got = np.asarray(denoiser.flow(jnp.asarray(x), start, end))
+            got = np.asarray(flow(denoiser, x, start, end))
             np.testing.assert_allclose(got.reshape(-1), exact, rtol=1e-8, atol=1e-9)
 
 
@@ -241,15 +256,17 @@ def test_the_flow_of_a_flow_is_the_flow(floor):
     x = noised(points, STEPS)
     with jax.enable_x64(True):
         exact = GaussianDenoiser.fit(linear_schedule(200), points, floor=floor)
-        exact_x = jnp.asarray(x, float)
+        exact_x = x.astype(float)
         for middle, end in ((STEPS // 2, -1), (199 - STEPS, STEPS // 3), (0, -1)):
-            through = exact.flow(exact.flow(exact_x, STEPS, middle), middle, end)
-            np.testing.assert_allclose(through, exact.flow(exact_x, STEPS, end), atol=1e-10)
-        ends = np.asarray(exact.flow(exact_x, STEPS, -1))
-        one = np.asarray(exact.flow(exact_x[2:3], int(STEPS[2]), 1))
-        np.testing.assert_allclose(one[0], exact.flow(exact_x, STEPS, 1)[2], atol=1e-12)
+            middle, end = (np.broadcast_to(each, STEPS.shape) for each in (middle, end))
+            through = flow(exact, flow(exact, exact_x, STEPS, middle), middle, end)
+            np.testing.assert_allclose(through, flow(exact, exact_x, STEPS, end), atol=1e-10)
+        ends = np.asarray(flow(exact, exact_x, STEPS, np.full(len(STEPS), -1)))
+        one = np.asarray(flow(exact, exact_x[2:3], int(STEPS[2]), 1))
+        again = flow(exact, exact_x, STEPS, np.ones(len(STEPS), int))
+        np.testing.assert_allclose(one[0], again[2], atol=1e-12)
     denoiser = GaussianDenoiser.fit(SCHEDULE, points, floor=floor)
-    got = np.asarray(denoiser.flow(jnp.asarray(x), STEPS, -1))
+    got = np.asarray(flow(denoiser, x, STEPS, -1))
     np.testing.assert_allclose(got, ends, atol=1e-5 * np.abs(ends).max())
     # At t = 0 the law is that of the data: with no floor, in the span of the points.
     modes = np.asarray(denoiser.modes)
@@ -263,15 +280,18 @@ def test_samplers_go_along_the_flow_with_their_order(kind, order):
     """From t = 2 to 0.05, without the last step, a point of the schedule being all they know."""
     counts, errors = np.array([33, 65, 129]), []
     with jax.enable_x64(True):
-        x = jnp.asarray(np.random.default_rng(0).standard_normal((5, 4)))
-        keys = jax.random.split(jax.random.key(0), 5)
+        x, keys = np.random.default_rng(0).standard_normal((5, 4)), jax.random.split(KEY, 5)
+
+        @quick_jit
+        def error(sampler, denoiser):
+            last = denoiser.num_steps
+            end = sampling_loop(sampler, denoiser, jnp.asarray(x), keys, last, 1)
+            return jnp.abs(end - denoiser.flow(jnp.asarray(x), last - 1, 0)).max()
+
         for count in counts:
             ratio = np.geomspace(np.expm1(0.1), np.expm1(4.0), count)
             schedule = from_time(0.5 * np.log1p(ratio))  # even in log alpha/sigma
-            denoiser = with_values(schedule, 0.5)
-            end = sampling_loop(kind(schedule), denoiser, x, keys, int(count), 1)
-            exact = denoiser.flow(x, int(count) - 1, 0)
-            errors.append(np.abs(end - exact).max())
+            errors.append(float(error(kind(schedule), with_values(schedule, 0.5))))
     measured = -np.polyfit(np.log(counts - 1), np.log(errors), 1)[0]
     assert measured == pytest.approx(order, abs=0.12), errors
 
@@ -293,7 +313,7 @@ def test_samples_forks_and_turns_have_the_moments():
     scale = points.std()
     denoiser = DENOISERS["gaussian"](SCHEDULE, points, None)
     sampler = AncestralSampler(SCHEDULE)
-    ends = sample(sampler, denoiser, jax.random.key(0), 2000, SHAPE, 2000)
+    ends = sample(sampler, denoiser, KEY, 2000, SHAPE, 2000)
     check_moments(ends, points, 0.03 * scale)
     forks = fork(sampler, denoiser, jax.random.key(1), [199, 100], SHAPE, 0, 800)
     check_moments(forks.trunk, points, 0.03 * scale)

@@ -66,14 +66,14 @@ def test_clones_of_the_exact_score_agree_with_the_posterior(exact, clones):
 def test_clones_and_u_turns_of_a_mixture_agree_with_its_phi():
     """A U-turn ends in its own class as often as two clones agree: both are E sum_c p(c|x)^2."""
     sampler, denoiser, law, times = mixture()
-    forks = cloning.fork(sampler, denoiser, jax.random.key(0), STEPS, (16,), 0, 2000)
+    forks = cloning.fork(sampler, denoiser, jax.random.key(0), STEPS, (16,), 0, 1200)
     one, other = (x.sum(-1) > 0 for x in forks.pairs())
-    assert Cloning(times, (one == other).sum(0), 2000).p_values(law.phi(times)).min() > LEVEL
+    assert Cloning(times, (one == other).sum(0), 1200).p_values(law.phi(times)).min() > LEVEL
 
-    data, _ = law.sample(np.random.default_rng(1), 2000)
+    data, _ = law.sample(np.random.default_rng(1), 1200)
     back = cloning.u_turns(sampler, denoiser, jax.random.key(2), STEPS, data)
     own = (back.sum(-1) > 0) == (data.sum(-1) > 0)[:, None]
-    assert Cloning(times, own.sum(0), 2000).p_values(law.phi(times)).min() > LEVEL
+    assert Cloning(times, own.sum(0), 1200).p_values(law.phi(times)).min() > LEVEL
     assert (
         np.linalg.norm(back[:, -1] - data, axis=1).mean()
         < np.linalg.norm(back[:, 0] - data, axis=1).mean()

@@ -76,7 +76,7 @@ def test_counts_agree_with_the_posterior_engine(problem, measured):
     points, labels, _, _ = problem
     found = summary(problem, measured[0])
     draws = posterior.draw(
-        points.reshape(20, -1), labels, times_of(problem, FORKS), jax.random.key(6), 20_000
+        points.reshape(20, -1), labels, times_of(problem, FORKS), jax.random.key(6), 10_000
     )
     # The class of a training point is that of its sum here.
     assert np.array_equal(points.reshape(20, -1).sum(1) > 0, labels == 1)

@@ -295,7 +295,7 @@ def test_projection_of_a_trajectory_is_the_one_dimensional_trajectory():
 
 def test_clones_in_one_dimension_in_d_and_in_theory():
     """phi by three routes, each two within 4 standard errors; one at a time 0.05 off is not."""
-    mixture, times, pairs = GaussianMixture(8), np.array([0.4, 0.8, 1.2, 1.6, 2.4]), (10_000, 5000)
+    mixture, times, pairs = GaussianMixture(8), np.array([0.4, 0.8, 1.2, 1.6, 2.4]), (10_000, 2000)
     m = np.random.default_rng(5).standard_normal(8)
     m *= mixture.centre_norm / np.linalg.norm(m)
     one = clone(jax.random.key(0), np.array([mixture.centre_norm]), 1.0, times, pairs[0], 5.0, 500)

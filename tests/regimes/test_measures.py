@@ -1,8 +1,9 @@
 """The table of what is measured along time, and a line added to it from outside."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
-import pytest
 
 import diffusion_jax as dj
 from diffusion_jax.regimes import measures, transitions
@@ -24,17 +25,18 @@ def own_probability(ensemble):
     return np.exp(ensemble.draws.log_own)
 
 
-@pytest.mark.parametrize("needs_classes", [False, True])
-def test_a_line_from_outside_is_all_that_a_measure_needs(monkeypatch, needs_classes):
+def test_a_line_from_outside_is_all_that_a_measure_needs(monkeypatch):
     """E p(mu | x_t) is phi_C by another name: the source is a draw from its posterior."""
     line = Observable(
         "the source",
         own_probability,
         falls=True,
-        needs_classes=needs_classes,
         times={"t_C_own": Level(0.5, "p_mu = 1/2"), "t_C_far": Level(2.0, "p_mu = {level:g}")},
     )
     monkeypatch.setitem(OBSERVABLES, "own", line)
+    times = {"t_C_classes": Level(0.5, "p_mu of classes = 1/2")}
+    of_classes = replace(line, needs_classes=True, times=times)
+    monkeypatch.setitem(OBSERVABLES, "of_classes", of_classes)
     study = dj.analyse(blobs(), np.arange(40) % 2, **FAST)
     result = to_json(study.analysis)
     curves = result["curves"]
@@ -53,21 +55,25 @@ def test_a_line_from_outside_is_all_that_a_measure_needs(monkeypatch, needs_clas
     assert row[1:4] == ["p_mu", "=", "1/2"]
     (row,) = [row for row in rows if row[:1] == ["t_C_far"]]
     assert row[1:6] == ["p_mu", "=", "2", "<", "0.001"]  # a falling curve begins under its level
+    assert curves["of_classes"] == curves["own"]
+    assert result["t_C_classes"] == result["t_C_own"]
     unlabelled = to_json(dj.analyse(blobs(), **FAST).analysis)
-    assert ("t_C_own" in unlabelled) == ("own" in unlabelled["curves"]) == (not needs_classes)
+    assert unlabelled["t_C_own"]["value"] > 0
+    assert "own" in unlabelled["curves"]
+    assert not {"t_C_classes", "of_classes"} & {*unlabelled, *unlabelled["curves"]}
 
 
 def test_a_measure_that_asks_for_accuracy_gets_its_draws(monkeypatch):
     points = np.random.default_rng(1).standard_normal((50, 4))
 
     def loose(ensemble):
-        return 20 * ensemble.draws.collision
+        return 5 * ensemble.draws.collision
 
     def draws():
         return transitions.measure(points, None, jax.random.key(0), 0.02, 20_000)
 
     few = len(draws().index)
-    monkeypatch.setitem(OBSERVABLES, "loose", Observable("20 phi_C", loose, accurate=True))
+    monkeypatch.setitem(OBSERVABLES, "loose", Observable("5 phi_C", loose, accurate=True))
     many = draws()
     assert len(many.index) > few
     found = transitions.summarize(many, 50, np.ones(1)).curves["loose"]
