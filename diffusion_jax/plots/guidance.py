@@ -180,9 +180,11 @@ def draw_digits(found: dict[str, Any], weights: Sequence[float], against: dict[s
         bars = np.abs(np.array([[each.low, each.high] for each in t_S]).T - value)
         points = look | {"linestyle": "none"} | ({} if kind == kinds[0] else {"mfc": "none"})
         times.errorbar(place, value - start, bars, **points)
-    w = np.asarray(against["w"])
+    fine = np.asarray(against["w"])
     shifts = np.array([row["t_S"] for row in against["diffusion"]])
-    times.plot(w[w >= 0], shifts[w >= 0], color="0.3", linewidth=1, label="two Gaussians, theory")
+    times.plot(
+        fine[fine >= 0], shifts[fine >= 0], color="0.3", linewidth=1, label="two Gaussians, theory"
+    )
     times.legend(frameon=False, fontsize="small", loc="upper left")
     for axes, name in ((phi, "phi"), (entropy, "class_entropy")):
         for w, color in zip(weights, _colors(len(weights)), strict=True):

@@ -46,7 +46,7 @@ _REACH = 9.0  # standard deviations beyond which a Gaussian counts as zero
 _NODES_PER_WIDTH = 3.0  # of the noise of a step: 3e-9 where a step stretches by 3, 1e-16 without
 _NEGLIGIBLE = 1e-16
 _FLOW_NODES = 4001
-_FIRST = 1e-3  # sqrt(s) from which the diffusion is followed: the law is known there to 1e-6
+_FIRST = 1e-3  # sqrt(s) from which the diffusion is followed: the law is known there to 1e-5
 
 
 @dataclass(frozen=True)
