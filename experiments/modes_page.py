@@ -58,13 +58,16 @@ def figures(findings: Findings) -> Iterator[page.Picture]:
     )
     if len(times) > 1:
         yield _spectra(findings)
-    yield page.Picture.of(
-        "dimension.png",
-        plots.draw_curves(times, _curves(findings, "local_dimension"), marks, "local dimension"),
-        "The dimension of the data about x_t, where a gap of the spectrum over 1/2 tells it: the "
-        "number of eigenvalues above the gap, the mean over the draws that have such a gap, with "
-        "95 % intervals. result.json has their share.",
-    )
+    if any(found.clear.any() for own in findings.table.values() for found in own.values()):
+        yield page.Picture.of(
+            "dimension.png",
+            plots.draw_curves(
+                times, _curves(findings, "local_dimension"), marks, "local dimension"
+            ),
+            "The dimension of the data about x_t, where a gap of the spectrum over 1/2 tells it: "
+            "the number of eigenvalues above the gap, the mean over the draws that have such a "
+            "gap, with 95 % intervals. result.json has their share.",
+        )
     skewed = {name for name in findings.cells if name == NETWORK or _is_local(name)}
     if skewed:
         yield page.Picture.of(

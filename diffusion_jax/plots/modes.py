@@ -232,7 +232,9 @@ def draw_learned(
     updates = curves[0].times
     low = max(_RATIOS[0], 0.8 * min(float(curve.mean.min()) for curve in curves))
     high = max(_RATIOS[1], min(100.0, 1.2 * max(float(curve.mean.max()) for curve in curves)))
-    left.set(xscale="log", yscale="log", ylim=(low, high), xlim=(updates[0] / 1.1, updates[-1]))
+    left.set(
+        xscale="log", yscale="log", ylim=(low, high), xlim=(updates[0] / 1.1, 1.1 * updates[-1])
+    )
     left.set(xlabel="update", ylabel="samples' variance / training set's")
     bar = figure.colorbar(
         matplotlib.cm.ScalarMappable(
