@@ -12,12 +12,12 @@ import numpy as np
 from diffusion_jax.comparing.modes import Found, Measured, Stop
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.plots import panel
-from diffusion_jax.regimes import spectrum
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.learned_modes import LearnedModes
 from diffusion_jax.regimes.measures import level_of
 from diffusion_jax.regimes.open_modes import Losses, curves, local_dimension, opening_times
 from diffusion_jax.regimes.transitions import Regimes
+from experiments.marked import Marked
 
 # What the run's own denoiser is called.
 NETWORK = "network"
@@ -82,7 +82,7 @@ def estimates(curve: Curve) -> list[Estimate]:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Findings(Marked):
     """Everything that was measured.
 
     Attributes:
@@ -143,20 +143,6 @@ class Findings:
             for source, own in self.table.items()
             if "noise_loss" in next(iter(own.values())).curves
         ]
-
-    @cached_property
-    def t_S(self) -> float:
-        """1/2 log Lambda of the first channel."""
-        return spectrum.speciation_time(spectrum.largest_eigenvalue(self.images.images))
-
-    @property
-    def marks(self) -> dict[str, float]:
-        """The times that figures mark, by their labels."""
-        times = {"$t_S$ (½ log Λ)": self.t_S}
-        for name in ("t_S_phi", "t_C_phi"):
-            if name in self.exact.times:
-                times[level_of(name)[1].symbol] = self.exact.times[name].value
-        return times
 
 
 def _numbers(found: Along) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from diffusion_jax.comparing.cells import Found
 from diffusion_jax.comparing.summary import Row, Summary, along, row, summarize, to_nearest
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.plots import panel
-from diffusion_jax.regimes import spectrum
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.measures import level_of
 from diffusion_jax.regimes.resemblance import Closest, Resemblance
 from diffusion_jax.regimes.theories import Theory
 from diffusion_jax.regimes.transitions import Regimes
+from experiments.marked import Marked
 
 # What the network's own samples are called.
 NETWORK = "network"
@@ -42,7 +42,7 @@ class TwoNetworks:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Findings(Marked):
     """Everything that was measured.
 
     Attributes:
@@ -117,20 +117,6 @@ class Findings:
             return {}
         table = self.two.table
         return {name: along(table, name, self.steps, self.seed) for name in self.two.sources}
-
-    @cached_property
-    def t_S(self) -> float:
-        """1/2 log Lambda of the first channel."""
-        return spectrum.speciation_time(spectrum.largest_eigenvalue(self.images.images))
-
-    @property
-    def marks(self) -> dict[str, float]:
-        """The times that figures mark, by their labels."""
-        times = {"$t_S$ (½ log Λ)": self.t_S}
-        for name in ("t_S_phi", "t_C_phi"):
-            if name in self.exact.times:
-                times[level_of(name)[1].symbol] = self.exact.times[name].value
-        return times
 
 
 def sides(closest: Closest) -> tuple[int, int, int]:

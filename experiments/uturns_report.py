@@ -16,7 +16,7 @@ from diffusion_jax.judging.classifier import TrainedClassifier
 from diffusion_jax.plots import page, panel
 from diffusion_jax.plots import uturns as plots
 from diffusion_jax.plots.uturns import Row
-from diffusion_jax.regimes import spectrum, uturns
+from diffusion_jax.regimes import uturns
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.measures import level_of
 from diffusion_jax.regimes.transitions import Regimes
@@ -24,6 +24,7 @@ from diffusion_jax.runtime.files import write_json
 from diffusion_jax.runtime.tables import print_table
 from diffusion_jax.runtime.text import shown
 from experiments.cloning_report import printed
+from experiments.marked import Marked
 
 TRAINING = "training"
 POSTERIOR = "posterior"
@@ -33,7 +34,7 @@ TIMES = ("t_S_phi", "t_C_phi", "t_C_entropy")
 
 
 @dataclass(frozen=True)
-class Findings:
+class Findings(Marked):
     """Everything that was measured.
 
     Attributes:
@@ -70,20 +71,6 @@ class Findings:
     def peaks(self) -> dict[tuple[str, str], dict[str, Estimate]]:
         """The times of the peaks of each score and source, by what peaks."""
         return {key: _peaks(each) for key, each in self.measured.items()}
-
-    @cached_property
-    def t_S(self) -> float:
-        """1/2 log Lambda of the first channel."""
-        return spectrum.speciation_time(spectrum.largest_eigenvalue(self.images.images))
-
-    @property
-    def marks(self) -> dict[str, float]:
-        """The times that figures mark, by their labels."""
-        times = {"$t_S$ (½ log Λ)": self.t_S}
-        for name in ("t_S_phi", "t_C_phi"):
-            if name in self.exact.times:
-                times[level_of(name)[1].symbol] = self.exact.times[name].value
-        return times
 
     @property
     def layers(self) -> list[str]:
