@@ -201,8 +201,13 @@ def images_in(kind, folder):
     return path
 
 
-@pytest.mark.parametrize("mean", ["computed", "typed"])
-@pytest.mark.parametrize("kind", ["folder", "npz", "bare npz", "npy"])
+@pytest.mark.parametrize(
+    ("kind", "mean"),
+    [
+        *((kind, "computed") for kind in ("folder", "npz", "bare npz", "npy")),
+        *((kind, "typed") for kind in ("folder", "npy")),
+    ],
+)
 def test_ones_own_data_go_on_by_the_command_printed(
     original, tmp_path, capsys, monkeypatch, kind, mean
 ):
