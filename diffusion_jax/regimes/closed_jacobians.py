@@ -21,10 +21,9 @@ from diffusion_jax.denoisers import (
 )
 from diffusion_jax.regimes.lanczos import Krylov
 
-# The largest eigenproblem that is solved whole where a few eigenvalues are wanted.
-_DENSE = 1500
-# Of which so many times fewer than its size are a few.
-_FEW = 8
+# The largest eigenproblem that is solved whole where a few eigenvalues are wanted: fewer than its
+# size divided by _FEW.
+_DENSE, _FEW = 1500, 8
 # Numbers in a block of training points.
 _BLOCK = 2**22
 # The share of M that what is left out may have.

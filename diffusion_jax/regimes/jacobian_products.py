@@ -21,7 +21,7 @@ from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.closed_jacobians import Level, Modes
 from diffusion_jax.regimes.lanczos import Krylov
-from diffusion_jax.runtime.devices import fetch, shard
+from diffusion_jax.runtime.devices import bytes_from_first, fetch, shard
 from diffusion_jax.sampling.likelihood import rademacher_probes
 
 
@@ -142,15 +142,13 @@ def by_products(
     ]
     # |(J - J')v|^2 and |(J + J')v|^2 over the space.
     squares = np.zeros((2, count))
-    while any(not space.done for space in spaces):
-        forth, back = products(np.stack([space.direction for space in spaces]))
+    while (directions := _directions(spaces)) is not None:
+        forth, back = products(directions)
         for i, space in enumerate(spaces):
             if not space.done:
-                squares[:, i] += (
-                    np.sum((forth[i] - back[i]) ** 2),
-                    np.sum((forth[i] + back[i]) ** 2),
-                )
-                space.add((forth[i] + back[i]) / 2)
+                skew, even = forth[i] - back[i], forth[i] + back[i]
+                squares[:, i] += np.sum(skew**2), np.sum(even**2)
+                space.add(even / 2)
     leaders = [space.leaders() for space in spaces]
     if work.leading == dimension:
         trace = np.array([np.trace(space.projected) for space in spaces])
@@ -166,6 +164,22 @@ def by_products(
         for i, (values, residuals, rows) in enumerate(leaders)
     ]
     return found, error, asymmetry
+
+
+def _directions(spaces: Sequence[Krylov]) -> np.ndarray | None:
+    """The next direction of each, or None once all are done.
+
+    As the first process has them: where hosts round differently, each by itself would end its loop
+    at another step, and wait for the others for ever.
+    """
+
+    def mine() -> bytes:
+        if all(space.done for space in spaces):
+            return b""
+        return np.stack([space.direction for space in spaces]).tobytes()
+
+    content = bytes_from_first(mine)
+    return np.frombuffer(content).reshape(len(spaces), -1) if content else None
 
 
 def _traces(

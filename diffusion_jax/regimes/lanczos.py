@@ -17,8 +17,8 @@ nothing in `_VERIFY` steps, or its own end, before the answer is taken.
 
 import numpy as np
 
-# Steps of the chain that looks for copies: at a gap of a tenth of the spectrum they raise the
-# share of a copy in a random vector of 1 000 components to all of it.
+# Steps of the chain that looks for copies: a missed one that lies a tenth of the spectrum above all
+# that is unknown grows 70 times in them, from 1/sqrt(d) of a random vector to most of it.
 _VERIFY = 8
 # Steps between two looks at the residuals.
 _CHECK = 4
@@ -61,7 +61,7 @@ class Krylov:
         self._tolerance, self._rounding, self._rng = tolerance, rounding, rng
         self._basis = np.zeros((self._most, dimension))
         self._matrix = np.zeros((self._most, self._most))
-        self._size = 0
+        self._size, self._scale = 0, 1.0
         self._ends: list[tuple[int, np.ndarray]] = []  # r_j that are not in the space
         self._before: np.ndarray | None = None  # what had converged when the last chain began
         self._until = 0
@@ -93,8 +93,8 @@ class Krylov:
             left = left - along @ known
         self._size += 1
         norm = float(np.linalg.norm(left))
-        zero = self._rounding * max(1.0, float(np.abs(np.diag(self._matrix)).max()))
-        ended = norm <= zero
+        self._scale = max(self._scale, abs(float(self._matrix[j, j])))
+        ended = norm <= self._rounding * self._scale
         if not ended:
             self._ends.append((j, left))
         anew = self._look(ended)
