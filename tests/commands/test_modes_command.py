@@ -27,7 +27,7 @@ from diffusion_jax.training import run
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.saved_state import to_saved
 from diffusion_jax.training.step import make_optimizer, state_of
-from experiments import modes, modes_options, modes_page
+from experiments import modes, modes_options, modes_page, run_or_data
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
@@ -298,7 +298,8 @@ def test_a_data_set_has_all_but_the_network(tmp_path, monkeypatch, capsys):
     # Other data of that name have a folder of their own, as experiments.regimes does it.
     Path("b").mkdir()
     np.savez("b/digits.npz", images=images[:, ::-1], labels=labels)
-    folder = modes_options.folder_of(modes_options.Options(what="b/digits.npz"))
+    own = modes_options.Options(what="b/digits.npz")
+    folder = run_or_data.folder_of(own.what, own, None, "modes")
     assert folder.parent == out.parent
     assert folder.name.startswith("digits-")
     for words, message in (

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import pytest
 import two_convolutions
-from sklearn.datasets import load_digits
-from weights import random_params
+from tiny_runs import digits, make_run
 
 from diffusion_jax import data, forking
 from diffusion_jax.comparing import returns, turns
 from diffusion_jax.comparing.table import Asked, Cell
 from diffusion_jax.config import ModelConfig
+from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.judging import classifier
 from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.regimes import cloning, neighbours, uturns
@@ -25,23 +25,25 @@ from diffusion_jax.runtime import backend
 from diffusion_jax.training import run
 from experiments import uturns as command_of
 from experiments import uturns_report
-from experiments.train_lsun import parse
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
-OPTIONS = [
-    *("--preset", "mnist", "--image-size", "28", "--images-per-class", "15", "--seed", "3"),
-    *("--base-channels", "8", "--num-res-blocks", "1", "--multiples", "1", "1"),
-    "--attention-levels",
-    *("--diffusion-steps", "25", "--batch-size", "8", "--num-samples", "4", "--steps", "2"),
-]
 FEW = ("--times", "0.3", "1.0", "2.5", "--batch-size", "8", "--accuracy", "0.05")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
-    """Two convolutions in place of the UNet, and a classifier hardly trained."""
+    """Two convolutions in place of the UNet, a classifier hardly trained, one posterior for all."""
+    posterior, known = command_of._posterior, {}
+
+    def once(setting):
+        key = fingerprint(setting.subject.images), tuple(setting.steps), setting.options.accuracy
+        if key not in known:
+            known[key] = posterior(setting)
+        return known[key]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command_of, "_posterior", once)
         patch.setattr(ModelConfig, "build", two_convolutions.build)
         patch.setattr(forking, "train_classifier", partial(train_classifier, updates=5))
         yield
@@ -49,14 +51,8 @@ def small():
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A run of a network that was not trained."""
-    folder = tmp_path_factory.mktemp("uturns") / "run"
-    config = parse([*OPTIONS, "--run-dir", str(folder)])
-    images = data.load(config.data)
-    model = config.model.build(1)
-    params = jax.tree.map(lambda leaf: 0.5 * leaf, random_params(model, (28, 28, 1)))
-    run.import_parameters(config, params, run.data_of(images))
-    return folder
+    """A run of a network that was not trained, on digits whose source has more of them."""
+    return make_run(tmp_path_factory.mktemp("uturns") / "a", *digits(0, 25), per_class=15)
 
 
 def command(*arguments):
@@ -73,8 +69,9 @@ def command(*arguments):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """No figures, at which another test looks."""
+    """No figures and no peaks, at which another test looks."""
     monkeypatch.setattr(uturns_report, "figures", lambda findings: [])
+    monkeypatch.setattr(uturns_report, "_peaks", lambda measured: {})
 
 
 def result_of(out):
@@ -112,7 +109,8 @@ def test_what_is_written_is_what_the_images_say(finished, run_dir):
     result = result_of(finished)
     model = run.load_model(run_dir)
     images = data.load(model.config.data)
-    points, mean = images.centred(), images.centred().mean(axis=0)
+    points = images.centred()
+    mean = points.mean(axis=0)
     assert result["images"] == {"training": 10, "held-out": 10}
     order = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.key(0), 2**32 - 4), 30))
     before, process = points[order[:10]], model.backward(clock="step")
@@ -139,7 +137,7 @@ def test_what_is_written_is_what_the_images_say(finished, run_dir):
         covariance = sum(np.cov(each, rowvar=False) for each in change)
         chi = covariance.sum() / np.trace(covariance)
         assert found["susceptibility"]["mean"][place] == pytest.approx(chi, rel=1e-4)
-        home = neighbours.nearest(own.reshape(20, 28, 28, 1), points).index
+        home = neighbours.nearest(own.reshape(20, 8, 8, 1), points).index
         same = (home.reshape(10, 2) == order[:10, None]).mean()
         assert found["point_return"]["mean"][place] == pytest.approx(same)
     for source in result["sources"].values():
@@ -162,17 +160,17 @@ def test_layers_agree_with_the_classifier(finished):
     """Means over the data set, and cosines, from what each layer says of each image alone."""
     judge = classifier.load(finished / "cells")
     images = data.ImageSet(
-        np.random.default_rng(0).integers(0, 256, (70, 28, 28, 1), np.uint8),
+        np.random.default_rng(0).integers(0, 256, (70, 8, 8, 1), np.uint8),
         np.arange(70) % 2,
         judge.class_names,
     )
     own = returns.Judge.of(judge, images)
     before = images.centred()[:5]
-    after = images.centred()[5:20].reshape(5, 3, 28, 28, 1)
+    after = images.centred()[5:20].reshape(5, 3, 8, 8, 1)
     labels, ends, cosines = own.classes_and_layers(before, after)
     shift = images.mean - judge.mean
     np.testing.assert_array_equal(labels, judge.predict(before + shift))
-    flat = judge.predict(after.reshape(15, 28, 28, 1) + shift)
+    flat = judge.predict(after.reshape(15, 8, 8, 1) + shift)
     np.testing.assert_array_equal(ends.ravel(), flat)
     every = judge.features(images.centred() + shift).astype(np.float64)
     a, b = every[:5, None] - every.mean(0), every[5:20].reshape(5, 3, -1) - every.mean(0)
@@ -186,74 +184,79 @@ def test_more_images_and_times_add_to_what_is_done(finished, run_dir, tmp_path, 
     out = tmp_path / "more"
     shutil.copytree(finished, out)
     more = ("--out", out, "--scores", "exact", *FEW)
-    assert command(run_dir, "--images", "14", *more, "--batch-size", "16") == 0
-    assert result_of(out)["images"]["training"] == 14
+    four = ("--times", "0.3", "0.6", *FEW[2:])
+    assert command(run_dir, "--images", "14", *more[:4], *four) == 0
+    result = result_of(out)
+    assert result["images"] == {"training": 14, "held-out": 14}
+    assert len(result["times"]) == 4
     # The first ten again: their numbers are those of before, whatever the batches were.
     assert command(run_dir, "--images", "10", *more) == 0
     assert "6 of 6 cells were computed before" in capsys.readouterr().out
     earlier, now = (result_of(folder)["sources"] for folder in (finished, out))
     for source in ("training", "held-out"):
-        assert now[source]["exact"] == earlier[source]["exact"]
-    times = ("--times", "0.3", "0.6", "1.0", "2.5", *FEW[4:])
-    assert command(run_dir, "--images", "10", *more[:4], *times) == 0
-    assert "6 of 8 cells were computed before" in capsys.readouterr().out
+        assert now[source]["exact"] == earlier[source]["exact"] | {"peaks": {}}
     # Another experiment does not mix with it.
     assert command(run_dir, "--images", "10", *more, "--returns", "3") == 1
     assert "returns: 2 -> 3" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """Sixty ones and eights of 8 x 8 pixels."""
-    found = load_digits()
-    chosen = np.concatenate([np.flatnonzero(found.target == digit)[:30] for digit in (1, 8)])
-    path = tmp_path_factory.mktemp("digits") / "digits.npz"
-    np.savez(path, images=np.uint8(found.images[chosen] * 15.9), labels=found.target[chosen])
-    return path
+def path(tmp_path_factory):
+    """As many ones and eights as the run has, without a run."""
+    found = tmp_path_factory.mktemp("digits") / "digits.npz"
+    images, labels = digits(0, 15)
+    np.savez(found, images=images, labels=labels)
+    return found
+
+
+# On all of these images, and with equal numbers of steps, so that one program does for both.
+DATA = ("--calls", "60", "--times", "0.1", "0.5", "1", "2", "--accuracy", "0.02")
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_data_set_has_the_returns_of_its_posterior(digits, tmp_path, monkeypatch, capsys):
+def test_a_data_set_has_the_returns_of_its_posterior(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(forking, "train_classifier", partial(train_classifier, updates=80))
     monkeypatch.chdir(tmp_path)
-    words = ("--calls", "60", "--times", "0.1", "0.5", "1", "2", "--images", "60", "--returns", "4")
-    assert command(digits, *words, "--scores", "exact", "local", "--patch", "3") == 0
+    assert command(path, *DATA, "--images", "30", "--returns", "6", "--scores", "exact") == 0
     out = tmp_path / "runs" / "uturns" / "digits"
     result, text = result_of(out), capsys.readouterr().out
-    found = result["sources"]["training"]
-    assert set(found) == {"exact", "local_3"}
+    found = result["sources"]["training"]["exact"]
     for name in ("class_return", "point_return"):
-        own, posterior = found["exact"][name], result["posterior"][name]
+        own, posterior = found[name], result["posterior"][name]
         error = np.hypot(own["standard_error"], posterior["standard_error"])
-        # Where all return, one in 240 may have been elsewhere.
+        # Where all return, one in 180 may have been elsewhere.
         difference = np.abs(np.subtract(own["mean"], posterior["mean"]))
-        assert np.all(difference < 4 * np.hypot(error, 1 / 240))
-    assert found["exact"]["point_return"]["mean"][0] > 0.95
+        assert np.all(difference < 4 * np.hypot(error, 1 / 180))
+    assert found["point_return"]["mean"][0] > 0.5 > 0.1 > found["point_return"]["mean"][-1]
     assert "class return, posterior" in text
-    assert "local 3" in text
     assert result["t_S_phi"]["value"] > result["t_C_phi"]["value"]
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_sampler_without_noise_is_told(digits, tmp_path, capsys):
-    words = ("--calls", "20", "--times", "0.5", "2", "--images", "4", "--sampler", "ddim")
-    assert command(digits, "--out", tmp_path, *words, "--scores", "gaussian") == 0
-    assert "ddim draws no noise on the way back" in " ".join(capsys.readouterr().out.split())
-    assert result_of(tmp_path)["sources"]["training"]["gaussian"]["susceptibility"]["mean"][1] > 0
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_images_without_classes(tmp_path, capsys):
-    images = np.random.default_rng(0).integers(0, 256, (9, 8, 9, 3), np.uint8)
-    np.savez(tmp_path / "plain.npz", images=images)
-    words = ("--calls", "20", "--times", "0.5", "2", "--images", "20", "--out", tmp_path / "out")
-    assert command(tmp_path / "plain.npz", *words) == 0
-    result = result_of(tmp_path / "out")
+def test_images_without_classes(path, tmp_path, capsys):
+    with np.load(path) as file:
+        np.savez(tmp_path / "plain.npz", images=file["images"])
+    out = tmp_path / "out"
+    assert command(tmp_path / "plain.npz", *DATA, "--images", "40", "--out", out) == 0
+    result = result_of(out)
+    assert set(result["sources"]["training"]) == {"exact"}
     found = result["sources"]["training"]["exact"]
     assert found["class_return"] is None
     assert found["layers"] == {}
     assert result["posterior"].keys() == {"point_return"}
-    assert "there are 9 training images, not 20" in capsys.readouterr().out
+    assert "there are 30 training images, not 40" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_patches_and_a_sampler_without_noise_are_told(path, tmp_path, capsys):
+    words = ("--calls", "5", "--times", "0.5", "2", "--images", "4", "--accuracy", "0.1")
+    words += ("--sampler", "ddim", "--scores", "local", "--patch", "3", "--out", tmp_path)
+    assert command(path, *words) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "ddim draws no noise on the way back" in text
+    assert "overlap, local 3" in text
+    found = result_of(tmp_path)["sources"]["training"]["local_3"]
+    assert min(found["susceptibility"]["mean"]) > 0
 
 
 @pytest.mark.parametrize(
@@ -282,12 +285,12 @@ def test_bad_options_are_refused(run_dir, tmp_path, capsys, options, message):
     assert not (tmp_path / "x").exists()
 
 
-def test_what_a_data_set_does_not_have_is_refused(digits, tmp_path, capsys):
+def test_what_a_data_set_does_not_have_is_refused(path, tmp_path, capsys):
     np.savez(tmp_path / "one.npz", images=np.zeros((1, 8, 8), np.uint8))
     for source, options, message in (
-        (digits, ("--scores", "trained"), "is a data set, without a network"),
-        (digits, ("--classifier-per-class", "9"), "--classifier-per-class is for a run"),
-        (tmp_path / "none", (), "is neither a run's folder nor a path of images"),
+        (path, ("--scores", "trained"), "is a data set, without a network"),
+        (path, ("--classifier-per-class", "9"), "--classifier-per-class is for runs"),
+        (tmp_path / "none", (), "is neither a run's folder nor a data set"),
         (tmp_path / "one.npz", (), "one training image only"),
     ):
         assert command(source, "--out", tmp_path / "x", *options) == 1
