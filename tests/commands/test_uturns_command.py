@@ -17,6 +17,7 @@ from diffusion_jax import data, forking
 from diffusion_jax.comparing import returns, turns
 from diffusion_jax.comparing.table import Asked, Cell
 from diffusion_jax.config import ModelConfig
+from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.judging import classifier
 from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.regimes import cloning, neighbours, uturns
@@ -32,8 +33,17 @@ FEW = ("--times", "0.3", "1.0", "2.5", "--batch-size", "8", "--accuracy", "0.05"
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
-    """Two convolutions in place of the UNet, and a classifier hardly trained."""
+    """Two convolutions in place of the UNet, a classifier hardly trained, one posterior for all."""
+    posterior, known = command_of._posterior, {}
+
+    def once(setting):
+        key = fingerprint(setting.subject.images), tuple(setting.steps), setting.options.accuracy
+        if key not in known:
+            known[key] = posterior(setting)
+        return known[key]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command_of, "_posterior", once)
         patch.setattr(ModelConfig, "build", two_convolutions.build)
         patch.setattr(forking, "train_classifier", partial(train_classifier, updates=5))
         yield
@@ -174,17 +184,17 @@ def test_more_images_and_times_add_to_what_is_done(finished, run_dir, tmp_path, 
     out = tmp_path / "more"
     shutil.copytree(finished, out)
     more = ("--out", out, "--scores", "exact", *FEW)
-    assert command(run_dir, "--images", "14", *more, "--batch-size", "16") == 0
-    assert result_of(out)["images"]["training"] == 14
+    four = ("--times", "0.3", "0.6", *FEW[2:])
+    assert command(run_dir, "--images", "14", *more[:4], *four) == 0
+    result = result_of(out)
+    assert result["images"] == {"training": 14, "held-out": 14}
+    assert len(result["times"]) == 4
     # The first ten again: their numbers are those of before, whatever the batches were.
     assert command(run_dir, "--images", "10", *more) == 0
     assert "6 of 6 cells were computed before" in capsys.readouterr().out
     earlier, now = (result_of(folder)["sources"] for folder in (finished, out))
     for source in ("training", "held-out"):
         assert now[source]["exact"] == earlier[source]["exact"] | {"peaks": {}}
-    times = ("--times", "0.3", "0.6", "1.0", "2.5", *FEW[4:])
-    assert command(run_dir, "--images", "10", *more[:4], *times) == 0
-    assert "6 of 8 cells were computed before" in capsys.readouterr().out
     # Another experiment does not mix with it.
     assert command(run_dir, "--images", "10", *more, "--returns", "3") == 1
     assert "returns: 2 -> 3" in capsys.readouterr().err
