@@ -184,7 +184,7 @@ def test_the_network_is_that_of_its_whole_jacobian(measured, runs):
         np.testing.assert_allclose(
             found["eigenvalues"][i], values.mean(0)[:MODES], atol=2e-3, rtol=2e-3
         )
-        assert max(found["residual"]) < 2e-3
+        assert max(found["residual"]) <= 1e-2  # to which the command asks for a network
         error = found["trace_error"][i] / 2  # of the mean of four draws
         trace = np.trace(M, axis1=1, axis2=2).mean()
         assert found["trace"][i]["value"] == pytest.approx(trace, abs=4 * error + 1e-3)

@@ -93,7 +93,7 @@ def test_a_partition_of_named_classes(blobs, tmp_path, monkeypatch, capsys):
     for wrong, message in (
         (("c d", "--partition", "x"), "has no class x; its classes are $a$, b, c d,"),
         (("c d", "--partition"), "group 2 of the partition names no class"),
-        (("c d", "--partition", "c d"), "names class c d in more than one group"),
+        (("c d", "--partition", "c d"), "names class c d more than once"),
         (("c d",), "a partition has two groups of classes at least, not 1"),
     ):
         assert run(monkeypatch, *words, "--out", tmp_path / "none", "--partition", *wrong) == 1

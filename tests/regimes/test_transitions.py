@@ -26,7 +26,10 @@ def digits():
 
 
 def test_ones_and_eights_speciate_where_the_spectrum_says(digits):
-    _, draws, regimes = digits
+    images, _, _ = digits
+    times = np.geomspace(0.2, 1.2, 14)
+    draws = draw(images.images, images.labels, times, jax.random.key(0), 20_000)
+    regimes = summarize(draws, 1000, HALF)
     t_S = regimes.times["t_S_phi"]
     assert t_S.value == pytest.approx(1.00, abs=0.02)
     assert t_S.low < t_S.value < t_S.high < t_S.low + 0.05
