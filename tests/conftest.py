@@ -35,7 +35,7 @@ LONG = (
     *("test_distributed_training", "test_study", "test_convert", "test_plain", "test_step"),
     *("test_contributing", "test_transitions", "test_torture", "test_backend"),
     *("test_theories_command", "test_equivariant", "test_symmetric", "test_symmetry_training"),
-    *("test_gaussian_classes", "test_exact_orbit", "test_regimes_command"),
+    *("test_orbit", "test_exact_orbit", "test_gaussian_classes", "test_regimes_command"),
 )
 
 

@@ -185,6 +185,7 @@ def test_more_trunks_add_to_those_that_are_done(forked, run_dir, tmp_path, capsy
     assert "seed: 0 -> 2" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_exact_score_memorises_and_a_classifier_is_trained(
     run_dir, tmp_path, monkeypatch, capsys
 ):

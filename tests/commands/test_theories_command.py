@@ -231,6 +231,7 @@ def test_two_networks(runs, tmp_path, capsys):
     assert "The two networks:" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_another_run_that_cannot_be_compared(runs, tmp_path, capsys):
     images, labels = digits(8, 20)
 

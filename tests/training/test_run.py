@@ -253,13 +253,12 @@ def run_of_eight(tmp_path_factory):
     return run_dir
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_on_eight_devices_goes_on_with_fewer(run_on_one, run_of_eight, tmp_path, devices):
+def test_a_run_on_eight_devices_goes_on_with_fewer(run_on_one, run_of_eight, tmp_path):
     """As the whole run on one: losses to rounding, learning rates exactly."""
     run_dir = tmp_path / "run"
     shutil.copytree(run_of_eight, run_dir)
-    out = finish(command(run_dir, "--steps", 20, devices=devices))
-    assert f"Devices: {devices} x cpu" in out
+    out = finish(command(run_dir, "--steps", 20, devices=2))
+    assert "Devices: 2 x cpu" in out
     assert "Resuming after step 10" in out
     np.testing.assert_allclose(losses(run_dir), losses(run_on_one), rtol=1e-5)
     rates, expected = (
