@@ -1,6 +1,9 @@
 """The configuration of a training run: frozen dataclasses, one per concern."""
 
 import dataclasses
+import math
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,6 +36,11 @@ class DataConfig:
     held_out_per_class: int = 0
     """How many of the images after those of each class are held out, for evaluations alone (see
     evaluate_every). Crops of photographs overlap, so theirs are not independent of the training."""
+    skip_per_class: int = 0
+    """Leave out the first so many images of each class: those trained on come after them."""
+    held_out_after: int | None = None
+    """Hold out the images after the first so many of each class, so that runs on other images are
+    judged by the same ones; by default those after the images trained on."""
     image_size: int | None = 64
     """Pixels a side; None takes the images of a path as they are."""
     data_dir: Path | None = None
@@ -146,13 +154,18 @@ class TrainingConfig:
     batch_size: int = 64
     """Images an update, over all devices."""
     learning_rate: float = 1e-4
-    """Adam's learning rate after warm-up."""
+    """The optimizer's learning rate after warm-up."""
     warmup_steps: int = 1000
     """Updates of linear warm-up."""
     clip_norm: float = 1.0
     """Global norm above which gradients are scaled down."""
     ema_decay: float = 0.9999
     """Decay of the moving average of the parameters, min(this, (1 + step)/(10 + step))."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """adam; or sgd, stochastic gradient descent with momentum 0.95, at a larger learning_rate."""
+    train_at_step: int | None = None
+    """Train at one step of the schedule alone, so at one noise level: no model to sample from, but
+    one whose training the theory of random features describes."""
     accumulation: int = 1
     """Parts into which a device's batch is split to save memory; the gradients add up."""
     steps_per_dispatch: int | Literal["auto"] = "auto"
@@ -197,6 +210,19 @@ class TrainingConfig:
         return None if self.symmetry is None else group_named(self.symmetry, shape)
 
 
+# Preferred numbers, so many times 10, 100 and so on.
+_PER_DECADE = (10, 15, 22, 33, 47, 68)
+_FIRST_EVALUATION = 33
+
+
+def log_spaced() -> Iterator[int]:
+    """The updates of `--evaluate-at log`, without end; from 100 on multiples of 10."""
+    for power in count():
+        for number in _PER_DECADE:
+            if (step := number * 10**power) >= _FIRST_EVALUATION:
+                yield step
+
+
 @dataclasses.dataclass(frozen=True)
 class OutputConfig:
     """What a run writes; may differ when it is resumed."""
@@ -222,7 +248,11 @@ class OutputConfig:
     evaluate_every: int | None = None
     """Updates between two evaluations, none by default: the memorised fraction and the
     nearest-neighbour ratio of samples, and the loss in bands of time on training images and on
-    those held out (see held_out_per_class). They go to metrics.jsonl and memorisation.png."""
+    those held out (see held_out_per_class). They go to metrics.jsonl and memorisation.png, and what
+    was drawn to evaluations/."""
+    evaluate_at: Literal["log"] | None = None
+    """log: evaluate at the updates 33, 47, 68, 100, 150, 220, 330 and so on, six per decade and the
+    same for every run, and at the last one; in place of evaluate_every."""
     evaluate_samples: int = 64
     """Samples an evaluation; and its training images, where none are held out."""
     evaluate_calls: int = 50
@@ -239,6 +269,51 @@ class OutputConfig:
             value = getattr(self, field.name)
             if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise UserError(f"{field.name} = {value} must be at least 1")
+        if self.evaluate_at is not None and self.evaluate_every is not None:
+            raise UserError(
+                f"evaluate_at = {self.evaluate_at} and evaluate_every = {self.evaluate_every} "
+                f"exclude each other: leave one of them out"
+            )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the run evaluates at all."""
+        return self.evaluate_every is not None or self.evaluate_at is not None
+
+    def next_evaluation(self, step: int) -> int | None:
+        """The first update after `step` at which an evaluation is due; None where there is none.
+
+        The last update of a run is another.
+        """
+        if self.evaluate_at is not None:
+            return next(each for each in log_spaced() if each > step)
+        return self.evaluate_every and step - step % self.evaluate_every + self.evaluate_every
+
+
+@dataclasses.dataclass(frozen=True)
+class StoppingConfig:
+    """When a run ends before its last update; may differ when it is resumed."""
+
+    stop_at: Literal["memorisation"] | None = None
+    """memorisation: end the run at an evaluation that shows it. Measured are the information U that
+    the network has of images down to the time at which the exact score knows the training images,
+    and the excess G of U on held-out images over that on training ones, in nats per image
+    (docs/memorisation.md). It ends where the 95 % interval of the change of G since the evaluation
+    with the lowest held-out U lies above stop_nats and the memory share above stop_share, or where
+    the held-out U rises by more than its interval at two evaluations one after the other. The
+    checkpoint of the lowest held-out U is kept (--checkpoint best)."""
+    stop_nats: float = 1.0
+    """Change of G, in nats per image, from which on a run memorises."""
+    stop_share: float = 0.1
+    """Memory share M = G/(G + K) from which on it does: 0 for a network that knows its training
+    images no better than others, 1 for the exact score of the training images."""
+
+    def check(self) -> None:
+        """Raises a UserError naming the first field that is out of range."""
+        if not 0 <= self.stop_nats < math.inf:
+            raise UserError(f"stop_nats = {self.stop_nats} must not be negative, nor endless")
+        if not 0 <= self.stop_share <= 1:
+            raise UserError(f"stop_share = {self.stop_share} must lie between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,20 +329,38 @@ class Config:
     """Updates in all, those before a resume included."""
     seed: int = 0
     """Seed of the initial parameters, the order of the data, the noise and the samples."""
+    stopping: StoppingConfig = StoppingConfig()
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
         self.output.check()
         self.training.check()
         calls, most = self.output.evaluate_calls, self.schedule.diffusion_steps
-        if self.output.evaluate_every is not None and not 2 <= calls <= most:
+        if self.output.evaluates and not 2 <= calls <= most:
             raise UserError(
                 f"evaluate_calls = {calls} must lie between 2 and diffusion_steps = {most}"
             )
-        if self.output.evaluate_every is None and self.data.held_out_per_class > 0:
+        if not self.output.evaluates and self.data.held_out_per_class > 0:
             raise UserError(
                 f"held_out_per_class = {self.data.held_out_per_class} is for evaluations: give "
-                f"evaluate_every too"
+                f"evaluate_every or evaluate_at too"
+            )
+        self.stopping.check()
+        if self.stopping.stop_at is not None and self.data.held_out_per_class == 0:
+            raise UserError(
+                f"stop_at = {self.stopping.stop_at} compares training images with others: give "
+                f"held_out_per_class too, and evaluate_every or evaluate_at"
+            )
+        step = self.training.train_at_step
+        if step is not None and not 0 <= step < self.schedule.diffusion_steps:
+            raise UserError(
+                f"train_at_step = {step} must lie between 0 and "
+                f"{self.schedule.diffusion_steps - 1}, the schedule's last step"
+            )
+        if step is not None and self.stopping.stop_at is not None:
+            raise UserError(
+                f"stop_at = {self.stopping.stop_at} looks at all noise levels, and train_at_step = "
+                f"{step} trains one: leave one of them out"
             )
         if self.steps < 1:
             raise UserError(f"steps = {self.steps} must be at least 1")

@@ -51,8 +51,10 @@ class Options:
     """Where the files of the run's data set are now, if they moved."""
     out: Path | None = None
     """Folder for the results; by default RUN_DIR/cloning, or cloning_exact for --score exact
-    and so on, and behind it what else makes it another experiment: the patch, the sampler,
-    unclipped, bfloat16."""
+    and so on, and behind it what else makes it another experiment: the checkpoint, the patch, the
+    sampler, unclipped, bfloat16."""
+    checkpoint: Literal["best"] | int | None = None
+    """Which checkpoint: that of an update, or best, which --stop-at kept; by default the newest."""
     num_trunks: int = 256
     """Trunks, each forked at every branch time; at least 30."""
     times: tuple[float, ...] | None = None
@@ -96,6 +98,8 @@ class Options:
         parts = {
             "cloning": True,
             self.score: self.score != "trained",
+            f"step_{self.checkpoint}": isinstance(self.checkpoint, int),
+            "best": self.checkpoint == "best",
             f"{self.patch_side()}": self.patch_side() is not None,
             self.sampler: self.sampler != "ancestral",
             "unclipped": not self.clip and self.score == "trained",
@@ -309,7 +313,7 @@ def main() -> None:
     options = parse(Options, "cloning", __doc__)
     options.check()
     start()
-    model = run.load_model(options.run_dir, options.dtype)
+    model = run.load_model(options.run_dir, options.dtype, step=options.checkpoint)
     model = model.with_data(options.data, options.data_dir)
     images = forking.training_images(model)
     out, console = options.out or options.run_dir / options.name(), Console(emoji=False)

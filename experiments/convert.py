@@ -35,7 +35,8 @@ from diffusion_jax.data.notes import say_notes
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime import backend
 from diffusion_jax.training import run
-from diffusion_jax.training.outputs import CONVERTED, SUMMARY
+from diffusion_jax.training.memory import SUMMARY
+from diffusion_jax.training.outputs import CONVERTED
 from experiments import command, train_lsun
 from experiments.command import reports_errors
 

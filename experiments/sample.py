@@ -52,6 +52,8 @@ class Options:
     out: Path | None = None
     """Folder for the samples; by default RUN_DIR/samples. They are named after the run's step, the
     seed, and what else, but for their number, is not the default."""
+    checkpoint: Literal["best"] | int | None = None
+    """Which checkpoint: that of an update, or best, which --stop-at kept; by default the newest."""
     num_samples: int = 64
     """How many images. They are written as they are drawn: after a kill the same command goes on,
     and a larger number adds to what is there."""
@@ -206,7 +208,7 @@ def main() -> None:
     options = parse(Options, "sample", __doc__)
     options.check()
     start()
-    model = run.load_model(options.run_dir, options.dtype)
+    model = run.load_model(options.run_dir, options.dtype, step=options.checkpoint)
     process = choose(model, options)
     folder = options.out or options.run_dir / "samples"
     folder.mkdir(parents=True, exist_ok=True)

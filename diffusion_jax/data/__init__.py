@@ -57,21 +57,23 @@ def load(config: DataConfig) -> ImageSet:
       UserError: files that are missing, damaged or fewer than asked for; the message says which.
     """
     _check_numbers(config)
-    return _load(config, 0, config.images_per_class)
+    return _load(config, config.skip_per_class, config.images_per_class)
 
 
 def load_split(config: DataConfig) -> tuple[ImageSet, ImageSet | None]:
-    """Loads the training images, and the held_out_per_class of each class that follow them.
+    """Loads the training images, and held_out_per_class others of each class.
 
-    Those held out are for evaluations alone: the mean to remove from them is that of the training
-    images. None is among these, though crops of one photograph overlap.
+    These follow the training images, or the first held_out_after of each class. They are for
+    evaluations alone: the mean to remove from them is that of the training images. None is among
+    these, though crops of one photograph overlap.
 
     Returns:
       The training images, and those held out, class after class; None where the configuration
       holds out none.
 
     Raises:
-      UserError: a negative number, no images_per_class to follow, or as `load`.
+      UserError: a negative number, no images_per_class to follow, held_out_after among the
+        training images, or as `load`.
     """
     # First: it knows at once whether all are there.
     held_out = _load_held_out(config)
@@ -87,7 +89,13 @@ def _load_held_out(config: DataConfig) -> ImageSet | None:
             f"held_out_per_class = {config.held_out_per_class} are the images after those trained "
             f"on: give images_per_class too"
         )
-    return _load(config, config.images_per_class, config.held_out_per_class)
+    end, first = config.skip_per_class + config.images_per_class, config.held_out_after
+    if first is not None and first < end:
+        raise UserError(
+            f"held_out_after = {first}: the images trained on go up to the {end}th of each class, "
+            f"and those held out must come after them"
+        )
+    return _load(config, end if first is None else first, config.held_out_per_class)
 
 
 def _check_numbers(config: DataConfig) -> None:
@@ -95,6 +103,8 @@ def _check_numbers(config: DataConfig) -> None:
         ("images_per_class", 1, "must be at least 1"),
         ("image_size", 1, "must be at least 1"),
         ("held_out_per_class", 0, "must not be negative"),
+        ("skip_per_class", 0, "must not be negative"),
+        ("held_out_after", 0, "must not be negative"),
     ):
         value = getattr(config, name)
         if value is not None and not isinstance(value, int | np.integer):

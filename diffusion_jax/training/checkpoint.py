@@ -3,13 +3,15 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.devices import is_first_process, replicate_from_first
@@ -54,8 +56,9 @@ class Checkpoints:
             return
         from_first(self._make)
         wait_until_seen(self.folder, self.folder.is_dir)
+        self._policy = _LatestAndOne(keep)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=self._policy,
             cleanup_tmp_directories=True,  # what a kill left of an unfinished one
             single_host_load_and_broadcast=True,  # of the list of steps
         )
@@ -85,6 +88,13 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, damaged or not, or None."""
         return max(self.steps(), default=None)
+
+    def preserve(self, step: int | None) -> None:
+        """Keeps the checkpoint of a step, saved or to be saved, whatever comes after it.
+
+        So one is kept besides the latest: one that was before may go with the next to be saved.
+        """
+        self._policy.step = step
 
     def steps(self) -> list[int]:
         """Those of the complete checkpoints, damaged or not, increasing.
@@ -257,6 +267,23 @@ class Checkpoints:
             f"or mend the folder and run the same command again, which goes on from the last "
             f"complete checkpoint"
         )
+
+
+@dataclass
+class _LatestAndOne:
+    """Which checkpoints Orbax keeps: the latest so many, or all, and one that was named."""
+
+    count: int | None
+    step: int | None = None
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[PolicyCheckpointInfo],
+        *,
+        context: PreservationContext,
+    ) -> Sequence[bool]:
+        first = 0 if self.count is None else len(checkpoints) - self.count
+        return [i >= first or info.step == self.step for i, info in enumerate(checkpoints)]
 
 
 def _on_one_device(leaf: Any) -> Any:

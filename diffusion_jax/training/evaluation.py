@@ -5,6 +5,8 @@ memorises from where the two part, first at small times, and its samples come to
 images ("Why diffusion models don't memorize", 2025).
 """
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,18 +16,21 @@ import numpy as np
 from jax import Array
 
 from diffusion_jax.data.images import ImageSet
-from diffusion_jax.denoisers import Denoiser
+from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
 from diffusion_jax.process import diffuse
+from diffusion_jax.regimes.loss_information import Losses, Strata
 from diffusion_jax.regimes.neighbours import nearest
 from diffusion_jax.runtime.devices import few_sizes, fold_in_each, in_batches, replicate, shard
 from diffusion_jax.sampling import Backward
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.symmetry import Group
+from diffusion_jax.training.evaluations import Evaluation
 from diffusion_jax.training.metrics import FRACTION, HELD_OUT, RATIO, TRAINING
 
 # Ornstein-Uhlenbeck times between the bands. They are fixed, so that runs on other schedules and
 # data compare; collapse and speciation of images, at 0.3 to 1.5, fall into the middle ones.
 _EDGES = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0, np.inf)
+_STRATA = 2**31 - 1
 
 
 class Band(NamedTuple):
@@ -61,6 +66,7 @@ def time_bands(schedule: NoiseSchedule, faithful: bool = False) -> list[Band]:
 def _errors(
     denoiser: Denoiser, schedule: NoiseSchedule, x_0: Array, step: Array, keys: Array
 ) -> Array:
+    """Mean squared error of the predicted noise of each example (batch,)."""
     noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:], x_0.dtype))(keys)
     difference = denoiser(diffuse(schedule, x_0, step, noise), step) - noise
     return jnp.mean(difference**2, axis=tuple(range(1, x_0.ndim)))
@@ -93,24 +99,74 @@ def denoising_losses(
     Returns:
       float64 (bands,), averaged over images and components.
     """
-    n = len(x_0)
-    denoiser, schedule = replicate((denoiser, schedule))
-
-    def errors(key: Array, steps: np.ndarray, numbers: np.ndarray) -> Array:
-        index = np.minimum(numbers, n - 1)
-        parts = shard((x_0[index], steps[index], fold_in_each(key, index)))
-        return _errors(denoiser, schedule, *parts)
-
-    losses = []
+    n, losses = len(x_0), []
+    errors = _of_rows(denoiser, schedule, x_0)
     for band in bands:
         band_key = jax.random.fold_in(key, band.first)
         order_key, offset_key, noise_key = jax.random.split(band_key, 3)
         rank = np.asarray(jax.random.permutation(order_key, n))
         place = (rank + np.asarray(jax.random.uniform(offset_key, (n,)), np.float64)) / n
         steps = band.first + (place * (band.stop - band.first)).astype(np.int32)
-        of_band = partial(errors, noise_key, steps)
-        losses.append(in_batches(of_band, n, few_sizes(n, batch_size)).mean(dtype=float))
+        losses.append(errors(noise_key, steps, batch_size).mean(dtype=float))
     return np.array(losses)
+
+
+def _of_rows(
+    denoiser: Denoiser, schedule: NoiseSchedule, x_0: np.ndarray
+) -> Callable[[Array, np.ndarray, int], np.ndarray]:
+    """A function of key, steps (n,) and batch size: the errors of all images (n,), on all devices.
+
+    The noise of each follows from the key and the image's place.
+    """
+    n = len(x_0)
+    denoiser, schedule = replicate((denoiser, schedule))
+
+    def errors(key: Array, steps: np.ndarray, batch_size: int) -> np.ndarray:
+        def compute(numbers: np.ndarray) -> Array:
+            index = np.minimum(numbers, n - 1)
+            parts = shard((x_0[index], steps[index], fold_in_each(key, index)))
+            return _errors(denoiser, schedule, *parts)
+
+        found: np.ndarray = in_batches(compute, n, few_sizes(n, batch_size))
+        return found
+
+    return errors
+
+
+def stratified_losses(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x_0: np.ndarray,
+    image: np.ndarray,
+    key: Array,
+    strata: Strata,
+    batch_size: int = 64,
+) -> Losses:
+    """Losses at one step of each stratum of the log-SNR for every row, on all devices.
+
+    Steps and noise follow from `key`, the stratum and the row's place alone: those of two denoisers
+    or of two sets are drawn alike.
+
+    Args:
+      denoiser: a denoiser that is a pytree, see `Denoiser`.
+      schedule: its schedule.
+      x_0: images (rows, ...), float32, mean removed.
+      image: which image each row is (rows,).
+      key: typed PRNG key.
+      strata: of the schedule; see `regimes.loss_information`.
+      batch_size: images at a time, rounded up to a multiple of the number of devices.
+    """
+    place_key, noise_key = jax.random.split(key)
+    # A place of each row's own, whatever the number of rows.
+    own = fold_in_each(place_key, np.arange(len(x_0)))
+    places = np.asarray(jax.vmap(partial(jax.random.uniform, shape=(strata.count,)))(own))
+    steps = strata.steps(places.astype(np.float64))
+    errors, components = _of_rows(denoiser, schedule, x_0), math.prod(x_0.shape[1:])
+    columns = [
+        errors(jax.random.fold_in(noise_key, j), steps[:, j], batch_size)
+        for j in range(strata.count)
+    ]
+    return Losses(image, steps, np.stack(columns, 1).astype(np.float32) * np.float32(components))
 
 
 def memorisation(
@@ -139,6 +195,54 @@ def memorisation(
     }
 
 
+# Images of each set whose losses are kept; bytes of a training set that has an exact score here.
+_ROWS, _MOST_BYTES = 64, 2**30
+
+
+def rows_of(num_images: int, count: int = _ROWS) -> np.ndarray:
+    """So many images of a set, evenly spaced (count,); of a smaller set each comes more than once.
+
+    Then each row has noise of its own.
+    """
+    return np.arange(count) * num_images // count
+
+
+def exact_losses(
+    schedule: NoiseSchedule,
+    training: ImageSet,
+    key: Array,
+    strata: Strata,
+    group: Group | None = None,
+) -> Losses | None:
+    """The exact score's losses on the noised training images that `evaluate` takes with this key.
+
+    Args:
+      schedule: of L steps.
+      training: the training set.
+      key: that of `evaluate`.
+      strata: that of `evaluate`.
+      group: with it, the score of the set with all its images under the group.
+
+    Returns:
+      None for a training set of more than 1 GiB in float32, which is not compared.
+    """
+    if 4 * training.images.size > _MOST_BYTES:
+        return None
+    points = jnp.asarray(training.centred())
+    return _kept_losses(EmpiricalDenoiser(schedule, points, group), training, training, key, strata)
+
+
+def _kept_losses(
+    denoiser: Denoiser, images: ImageSet, training: ImageSet, key: Array, strata: Strata
+) -> Losses:
+    chosen = rows_of(len(images.images))
+    x_0 = images.images[chosen].astype(np.float32) / np.float32(255) - training.mean
+    _, loss_key = jax.random.split(key)
+    # Not a key of any band: these fold the loss key with their first step.
+    own = jax.random.fold_in(loss_key, _STRATA)
+    return stratified_losses(denoiser, strata.schedule, x_0, chosen, own, strata)
+
+
 def evaluate(
     denoiser: Denoiser,
     schedule: NoiseSchedule,
@@ -147,9 +251,10 @@ def evaluate(
     key: Array,
     num_samples: int,
     process: Backward,
+    strata: Strata,
     faithful: bool = False,
     group: Group | None = None,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Evaluation]:
     """All that is measured of a model in training.
 
     With the same key, every call sees the same images, steps and noise.
@@ -164,21 +269,21 @@ def evaluate(
       key: typed PRNG key.
       num_samples: how many samples.
       process: draws the samples, with this denoiser; see `sampling.backward`.
+      strata: of the schedule's log-SNR, for the losses that are kept: of 64 images of each set.
       faithful: no loss at step 0.
       group: that of the symmetry with which the model is trained, so that a moved training image
         is a copy too. The losses are those of the images as they are.
 
     Returns:
       The two of `memorisation`, training_loss/BAND for each band of `time_bands`, and
-      held_out_loss/BAND where images are held out.
+      held_out_loss/BAND where images are held out; and what is kept.
     """
     sample_key, loss_key = jax.random.split(key)
     samples = process.sample(sample_key, num_samples, training.images.shape[1:])
     # In grey levels, so that the training set is not copied into floats.
     metrics = memorisation(255 * (samples + training.mean), training.images, group)
     n, most = len(training.images), num_samples if held_out is None else len(held_out.images)
-    chosen = np.arange(most) * n // most
-    sets = {TRAINING: training.images[chosen]}
+    sets = {TRAINING: training.images[rows_of(n, most)]}
     if held_out is not None:
         sets[HELD_OUT] = held_out.images
     bands = time_bands(schedule, faithful)
@@ -188,4 +293,8 @@ def evaluate(
         metrics |= {
             f"{name}/{band.name}": float(loss) for band, loss in zip(bands, losses, strict=True)
         }
-    return metrics
+    others = None
+    if held_out is not None:
+        others = _kept_losses(denoiser, held_out, training, key, strata)
+    own = _kept_losses(denoiser, training, training, key, strata)
+    return metrics, Evaluation(samples, own, others)

@@ -27,6 +27,7 @@ from diffusion_jax.runtime.output import outliving_its_reader
 from diffusion_jax.runtime.preemption import Stopped, StopRequest
 from diffusion_jax.training import saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.memory import Verdict, memory_of
 from diffusion_jax.training.outputs import Outputs, check_processes, summarize
 from diffusion_jax.training.recorder import Recorder
 from diffusion_jax.training.run import (
@@ -110,8 +111,14 @@ def _train(config: Config, network: Network | None) -> None:
             recorder.telemetry = stack.enter_context(
                 Telemetry(folder, start, config.steps, config.training.batch_size)
             )
+        if (known := memory_of(folder)) is not None:
+            checkpoints.preserve(known["best_step"])
         # What was due when a signal or a kill came between.
         run.outputs.make_up(start, state, recorder)
+        if (found := run.outputs.judge(start)) is not None and found.why is not None:
+            run.outputs.draw_curves()
+            print(f"{_ended(found)}. Another {_THRESHOLDS}, or no --stop-at, goes on")
+            return
         if start >= config.steps:
             run.outputs.draw_curves()
             print(f"All {config.steps} steps are done; give a larger --steps to go on")
@@ -123,10 +130,22 @@ def _train(config: Config, network: Network | None) -> None:
         stop = stack.enter_context(StopRequest())
         if compiling is not None:
             compiling.result()
-        _update(run, state, start, dispatches, checkpoints, recorder, profile, stop)
+        found = _update(run, state, start, dispatches, checkpoints, recorder, profile, stop)
         checkpoints.wait()
     run.outputs.draw_curves()
-    print(f"Done: {config.steps} steps. Samples, loss curve and checkpoints are in {folder}")
+    done = f"Done: {config.steps} steps" if found is None else _ended(found)
+    print(f"{done}. Samples, loss curve and checkpoints are in {folder}")
+
+
+_THRESHOLDS = "--stop-nats or --stop-share"
+
+
+def _ended(found: Verdict) -> str:
+    return (
+        f"Stopped by --stop-at after step {found.step}: {found.why}; the lowest held-out U, "
+        f"{found.held_out:.2f} nats down to t = {found.time:.3g}, is that of step {found.best}, "
+        f"which is kept (--checkpoint best)"
+    )
 
 
 def decide(config: Config) -> Config:
@@ -258,8 +277,12 @@ def _update(
     recorder: Recorder,
     profile: Profile,
     stop: StopRequest,
-) -> None:
-    """Makes the updates from `start` on, with what is due on the way."""
+) -> Verdict | None:
+    """Makes the updates from `start` on, with what is due on the way.
+
+    Returns:
+      What ended them before the last one, None where nothing did.
+    """
     config, step = run.config, start
     batches = device_batches(
         run.images.images, config.seed, start, config.training.batch_size, updates=dispatches
@@ -271,12 +294,7 @@ def _update(
         step += updates
         last, stopping = step == config.steps, stop.agreed()
         if last or stopping or step % config.output.checkpoint_every == 0:
-            recorder.drain()
-            saved = to_saved(state)
-            _check_finite(step, saved)
-            _check_unchanged(run.images, checkpoints)
-            checkpoints.save(step, saved, run.metadata)
-            recorder.pause(step)
+            _save(run, step, state, checkpoints, recorder)
         if stopping and not last:
             checkpoints.wait()
             raise Stopped(
@@ -284,6 +302,27 @@ def _update(
                 f"goes on"
             )
         run.outputs.make(step, state, recorder)
+        if (found := run.outputs.judge(step)) is None:
+            continue
+        if found.best == step or found.why is not None:
+            checkpoints.preserve(found.best)
+            _save(run, step, state, checkpoints, recorder)
+        if found.why is not None:
+            return found
+        recorder.say(step, found.described(config.stopping))
+    return None
+
+
+def _save(
+    run: _Run, step: int, state: TrainState, checkpoints: Checkpoints, recorder: Recorder
+) -> None:
+    """Saves an update's state once it is known to be sound; nothing, where it is saved."""
+    recorder.drain()
+    saved = to_saved(state)
+    _check_finite(step, saved)
+    _check_unchanged(run.images, checkpoints)
+    checkpoints.save(step, saved, run.metadata)
+    recorder.pause(step)
 
 
 def _dispatches(config: Config, start: int) -> Iterator[int]:
@@ -298,7 +337,9 @@ def _dispatches(config: Config, start: int) -> Iterator[int]:
         stops.append(output.evaluate_every)
     together = _together(config.training.steps_per_dispatch, config.steps, *stops)
     while step < config.steps:
-        room = min(config.steps - step, *(every - step % every for every in stops))
+        evaluation = output.next_evaluation(step) or config.steps
+        room = min(config.steps, evaluation) - step
+        room = min(room, *(every - step % every for every in stops))
         updates = together if together <= room else 1
         yield updates
         step += updates

@@ -1,13 +1,16 @@
 """What a run shows of its model: a summary, evaluations, grids of samples, curves."""
 
+import dataclasses
 import json
 import math
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax import Array
 
 from diffusion_jax.config import Config
 from diffusion_jax.covariance import Rows
@@ -17,6 +20,7 @@ from diffusion_jax.denoisers import Denoiser, TrainedDenoiser
 from diffusion_jax.nn.network import Network
 from diffusion_jax.plots.style import save
 from diffusion_jax.plots.training import draw_loss_curve, draw_memorisation, save_image_grid
+from diffusion_jax.regimes.loss_information import Losses, Strata
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
 from diffusion_jax.regimes.symmetric_spectrum import OrbitMoments
 from diffusion_jax.runtime import backend
@@ -26,7 +30,8 @@ from diffusion_jax.runtime.files import parse_json, write_json
 from diffusion_jax.runtime.text import shown
 from diffusion_jax.sampling import Backward, backward
 from diffusion_jax.schedule import NoiseSchedule
-from diffusion_jax.training import evaluation, moments
+from diffusion_jax.training import evaluation, evaluations, memory, moments
+from diffusion_jax.training.memory import MEMORISATION, SUMMARY, Verdict, memory_of
 from diffusion_jax.training.metrics import (
     FRACTION,
     HELD_OUT,
@@ -39,7 +44,6 @@ from diffusion_jax.training.metrics import (
 from diffusion_jax.training.recorder import Recorder
 from diffusion_jax.training.step import TrainState
 
-SUMMARY = "summary.json"
 # Which file and weights a run's first parameters are from, if they were converted.
 CONVERTED = "converted.json"
 
@@ -100,6 +104,8 @@ def summarize(
     with suppress(OSError, ValueError):  # none, or damaged
         converted = json.loads((config.output.run_dir / CONVERTED).read_text())
         summary["converted"] = converted
+    if (found := memory_of(config.output.run_dir)) is not None:
+        summary[MEMORISATION] = found
     write_json(config.output.run_dir / SUMMARY, summary, indent=2)
     shape = " x ".join(str(length) for length in images.images.shape[1:])
     print(f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
@@ -129,7 +135,7 @@ def check_processes(config: Config) -> None:
       UserError: an impossible schedule, an unknown sampler, or calls that it cannot make.
     """
     schedule, output = config.schedule.build(), config.output
-    calls = output.evaluate_calls if output.evaluate_every is not None else None
+    calls = output.evaluate_calls if output.evaluates else None
     for each in {None, calls}:
         backward(schedule, lambda x, step: x, output.sampler, each)
 
@@ -147,14 +153,20 @@ class Outputs:
     images: ImageSet
     held_out: ImageSet | None
 
-    def _due(self, step: int, every: int | None) -> bool:
-        return every is not None and step > 0 and (step == self.config.steps or step % every == 0)
+    def _evaluation_due(self, step: int) -> bool:
+        output = self.config.output
+        last = step == self.config.steps
+        return output.evaluates and step > 0 and (last or output.next_evaluation(step - 1) == step)
+
+    def _samples_due(self, step: int) -> bool:
+        last = step == self.config.steps
+        return step > 0 and (last or step % self.config.output.sample_every == 0)
 
     def make(self, step: int, state: TrainState, recorder: Recorder) -> None:
         """Evaluates and draws samples where it is time to."""
-        if self._due(step, self.config.output.evaluate_every):
+        if self._evaluation_due(step):
             self._evaluate(step, state, recorder)
-        if self._due(step, self.config.output.sample_every):
+        if self._samples_due(step):
             self._draw_samples(step, state, recorder)
 
     def make_up(self, step: int, state: TrainState, recorder: Recorder) -> None:
@@ -166,9 +178,9 @@ class Outputs:
             return json.dumps([not evaluated, not self._grid_path(step).exists()])
 
         missing = json.loads(from_first(look))
-        if missing[0] and self._due(step, self.config.output.evaluate_every):
+        if missing[0] and self._evaluation_due(step):
             self._evaluate(step, state, recorder)
-        if missing[1] and self._due(step, self.config.output.sample_every):
+        if missing[1] and self._samples_due(step):
             self._draw_samples(step, state, recorder)
 
     def _grid_path(self, step: int) -> Path:
@@ -212,20 +224,67 @@ class Outputs:
     def _evaluate(self, step: int, state: TrainState, recorder: Recorder) -> None:
         recorder.drain()
         denoiser = TrainedDenoiser(state.ema_params, self.model)
-        metrics = evaluation.evaluate(
+        metrics, drawn = evaluation.evaluate(
             denoiser,
             self.schedule,
             self.images,
             self.held_out,
-            # Its own key, for the reason that samples have one; the same at every evaluation.
-            jax.random.fold_in(jax.random.key(self.config.seed), 2),
+            self._evaluation_key,
             self.config.output.evaluate_samples,
             self._backward(denoiser, self.config.output.evaluate_calls),
+            self._strata,
             self.config.training.faithful,
             self.config.training.group(self.images.images.shape[1:]),
         )
-        shown = f"memorised {metrics[FRACTION]:.1%}, median neighbour ratio "
-        recorder.log_evaluation(step, metrics, f"{shown}{metrics[RATIO]:.3f}")
+        if is_first_process():
+            drawn.save(evaluations.path_of(self.config.output.run_dir, step))
+        metrics |= memory.metrics_of(self._strata, drawn, self._exact)
+        shown = f"memorised {metrics[FRACTION]:.1%}, median neighbour ratio {metrics[RATIO]:.3f}"
+        if memory.GAP in metrics:
+            shown += f", {metrics[memory.GAP]:.2f} nats per image at t = {metrics[memory.TIME]:.3g}"
+        recorder.log_evaluation(step, metrics, shown)
+
+    def judge(self, step: int) -> Verdict | None:
+        """Whether the run memorises at an evaluation, as its summary says too; alike in all.
+
+        None where early stopping was not asked for, or no evaluation is due at this update.
+        """
+        config = self.config
+        if config.stopping.stop_at is None or not self._evaluation_due(step):
+            return None
+        folder, strata, exact = config.output.run_dir, self._strata, self._exact
+
+        def look() -> str:
+            found = memory.judge_run(folder, step, strata, exact, config.stopping)
+            if found is None:
+                return json.dumps(None)
+            summary = parse_json((folder / SUMMARY).read_bytes())
+            write_json(folder / SUMMARY, summary | {MEMORISATION: found.to_json()}, indent=2)
+            return json.dumps(dataclasses.asdict(found))
+
+        found = json.loads(from_first(look))
+        return None if found is None else Verdict.from_json(found)
+
+    @property
+    def _evaluation_key(self) -> Array:
+        # Its own key, for the reason that samples have one; the same at every evaluation.
+        return jax.random.fold_in(jax.random.key(self.config.seed), 2)
+
+    @cached_property
+    def _strata(self) -> Strata:
+        return Strata(self.schedule, first=int(self.config.training.faithful))
+
+    @cached_property
+    def _exact(self) -> Losses | None:
+        """The exact score's losses, which are kept beside the evaluations."""
+        group = self.config.training.group(self.images.images.shape[1:])
+        found = evaluation.exact_losses(
+            self.schedule, self.images, self._evaluation_key, self._strata, group
+        )
+        if found is not None and is_first_process():
+            path = evaluations.path_of(self.config.output.run_dir, evaluations.EXACT)
+            evaluations.save_losses(path, found)
+        return found
 
     def draw_curves(self) -> None:
         """Draws what metrics.jsonl holds."""

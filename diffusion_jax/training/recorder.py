@@ -38,6 +38,11 @@ class Recorder:
             self.telemetry.log_evaluation(step, metrics, shown)
         self.pause(step)
 
+    def say(self, step: int, words: str) -> None:
+        """Says something of an update, on a line of its own."""
+        if self.telemetry is not None:
+            self.telemetry.say(step, words)
+
     def add(self, first: int, metrics: Metrics) -> None:
         """Takes the metrics of one dispatch, whose first update is given."""
         for value in metrics.values():

@@ -32,6 +32,7 @@ from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.symmetry import Group
 from diffusion_jax.training import saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.memory import best_step
 from diffusion_jax.training.moments import start_of
 from diffusion_jax.training.saved_state import (
     FORMAT,
@@ -323,7 +324,7 @@ def load_model(
     dtype: Dtype = "float32",
     *,
     network: Network | None = None,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
 ) -> TrainedModel:
     """Opens a run to sample from it.
 
@@ -332,11 +333,13 @@ def load_model(
       dtype: compute type of the network, whatever it was trained in. Three digits are too few for
         what happens at small times: see docs/sampling.md.
       network: that of a run that was trained with one of its own; it computes in its own type.
-      step: of the checkpoint that is taken, see `steps_of`; the newest by default.
+      step: of the checkpoint that is taken, see `steps_of`; "best" takes the one that early
+        stopping kept; the newest by default.
 
     Raises:
       UserError: no run there, nothing saved in it yet, a model other than config.json's, a
-        network of another class, or no whole checkpoint of that step.
+        network of another class, or no whole checkpoint of that step; "best"
+        of a run without early stopping.
     """
     if dtype not in get_args(Dtype):
         raise UserError(f"dtype = {dtype!r} must be {' or '.join(get_args(Dtype))}")
@@ -365,6 +368,8 @@ def load_model(
         return structure_of(today, saved)
 
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
+        if step == "best":
+            step = int(from_first(lambda: str(best_step(run_dir))))
         if step is None:
             found = checkpoints.restore_newest(like)
         else:
@@ -372,9 +377,8 @@ def load_model(
     if found is None:
         raise UserError(f"the run in {run_dir} has no checkpoint yet")
     step, state, saved = found[0], found[1], upgrade(found[2])
-    height, width, channels = saved["shape"]
     mean = np.asarray(saved["mean"], np.float32)
-    own = dataclasses.replace(config.model, dtype=dtype).build(channels)
+    own = dataclasses.replace(config.model, dtype=dtype).build(saved["shape"][-1])
     params = state.ema_params
     if network is None and dtype != "float32":
         params = own.cast(params)
@@ -382,7 +386,7 @@ def load_model(
         config=config,
         denoiser=TrainedDenoiser(params, network or own),
         sampler=AncestralSampler(config.schedule.build(), config.training.faithful),
-        shape=(height, width, channels),
+        shape=tuple(saved["shape"]),
         mean=mean,
         class_names=tuple(saved["classes"]),
         step=step,

@@ -166,10 +166,12 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
     return cls(**{name: parse(name, value) for name, value in values.items()})
 
 
-# What may change between a run and its resumption: how long, where to, where from, how often, and
-# in how much memory. The data are known by their images (see `run.check_same_data`), not by a name.
+# What may change between a run and its resumption: how long and until when, where to, where from,
+# how often, and in how much memory. The data are known by their images (see `run.check_same_data`),
+# not by a name.
 _FREE = (
     "output",
+    "stopping",
     "steps",
     "data",
     "model.remat",

@@ -26,6 +26,8 @@ Metrics = dict[str, Array]
 # What an example's key is folded with for its map of a symmetry: no place in a split of the key,
 # which has the keys that folding with 0, 1 and 2 gives too.
 _MAP = 2**31 - 1
+# Of stochastic gradient descent.
+_MOMENTUM = 0.95
 
 
 @struct.dataclass
@@ -127,11 +129,17 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then Adam (betas 0.9 and 0.999, epsilon 1e-8) with warm-up."""
-    return optax.chain(
-        clip_by_global_norm(config.clip_norm),
-        optax.adam(lambda step: learning_rate(config, step)),
-    )
+    """Clipping by global norm, then Adam or stochastic gradient descent, with warm-up.
+
+    Adam has the betas 0.9 and 0.999 and epsilon 1e-8, descent the momentum 0.95: its velocity is
+    the sum of past gradients times 0.95 for each update since.
+    """
+
+    def rate(step: Array) -> Array:
+        return learning_rate(config, step)
+
+    own = optax.adam(rate) if config.optimizer == "adam" else optax.sgd(rate, _MOMENTUM)
+    return optax.chain(clip_by_global_norm(config.clip_norm), own)
 
 
 def init_state(
@@ -199,6 +207,13 @@ def _examples(config: TrainingConfig, mean: Array, images: Array, keys: Array) -
     )
 
 
+def _step(config: TrainingConfig, num_steps: int, key: Array) -> Array:
+    """The step at which an example is noised."""
+    if config.train_at_step is not None:
+        return jnp.int32(config.train_at_step)
+    return jax.random.randint(key, (), 1 if config.faithful else 0, num_steps)
+
+
 def make_train_step(
     model: Network,
     schedule: NoiseSchedule,
@@ -218,7 +233,8 @@ def make_train_step(
 
     Args:
       model: the noise predictor.
-      schedule: noise schedule of L steps; s is uniform in 0..L-1, in 1..L-1 if config.faithful.
+      schedule: noise schedule of L steps; s is uniform in 0..L-1, in 1..L-1 if config.faithful, and
+        always config.train_at_step where that is one.
       optimizer: from `make_optimizer`.
       mean: per-channel mean of the training set (channels,), subtracted from the images.
       config: training configuration.
@@ -235,8 +251,7 @@ def make_train_step(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
         step_keys, noise_keys, dropout_keys = jax.vmap(partial(jax.random.split, num=3))(keys).T
         x_0 = _examples(config, mean, images, keys)
-        low = 1 if config.faithful else 0
-        step = jax.vmap(lambda key: jax.random.randint(key, (), low, schedule.num_steps))(step_keys)
+        step = jax.vmap(partial(_step, config, schedule.num_steps))(step_keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:], x_0.dtype))(noise_keys)
         return noise_loss(model, schedule, params, x_0, step, noise, dropout_keys)
 

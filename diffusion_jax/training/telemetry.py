@@ -141,7 +141,11 @@ class Telemetry:
           UserError: the files cannot be written to.
         """
         self._write(step, metrics)
-        self.console.print(f"step {step}  {shown}", highlight=False)
+        self.say(step, shown)
+
+    def say(self, step: int, words: str) -> None:
+        """Says something of an update, on a line of its own."""
+        self.console.print(f"step {step}  {words}", highlight=False)
 
     def _write(self, step: int, record: dict[str, float]) -> None:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in record.items()]

@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import EmpiricalDenoiser, GaussianMixtureDenoiser
+from diffusion_jax.regimes.loss_information import Strata
 from diffusion_jax.sampling import backward
 from diffusion_jax.schedule import constant_schedule, cosine_schedule, linear_schedule
 from diffusion_jax.training import evaluation
@@ -80,10 +81,12 @@ def test_losses_follow_from_the_key_alone():
 
 
 def evaluate(denoiser, schedule, training, held_out):
-    process = backward(schedule, denoiser, calls=50)
-    return evaluation.evaluate(
-        denoiser, schedule, training, held_out, jax.random.key(2), 40, process
+    process, strata = backward(schedule, denoiser, calls=50), Strata(schedule)
+    metrics, drawn = evaluation.evaluate(
+        denoiser, schedule, training, held_out, jax.random.key(2), 40, process, strata
     )
+    assert drawn.samples.shape == (40, *training.images.shape[1:])
+    return metrics
 
 
 def test_the_exact_score_of_the_training_set_memorises_it():

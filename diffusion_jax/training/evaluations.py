@@ -1,0 +1,119 @@
+"""The evaluations that a run keeps, RUN_DIR/evaluations/STEP.npz: what was drawn, and the losses.
+
+Everything that is said of memory, quality and modes while a model trains follows from these files,
+so that it can be said again without the model.
+"""
+
+import dataclasses
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.regimes.loss_information import Losses
+from diffusion_jax.runtime.files import write_bytes
+from diffusion_jax.runtime.patience import names_in
+
+FOLDER = "evaluations"
+# The exact score's losses on the same noised training images, which no update changes.
+EXACT = "exact"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation drew.
+
+    Attributes:
+      samples: images (n, height, width, channels), mean removed, as the sampler left them.
+      training: losses on training images, one step of each stratum.
+      held_out: on images held out, with the same steps and noise; None where none are.
+    """
+
+    samples: np.ndarray
+    training: Losses
+    held_out: Losses | None
+
+    @property
+    def both(self) -> tuple[Losses, Losses]:
+        """Losses on training images and on those held out.
+
+        Raises:
+          UserError: none are held out.
+        """
+        if self.held_out is None:
+            raise UserError("an evaluation without held-out images says nothing of memory")
+        return self.training, self.held_out
+
+    def save(self, path: Path) -> None:
+        """Writes it, or replaces it."""
+        arrays = {"samples": self.samples} | _arrays("training", self.training)
+        if self.held_out is not None:
+            arrays |= _arrays("held_out", self.held_out)
+        _write(path, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads it.
+
+        Raises:
+          UserError: it is damaged, or not there.
+        """
+        arrays = _read(path)
+        held_out = _losses("held_out", arrays) if "held_out_losses" in arrays else None
+        return cls(arrays["samples"], _losses("training", arrays), held_out)
+
+
+def path_of(run_dir: Path, step: int | str) -> Path:
+    """Where a run keeps the evaluation of an update, or the exact score's losses (`EXACT`)."""
+    name = step if isinstance(step, str) else f"{step:08d}"
+    return run_dir / FOLDER / f"{name}.npz"
+
+
+def kept(run_dir: Path) -> list[int]:
+    """The updates whose evaluations a run keeps, increasing."""
+    names = (Path(name) for name in names_in(run_dir / FOLDER))
+    return sorted(int(n.stem) for n in names if n.suffix == ".npz" and n.stem.isdigit())
+
+
+def save_losses(path: Path, losses: Losses) -> None:
+    """Writes losses alone."""
+    _write(path, _arrays("training", losses))
+
+
+def load_losses(path: Path) -> Losses:
+    """Reads what `save_losses` wrote.
+
+    Raises:
+      UserError: it is damaged, or not there.
+    """
+    return _losses("training", _read(path))
+
+
+def _arrays(name: str, losses: Losses) -> dict[str, np.ndarray]:
+    fields = dataclasses.fields(losses)
+    return {f"{name}_{field.name}": getattr(losses, field.name) for field in fields}
+
+
+def _losses(name: str, arrays: dict[str, np.ndarray]) -> Losses:
+    return Losses(*(arrays[f"{name}_{field.name}"] for field in dataclasses.fields(Losses)))
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, content.getvalue())
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; remove it and run the same command again"
+        ) from error
