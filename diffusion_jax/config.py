@@ -43,6 +43,8 @@ class DataConfig:
     judged by the same ones; by default those after the images trained on."""
     image_size: int | None = 64
     """Pixels a side; None takes the images of a path as they are."""
+    grey: bool = False
+    """Take the grey levels of colour images, 0.299 R + 0.587 G + 0.114 B."""
     data_dir: Path | None = None
     """Where the data set's files lie; by default data/NAME below the current folder."""
     prepared_dir: Path | None = None
@@ -235,8 +237,8 @@ class OutputConfig:
     """Updates between two checkpoints."""
     keep_checkpoints: int = 3
     """How many of the latest checkpoints are kept."""
-    sample_every: int = 10_000
-    """Updates between two grids of samples."""
+    sample_every: int | None = 10_000
+    """Updates between two grids of samples, of which one is drawn at the end; None for no grids."""
     num_samples: int = 64
     """Samples in a grid."""
     sampler: str = "ancestral"

@@ -35,6 +35,19 @@ PRESETS = {
         data=replace(_LSUN.data, images_per_class=100),
     ),
     **{name: _preset(name) for name in SOURCES if name not in ("lsun", "photographs")},
+    # Of "Why diffusion models don't memorize" (Bonnaire et al. 2025, arXiv:2505.17638).
+    "celeba32_gray": Config(
+        output=OutputConfig(
+            run_dir=Path("runs/celeba32_gray"),
+            sampler="ddim",
+            evaluate_at="log",
+            evaluate_calls=100,
+            sample_every=None,
+        ),
+        data=replace(data_defaults("celeba"), images_per_class=512, image_size=32, grey=True),
+        model=ModelConfig(base_channels=32, multiples=(1, 2, 4), attention_levels=(2, 3)),
+        training=TrainingConfig(batch_size=512),
+    ),
     "sample": Config(
         output=OutputConfig(
             run_dir=Path("runs/sample"),

@@ -18,7 +18,7 @@ from diffusion_jax.data import (
     own,
     photographs,
 )
-from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.images import ImageSet, in_grey
 from diffusion_jax.data.names import FILES, name_of
 from diffusion_jax.data.pictures import ImageSize
 from diffusion_jax.data.selection import Selection
@@ -114,7 +114,12 @@ def _check_numbers(config: DataConfig) -> None:
 
 
 def _load(config: DataConfig, first: int, count: int | None) -> ImageSet:
-    """Images first..first + count - 1 of each class."""
+    """Images first..first + count - 1 of each class, grey where that is asked for."""
+    images = _in_color(config, first, count)
+    return in_grey(images) if config.grey else images
+
+
+def _in_color(config: DataConfig, first: int, count: int | None) -> ImageSet:
     if len(set(config.classes)) < len(config.classes):
         raise UserError(f"classes = {config.classes} must name each class once")
     source = SOURCES.get(config.data)

@@ -332,9 +332,8 @@ def _dispatches(config: Config, start: int) -> Iterator[int]:
     or the end: two programs at most are compiled.
     """
     output, step = config.output, start
-    stops = [output.checkpoint_every, output.sample_every]
-    if output.evaluate_every is not None:
-        stops.append(output.evaluate_every)
+    asked = (output.checkpoint_every, output.sample_every, output.evaluate_every)
+    stops = [every for every in asked if every is not None]
     together = _together(config.training.steps_per_dispatch, config.steps, *stops)
     while step < config.steps:
         evaluation = output.next_evaluation(step) or config.steps

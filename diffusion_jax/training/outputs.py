@@ -159,8 +159,8 @@ class Outputs:
         return output.evaluates and step > 0 and (last or output.next_evaluation(step - 1) == step)
 
     def _samples_due(self, step: int) -> bool:
-        last = step == self.config.steps
-        return step > 0 and (last or step % self.config.output.sample_every == 0)
+        every, last = self.config.output.sample_every, step == self.config.steps
+        return every is not None and step > 0 and (last or step % every == 0)
 
     def make(self, step: int, state: TrainState, recorder: Recorder) -> None:
         """Evaluates and draws samples where it is time to."""
