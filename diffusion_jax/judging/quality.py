@@ -59,7 +59,7 @@ def mmd2(real: np.ndarray, fake: np.ndarray) -> float:
     Raises:
       UserError: fewer than two samples, features of unequal length, or some that are not finite.
     """
-    real, fake = _checked(real, fake, 2)
+    real, fake = checked(real, fake, 2)
     return _within(real) + _within(fake) - 2 * _kernel_sum(real, fake) / (len(real) * len(fake))
 
 
@@ -91,7 +91,7 @@ def kid(
         raise UserError(
             f"num_subsets = {num_subsets} and subset_size = {subset_size} must be at least 2"
         )
-    real, fake = _checked(real, fake, num_subsets * subset_size)
+    real, fake = checked(real, fake, num_subsets * subset_size)
     rng = np.random.default_rng(seed)
     chosen = [
         rng.permutation(len(each))[: num_subsets * subset_size].reshape(num_subsets, subset_size)
@@ -122,7 +122,7 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> Precisio
     """
     if k < 1:
         raise UserError(f"k = {k} must be at least 1")
-    real, fake = _checked(real, fake, k + 1)
+    real, fake = checked(real, fake, k + 1)
     real_radius, fake_radius = _squared_radii(real, k), _squared_radii(fake, k)
     precise, recalled = 0, np.zeros(len(real), bool)
     for start in range(0, len(fake), _BLOCK):
@@ -133,8 +133,12 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> Precisio
     return PrecisionRecall(precise / len(fake), float(recalled.mean()))
 
 
-def _checked(real: np.ndarray, fake: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both in float64."""
+def checked(real: np.ndarray, fake: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features of real and generated samples in float64, at least so many of each.
+
+    Raises:
+      UserError: features of unequal length, too few samples, or some that are not finite.
+    """
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise UserError(
             f"features of shapes {real.shape} and {fake.shape}: give (samples, F), the same F twice"

@@ -12,6 +12,8 @@ _BLOCK = 4096
 ON_THE_LEVEL = 1e-5
 # A peak is smoothed where it is over so much of its largest value, by a polynomial of this degree.
 _TOP_SHARE, _TOP_DEGREE = 0.7, 4
+# Halvings of an interval, after which it is a rounding wide.
+_HALVINGS = 54
 
 
 @dataclass(frozen=True)
@@ -71,31 +73,8 @@ class Curve:
           Time and interval; NaN throughout where the curve does not cross.
         """
         log_times = np.log(self.times)
-
-        def roots_of(curves: np.ndarray) -> np.ndarray:
-            result = np.full(len(curves), np.nan)
-            patterns, which = np.unique(np.isfinite(curves), axis=0, return_inverse=True)
-            for pattern, taken in enumerate(patterns):
-                if taken.sum() < 2:
-                    continue
-                rows = np.flatnonzero(which == pattern)
-                x, y = log_times[taken], curves[rows][:, taken]
-                cubics = PchipInterpolator(x, y, axis=1).c
-                for index, row in enumerate(rows):
-                    off = np.flatnonzero(np.abs(y[index] - level) > ON_THE_LEVEL)
-                    changes = np.flatnonzero(np.diff(np.sign(y[index, off] - level)))
-                    if len(changes) == 0:
-                        continue
-                    left, right = off[changes[-1]], off[changes[-1] + 1]
-                    # One curve at a time: SciPy leaves out a root that the curve before it had too.
-                    between = PPoly(cubics[:, left:right, index], x[left : right + 1])
-                    roots = between.solve(level, extrapolate=False)
-                    roots = roots[np.isfinite(roots)]
-                    if len(roots):
-                        result[row] = np.exp(roots[-1])
-            return result
-
-        return _estimate(float(roots_of(self.mean[None])[0]), roots_of(self.replicates))
+        value = _last_crossings(log_times, self.mean[None], level)[0]
+        return _estimate(float(value), _last_crossings(log_times, self.replicates, level))
 
     def peak(self) -> Estimate:
         """The time at which the curve is largest.
@@ -129,6 +108,60 @@ def _estimate(value: float, replicates: np.ndarray) -> Estimate:
     if len(found) < 0.975 * len(replicates):
         return Estimate(value, np.nan, np.nan)
     return Estimate(value, *map(float, np.percentile(found, [2.5, 97.5])))
+
+
+def _last_crossings(log_times: np.ndarray, curves: np.ndarray, level: float) -> np.ndarray:
+    """The time at which each of (R, T) curves crosses for the last time, see `Curve.crossing`."""
+    result = np.full(len(curves), np.nan)
+    patterns, which = np.unique(np.isfinite(curves), axis=0, return_inverse=True)
+    for pattern, taken in enumerate(patterns):
+        if taken.sum() < 2:
+            continue
+        rows = np.flatnonzero(which == pattern)
+        x, y = log_times[taken], curves[rows][:, taken]
+        off = np.abs(y - level) > ON_THE_LEVEL
+        places = np.maximum.accumulate(np.where(off, np.arange(len(x)), 0), axis=1)
+        before = places[:, :-1]  # of each time but the first: the last one off the level before it
+        # On the level all along until then, before is the first time, whose sign is then no side.
+        side = np.where(off, np.sign(y - level), 0)
+        changes = side[:, 1:] * np.take_along_axis(side, before, axis=1) < 0
+        rows_of, last = np.flatnonzero(changes.any(axis=1)), changes.shape[1]
+        right = last - np.argmax(changes[rows_of, ::-1], axis=1)
+        left = before[rows_of, right - 1]
+        if len(rows_of) == 0:
+            continue
+        cubics = PchipInterpolator(x, y[rows_of], axis=1).c
+        direct = right == left + 1
+        result[rows[rows_of[direct]]] = np.exp(
+            x[left[direct]]
+            + _root(cubics[:, left[direct], direct], np.diff(x)[left[direct]], level)
+        )
+        for index in np.flatnonzero(~direct):
+            part = slice(left[index], right[index])
+            between = PPoly(cubics[:, part, index], x[part.start : part.stop + 1])
+            roots = between.solve(level, extrapolate=False)
+            roots = roots[np.isfinite(roots)]
+            if len(roots):
+                result[rows[rows_of[index]]] = np.exp(roots[-1])
+    return result
+
+
+def _root(cubics: np.ndarray, length: np.ndarray, level: float) -> np.ndarray:
+    """Where cubics (4, R), monotone from 0 to a length (R,), take a value between their ends.
+
+    By halving: a monotone cubic may be as flat at its root as s^3.
+    """
+
+    def above(s: np.ndarray) -> np.ndarray:
+        return np.asarray(((cubics[0] * s + cubics[1]) * s + cubics[2]) * s + cubics[3] > level)
+
+    low, high = np.zeros_like(length), length.copy()
+    falls = above(low)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        first = above(middle) == falls
+        low, high = np.where(first, middle, low), np.where(first, high, middle)
+    return (low + high) / 2
 
 
 def _top(log_times: np.ndarray, values: np.ndarray) -> float:

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import brentq
 from scipy.stats import binomtest
 
 from diffusion_jax.regimes.curves import Curve, average
@@ -103,3 +105,33 @@ def test_touches_plateaus_and_gaps(values, between):
         assert np.isnan(found)
     else:
         assert between[0] < found < between[1] or found == pytest.approx(between[0])
+
+
+@pytest.mark.parametrize("share_missing", [0.0, 0.2])
+def test_many_replicates_are_what_each_is_alone(share_missing):
+    """Rough curves, some of them flat at the level but for 1e-4: one root at a time by Brent."""
+    rng = np.random.default_rng(3)
+    curves = 0.5 + 0.1 * np.cumsum(rng.standard_normal((120, 25)), axis=1)
+    curves[:20, 8:16] = 0.5 + 1e-4 * np.sign(rng.standard_normal((20, 8)))
+    curves[20:30] = 0.9
+    curves[rng.random(curves.shape) < share_missing] = np.nan
+    times = np.sort(rng.uniform(0.1, 10, 25))
+    expected = []
+    for values in curves:
+        taken = np.flatnonzero(np.isfinite(values))
+        cubic = PchipInterpolator(np.log(times[taken]), values[taken])
+        changes = np.flatnonzero(np.diff(np.sign(values[taken] - 0.5)))
+        if len(changes):
+            ends = np.log(times[taken[changes[-1] : changes[-1] + 2]])
+            expected.append(np.exp(brentq(lambda x, of=cubic: of(x) - 0.5, *ends, xtol=1e-14)))
+        else:
+            expected.append(np.nan)
+    alone = [
+        Curve(times, values, np.zeros(25), values[None]).crossing(0.5).value for values in curves
+    ]
+    np.testing.assert_allclose(alone, expected, rtol=1e-9)
+    crossing = ~np.isnan(expected)
+    assert 50 < crossing.sum() < 120
+    together = Curve(times, curves[0], np.zeros(25), curves[crossing]).crossing(0.5)
+    quantiles = np.percentile(np.array(expected)[crossing], [2.5, 97.5])
+    np.testing.assert_allclose([together.low, together.high], quantiles, rtol=1e-9)
