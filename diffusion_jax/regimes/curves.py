@@ -122,7 +122,7 @@ def _last_crossings(log_times: np.ndarray, curves: np.ndarray, level: float) -> 
         off = np.abs(y - level) > ON_THE_LEVEL
         places = np.maximum.accumulate(np.where(off, np.arange(len(x)), 0), axis=1)
         before = places[:, :-1]  # of each time but the first: the last one off the level before it
-        # On the level all along until then, before is the first time, whose sign is then no side.
+        # Where there is none it is the first time, which is on the level and so on no side.
         side = np.where(off, np.sign(y - level), 0)
         changes = side[:, 1:] * np.take_along_axis(side, before, axis=1) < 0
         rows_of, last = np.flatnonzero(changes.any(axis=1)), changes.shape[1]
@@ -137,6 +137,7 @@ def _last_crossings(log_times: np.ndarray, curves: np.ndarray, level: float) -> 
             + _root(cubics[:, left[direct], direct], np.diff(x)[left[direct]], level)
         )
         for index in np.flatnonzero(~direct):
+            # One curve at a time: SciPy leaves out a root that the curve before it had too.
             part = slice(left[index], right[index])
             between = PPoly(cubics[:, part, index], x[part.start : part.stop + 1])
             roots = between.solve(level, extrapolate=False)

@@ -85,24 +85,35 @@ def test_the_bias_between_two_sets_of_one_law(spread):
         assert expected == pytest.approx((1 / m + 1 / n) * 4 * 9 / 4, rel=0.005)
 
 
-def test_real_sets_against_real_sets_say_what_is_no_difference():
-    """20 features and 64 samples: the bias is far from 0, and fresh sets fall within the draws."""
+def test_disjoint_subsets_of_a_set_are_fresh_sets():
+    """They are exchangeable, so that the expectation is one: over sets with draws of their own."""
     rng = np.random.default_rng(7)
+    drawn, fresh = [], []
+    for seed in range(80):
+        real = rng.standard_normal((300, 10))
+        drawn.append(frechet_of_one_law(real, (200, 40), seed, num_draws=3).mean)
+        fresh.append(frechet(rng.standard_normal((200, 10)), rng.standard_normal((40, 10))))
+    error = np.hypot(np.std(drawn), np.std(fresh)) / np.sqrt(80)
+    # 10 features and 40 samples: nothing is different, and the distance is far from zero.
+    assert abs(np.mean(drawn) - np.mean(fresh)) < 3.5 * error < 0.1 * np.mean(fresh)
+
+
+def test_samples_that_are_off_are_beyond_what_real_ones_give():
+    rng = np.random.default_rng(8)
     real = rng.standard_normal((600, 20))
     level = frechet_of_one_law(real, (500, 64), seed=0)
     assert level == frechet_of_one_law(real, (500, 64), seed=0)
+    assert level != frechet_of_one_law(real, (500, 64), seed=1)
     assert 0 < level.low < level.mean < level.high
-    fresh = [frechet(real[:500], rng.standard_normal((64, 20))) for _ in range(40)]
-    # 40 draws of either: their means are within a few of their errors of each other.
-    error = np.std(fresh) / np.sqrt(40)
-    assert abs(np.mean(fresh) - level.mean) < 5 * error
-    # Samples 1.4 times too wide are told apart.
-    imperfect = frechet(real[:500], 1.4 * rng.standard_normal((64, 20)))
-    assert imperfect > level.high
+    # 1.4 times too wide: 20 (0.4)^2 = 3.2 more, and scatter of 0.4 or so.
+    assert frechet(real[:500], 1.4 * rng.standard_normal((64, 20))) > level.high
+    # Two in three are copies of real samples: of that the distance sees nothing.
+    copies = np.concatenate([real[:43], rng.standard_normal((21, 20))])
+    assert frechet(real[:500], copies) < level.high
 
 
 def test_bad_features_and_sizes_are_refused():
-    x = np.random.default_rng(8).standard_normal((10, 3))
+    x = np.random.default_rng(9).standard_normal((10, 3))
     with pytest.raises(UserError, match="at least 2 of each"):
         frechet(x, x[:1])
     with pytest.raises(UserError, match="the same F"):
