@@ -164,7 +164,8 @@ class TrainingConfig:
     ema_decay: float = 0.9999
     """Decay of the moving average of the parameters, min(this, (1 + step)/(10 + step))."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    """adam; or sgd, stochastic gradient descent with momentum 0.95, at a larger learning_rate."""
+    """adam; or sgd, stochastic gradient descent with momentum 0.95, of which the command's
+    learning_rate is by default 0.01."""
     train_at_step: int | None = None
     """Train at one step of the schedule alone, so at one noise level: no model to sample from, but
     one whose training the theory of random features describes."""

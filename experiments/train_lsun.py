@@ -43,6 +43,8 @@ class Options(Choice):
     may be given beside it: --steps, where the data are now, what is written when, and memory."""
 
 
+# The learning rate of descent with momentum, where none is given: that of arXiv:2505.17638.
+_SGD_RATE = 1e-2
 # Of a first reading: no --data was given.
 UNSAID = Options(config=Config(data=DataConfig(data="")))
 
@@ -79,10 +81,18 @@ def begin(preset: str | None, data: str | None) -> Config:
     return replace(config, data=data_defaults(data), output=replace(config.output, run_dir=folder))
 
 
+def begun(first: Choice) -> Config:
+    """What a command line begins from, after a first reading of it."""
+    config, optimizer = begin(first.preset, first.config.data.data or None), "sgd"
+    if first.config.training.optimizer != optimizer or config.training.optimizer == optimizer:
+        return config
+    return replace(config, training=replace(config.training, learning_rate=_SGD_RATE))
+
+
 def _refined(first: Options) -> Options:
     """The defaults of a command line, after a first reading of it."""
     if first.resume is None:
-        return Options(config=begin(first.preset, first.config.data.data or None))
+        return Options(config=begun(first))
     if first.preset is not None:
         raise UserError(
             f"--preset {first.preset} does not go with --resume, which takes everything from "
