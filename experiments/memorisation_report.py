@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ class Findings:
         if any(each.tau_gen is not None for each in self.series):
             found["tau_gen"] = ("τ_gen", lambda each: each.tau_gen)
         found["tau_mem"] = (f"τ_mem, {level:.0%} copies", lambda each: each.tau_mem(level))
-        found["tau_nats"] = (f"G grown by {nats:g} nats", lambda each: each.tau_nats(nats))
+        unit = "nat" if nats == 1 else "nats"
+        found["tau_nats"] = (f"G grown by {nats:g} {unit}", lambda each: each.tau_nats(nats))
         return found
 
     @cached_property
@@ -89,14 +90,14 @@ class Findings:
 def _times(label: str, series: list[Series], of: Callable[[Series], Reached | None]) -> Times:
     found = [(each, reached) for each in series if (reached := of(each)) is not None]
     within = [(each.cell.size, one) for each, one in found if math.isfinite(one.update)]
-    beyond = [
-        (each.cell.size, float(each.updates[-1]))
-        for each, one in found
-        if not math.isfinite(one.update)
-    ]
-    law = power_law([size for size, _ in within], [one for _, one in within]) if within else None
+    told = [(size, one) for size, one in within if not one.from_start]
     return Times(
-        label, [size for size, _ in within], [one.estimate for _, one in within], beyond, law
+        label,
+        [size for size, _ in told],
+        [one.estimate for _, one in told],
+        [(e.cell.size, float(e.updates[-1])) for e, one in found if not math.isfinite(one.update)],
+        [(size, one.update) for size, one in within if one.from_start],
+        power_law([size for size, _ in told], [one for _, one in told]),
     )
 
 
@@ -155,6 +156,8 @@ def _cell(findings: Findings, each: Series) -> dict[str, Any]:
         name: {"value": curve.value, "low": curve.interval[0], "high": curve.interval[1]}
         for name, curve in curves.items()
     }
+    low, high = each.wilson
+    found["series"]["memorised_fraction"] |= {"low": low, "high": high}
     found["series"]["neighbour_ratio"] = each.ratio
     found["series"]["nats_gained"] = each.gained
     if each.kinds is not None:
@@ -217,7 +220,7 @@ def _rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
     header += ["G (nats)", "M"]
     rows = []
     for each in findings.series:
-        low, high = (end[-1] for end in each.memorised.interval)
+        low, high = each.wilson[:, -1]
         memorised = f"{each.memorised.value[-1]:.0%} ({low:.0%} to {high:.0%})"
         last = float(each.updates[-1])
         gap, share = each.information[-1].gap.estimate, each.information[-1].share
@@ -238,7 +241,11 @@ def _rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
 def _pictures(findings: Findings) -> Iterator[page.Picture]:
     series, level = findings.series, findings.options.level
     time = series[0].time
-    fraction = findings.lines(lambda each: each.memorised)
+    fraction = [
+        replace(line, low=low, high=high)
+        for line, each in zip(findings.lines(lambda e: e.memorised), series, strict=True)
+        for low, high in [each.wilson]
+    ]
     yield page.Picture.of(
         "memorised.png",
         plots.draw_collapse(fraction, "memorised fraction", level),

@@ -1,11 +1,32 @@
 """Frechet distance of two sets of features, and what it is between two sets of one law."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.judging.quality import checked
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of a set of features, for `between`.
+
+    Attributes:
+      mean: (F,).
+      root: R with R'R the covariance (min(N, F), F).
+    """
+
+    mean: np.ndarray
+    root: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Self:
+        """Of features (N, F), N >= 2, finite."""
+        mean = features.mean(axis=0)
+        scaled = (features - mean) / np.sqrt(len(features) - 1)
+        return cls(mean, np.asarray(np.linalg.qr(scaled, mode="r")))
 
 
 @dataclass(frozen=True)
@@ -58,10 +79,14 @@ def frechet(real: np.ndarray, fake: np.ndarray) -> float:
       UserError: fewer than two samples, features of unequal length, or some that are not finite.
     """
     real, fake = checked(real, fake, 2)
-    a, b = _root(real), _root(fake)
-    overlap = np.linalg.svd(a @ b.T, compute_uv=False).sum()
-    spread = np.sum(a * a) + np.sum(b * b) - 2 * overlap
-    return float(np.sum((real.mean(axis=0) - fake.mean(axis=0)) ** 2) + max(spread, 0.0))
+    return between(Moments.of(real), Moments.of(fake))
+
+
+def between(a: Moments, b: Moments) -> float:
+    """`frechet` of two sets whose moments are known: for one set against many."""
+    overlap = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
+    spread = np.sum(a.root * a.root) + np.sum(b.root * b.root) - 2 * overlap
+    return float(np.sum((a.mean - b.mean) ** 2) + max(spread, 0.0))
 
 
 def frechet_of_one_law(
@@ -94,9 +119,3 @@ def frechet_of_one_law(
     values = [frechet(real[each[:first]], real[each[first : first + second]]) for each in orders]
     low, high = np.percentile(values, [2.5, 97.5])
     return SameLaw(float(np.mean(values)), float(low), float(high))
-
-
-def _root(x: np.ndarray) -> np.ndarray:
-    """R with R'R the covariance (min(N, F), F)."""
-    centred = x - x.mean(axis=0)
-    return np.asarray(np.linalg.qr(centred / np.sqrt(len(x) - 1), mode="r"))

@@ -11,10 +11,11 @@ from diffusion_jax.covariance import Rows, principal_modes
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.judging.features import FeatureMap
-from diffusion_jax.judging.frechet import frechet
+from diffusion_jax.judging.frechet import Moments, between, frechet
 from diffusion_jax.judging.quality import mmd2
 from diffusion_jax.memorising.cells import Cell
 from diffusion_jax.regimes import training_times
+from diffusion_jax.regimes.commitment import fraction
 from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.regimes.learned_modes import LearnedModes, learned_modes
 from diffusion_jax.regimes.loss_information import (
@@ -31,7 +32,7 @@ from diffusion_jax.training.evaluations import Evaluation
 
 # Modes whose variance is followed; bootstrap replicates of a Frechet distance, of which each takes
 # a decomposition; how far above its lowest a distance may be for samples to be as good as they get.
-_MODES, _REPLICATES, _GOOD = 8, 100, 2.0
+_MODES, _REPLICATES, _GOOD = 8, 50, 2.0
 # The features by whose distance tau_gen is told.
 TOLD_BY = "random_convolutions"
 
@@ -92,6 +93,7 @@ class Series:
     Attributes:
       cell: which run.
       updates: of its evaluations (T,).
+      num_samples: of each evaluation.
       memorised: fraction of the samples that are memorised, with replicates (T,).
       ratio: median of nearest distance over second nearest (T,).
       time: down to which the information is taken.
@@ -108,6 +110,7 @@ class Series:
 
     cell: Cell
     updates: np.ndarray
+    num_samples: int
     memorised: Resampled
     ratio: np.ndarray
     time: float
@@ -120,6 +123,13 @@ class Series:
     own: dict[str, dict[str, float]]
     replicates: np.ndarray | None
     modes: LearnedModes | None
+
+    @property
+    def wilson(self) -> np.ndarray:
+        """Ends of Wilson's 95 % interval of the memorised fraction (2, T)."""
+        count = self.num_samples
+        each = [fraction(round(float(value) * count), count) for value in self.memorised.value]
+        return np.array([(one.low, one.high) for one in each]).T
 
     def tau_mem(self, level: float) -> Reached:
         """The update from which on a fraction of the samples is memorised."""
@@ -187,6 +197,7 @@ def series_of(
     return Series(
         kept.cell,
         kept.updates,
+        len(copies),
         Resampled.mean(copies, kept.cell.replica),
         ratio,
         time,
@@ -240,7 +251,10 @@ def _distances(
         if name == TOLD_BY:
             rng = np.random.default_rng(kept.cell.replica)
             rows = rng.integers(len(fake[0]), size=(_REPLICATES, len(fake[0])))
-            replicates = np.array([[frechet(real, each[i]) for each in fake] for i in rows])
+            fixed = Moments.of(real)
+            replicates = np.array(
+                [[between(fixed, Moments.of(each[i])) for each in fake] for i in rows]
+            )
     return distances, own, replicates
 
 

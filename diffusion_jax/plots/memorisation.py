@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -46,10 +47,14 @@ def _shade(size: int, sizes: Sequence[int]) -> Any:
 
 def _log_updates(axes: Axes, label: str = "update τ") -> None:
     axes.set(xscale="log", xlabel=label)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _plain_numbers(axes.xaxis)
     axes.tick_params(axis="x", labelsize=8)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw(axes: Axes, lines: Sequence[Line], divide: bool, dashes: str = "-") -> None:
@@ -81,7 +86,7 @@ def draw_collapse(lines: Sequence[Line], label: str, level: float | None = None)
     Args:
       lines: a training each.
       label: what the quantity is.
-      level: one to be marked.
+      level: one to be marked, of a fraction.
     """
     figure, grid, widths = _columns(lines, 2, 6.6)
     for column, width in enumerate(widths):
@@ -93,6 +98,7 @@ def draw_collapse(lines: Sequence[Line], label: str, level: float | None = None)
             axes.set_ylabel(label if column == 0 else "")
             if level is not None:
                 axes.axhline(level, color="0.5", linestyle=":", linewidth=1)
+                axes.set_ylim(-0.03, 1.03)
         axes = grid[0, column]
         axes.legend(frameon=False, fontsize=8)
     return style.trimmed(figure)
@@ -112,9 +118,7 @@ def draw_losses(training: Sequence[Line], held_out: Sequence[Line], time: float)
         _draw(axes, [line for line in training if line.width == width], False, "--")
         _log_updates(axes)
         axes.set(yscale="log", ylabel=f"U down to t = {time:.3g} (nats per image)")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
+        _plain_numbers(axes.yaxis)
         axes.plot([], [], "--", color="0.4", label="training images")
         axes.plot([], [], "-", color="0.4", label="held-out images")
         axes.legend(frameon=False, fontsize=8)
@@ -139,6 +143,7 @@ def draw_distances(
             axes.axhline(value, color=color, linestyle=":", linewidth=1)
         _log_updates(axes)
         axes.set(yscale="log", title=name.replace("_", " "))
+        _plain_numbers(axes.yaxis)
         axes.title.set_fontsize(10)
     first = np.atleast_1d(grid)[0]
     first.set_ylabel(f"Frechet distance, base channels {width}")
@@ -156,6 +161,7 @@ class Times:
       sizes: n of those that reach it.
       times: when they do.
       beyond: n and last update of those that do not.
+      before: n and first update of those that were there at once.
       law: the power of n, if there is one.
     """
 
@@ -163,13 +169,15 @@ class Times:
     sizes: list[int]
     times: list[Estimate]
     beyond: list[tuple[int, float]]
+    before: list[tuple[int, float]]
     law: PowerLaw | None
 
 
 def draw_times(by_width: Mapping[int, Sequence[Times]]) -> Figure:
     """Draws when samples are good and when they are copies against n, a panel for each width.
 
-    An arrow up is a training that ended before; a line the power law that fits.
+    A triangle upwards is a training that ended before, downwards one that was there at its first
+    evaluation; a line the power law that fits.
     """
     figure, grid = style.new(1, len(by_width), width=max(6.0, 4.6 * len(by_width)), height=4.6)
     for axes, (width, each) in zip(np.atleast_1d(grid), by_width.items(), strict=True):
@@ -184,23 +192,17 @@ def draw_times(by_width: Mapping[int, Sequence[Times]]) -> Figure:
             value = np.array([time.value for time in found.times])
             ends = np.array([[time.low, time.high] for time in found.times]).reshape(-1, 2)
             error = np.abs(np.where(np.isnan(ends), value[:, None], ends) - value[:, None]).T
-            axes.errorbar(
-                *(found.sizes, value),
-                yerr=error,
-                fmt="o",
-                color=color,
-                ms=5,
-                capsize=3,
-                label=label,
-            )
-            for size, last in found.beyond:
-                axes.plot(size, last, "^", color=color, markerfacecolor="white", ms=7)
-        axes.plot(
-            [], [], "^", color="0.4", markerfacecolor="white", label="not within the training"
-        )
+            look = {"fmt": "o", "color": color, "markersize": 5, "capsize": 3}
+            axes.errorbar(found.sizes, value, yerr=error, label=label, **look)
+            for marker, bounds in (("^", found.beyond), ("v", found.before)):
+                for size, update in bounds:
+                    axes.plot(size, update, marker, color=color, markerfacecolor="white", ms=7)
+        axes.plot([], [], "^", color="0.4", markerfacecolor="white", label="later, or never")
+        axes.plot([], [], "v", color="0.4", markerfacecolor="white", label="earlier")
         axes.set(xscale="log", yscale="log", xlabel="training images n", ylabel="update τ")
+        _plain_numbers(axes.yaxis)
         axes.set_title(f"base channels {width}", fontsize=10)
-        sizes = sorted({n for e in each for n in [*e.sizes, *(size for size, _ in e.beyond)]})
+        sizes = sorted({n for e in each for n in [*e.sizes, *dict(e.beyond), *dict(e.before)]})
         axes.set_xticks(sizes, [f"{n}" for n in sizes])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(0.12)
@@ -234,6 +236,7 @@ def draw_phases(lines: Sequence[Line], times: Mapping[int, Sequence[Times]]) -> 
             value = [time.value for time in found.times]
             axes.plot(found.sizes, value, "-o", color=f"C{i}", lw=1.4, ms=4, label=found.label)
         axes.set(xscale="log", yscale="log", xlabel="training images n", ylabel="update τ")
+        _plain_numbers(axes.yaxis)
         sizes = sorted({line.size for line in lines if line.width == width})
         axes.set_xticks(sizes, [f"{n}" for n in sizes])
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -259,13 +262,13 @@ def draw_bands(
         own = {size: each for (size, w), each in gaps.items() if w == width}
         for size, (value, ends) in own.items():
             color = _shade(size, list(own))
-            axes.fill_between(edges, *ends, color=color, alpha=0.15, linewidth=0)
-            axes.plot(edges, value, ".-", color=color, lw=1.3, label=f"n = {size}")
+            axes.fill_between(edges, *ends, color=color, alpha=0.15, linewidth=0, step="post")
+            axes.step(edges, value, where="post", color=color, lw=1.3, label=f"n = {size}")
         axes.axvline(time, color="0.5", linestyle=":", linewidth=1)
         seen = edges >= time / 3
         tops = [np.nanmax(ends[1][seen]) for _, ends in own.values()]
         lows = [np.nanmin(ends[0][seen]) for _, ends in own.values()]
-        axes.set(ylabel="G (nats per image) from t on", title=f"base channels {width}")
+        axes.set(ylabel="G of each part of the log-SNR (nats)", title=f"base channels {width}")
         axes.set_ylim(min(-0.5, 1.1 * min(lows)), 1.1 * max(1.0, max(tops)))
         axes.title.set_fontsize(10)
         log_time_axis(axes, (time / 3, float(edges[-1])))

@@ -41,7 +41,7 @@ def reached(updates: np.ndarray, values: np.ndarray, level: float) -> np.ndarray
     after = np.minimum(before + 1, count - 1)
     low, high = (np.take_along_axis(excess, i[..., None], -1)[..., 0] for i in (before, after))
     with np.errstate(divide="ignore", invalid="ignore"):
-        part = np.where(np.isfinite(low), -low / (high - low), 1)
+        part = np.where(np.isfinite(low) & (high > low), -low / (high - low), 1)
     logs = np.log(updates)
     found = np.exp(logs[before] + part * (logs[after] - logs[before]))
     found = np.where(below.any(axis=-1), found, updates[0])
