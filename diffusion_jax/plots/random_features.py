@@ -116,10 +116,12 @@ def draw_times(
         for i, (name, words) in enumerate(names.items()):
             power = curves["exponents"][name]
             label = f"{words}: $\\psi_p$ = {psi_p}, $\\propto n^{{{power:.2f}}}$"
-            axes.plot(
-                curves["psi_n"], curves[name], color=f"C{i}", linestyle=dash, label=label, **_LINE
-            )
-    psi_n = [row["psi_n"] for row in rows]
+            psi_n = np.asarray(curves["psi_n"])
+            # With n > p there is nothing left to memorise with.
+            part = psi_n <= (float(psi_p) if name == "tau_over" else np.inf)
+            y = np.asarray(curves[name])[part]
+            axes.plot(psi_n[part], y, color=f"C{i}", linestyle=dash, label=label, **_LINE)
+    places = [row["psi_n"] for row in rows]
     points = {
         "tau_gen": ("C0", "o", "network: mean of the $d$ largest eigenvalues"),
         "tau_mem": ("C1", "o", "network: mean of the next, to the $n$-th"),
@@ -128,7 +130,7 @@ def draw_times(
     }
     for name, (color, marker, label) in points.items():
         look = _POINTS | {"marker": marker, "markersize": 5}
-        axes.plot(psi_n, [row[name] for row in rows], color=color, label=label, **look)
+        axes.plot(places, [row[name] for row in rows], color=color, label=label, **look)
     axes.set(xscale="log", yscale="log", xlabel=r"$\psi_n = n/d$", ylabel=r"training time $\tau$")
     low, high = fitted
     axes.set_title(f"exponents of theory for ${low:g} \\leq \\psi_n \\leq {high:g}$")

@@ -56,10 +56,10 @@ from diffusion_jax.errors import UserError
 
 _NODES = 200  # of Gauss-Hermite quadrature: 1e-12 for tanh
 _SCAN = 2000  # places in log lambda where bulks are looked for
-_REACH = 1e-9  # smallest eigenvalue of M looked for, over the largest
+_REACH = 1e-12  # smallest eigenvalue of M looked for, over the largest
 _IMAGINARY = 1e-10  # of z, over its real part
 _MET = 1e-6  # a root meets the equation: double ones, at edges, are known to 1e-8
-_EMPTY = 1e-6  # density times eigenvalue below which there is no bulk
+_EMPTY = 1e-7  # density times eigenvalue below which there is no bulk
 
 Activation = Callable[[np.ndarray], np.ndarray]
 
@@ -278,8 +278,9 @@ class FeatureSpectrum:
         """The mean of psi_p/(Delta lambda) below the d largest, by the training loss taken off.
 
         Each eigenvalue counts with nu(lambda)/lambda, see `quadrature`, which is what the training
-        loss falls by along it; so it is the mean time of that fall. About psi_n/(Delta^2 v^2) for psi_n >> 1 and psi_p >> psi_n s^2/(Delta v^2); for
-        fewer features it ends at psi_p/(Delta s^2).
+        loss falls by along it; so it is the mean time of that fall. About psi_n/(Delta^2 v^2) for
+        psi_n >> 1 and psi_p >> psi_n s^2/(Delta v^2); for fewer features it ends at
+        psi_p/(Delta s^2).
 
         Raises:
           UserError: p <= d.
@@ -317,7 +318,7 @@ class FeatureSpectrum:
         return np.where(inside, m.imag / math.pi, 0), np.where(inside, learned.imag / math.pi, 0)
 
     def _resolvents(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Traces tr R/p and tr V^T R V/d for R = (M - z)^-1, by the root q that meets the equation."""
+        """Traces tr R/p and tr V^T R V/d of R = (M - z)^-1, by the q that meets the equation."""
         c, shape, z = self.coefficients, z.shape, z.ravel()[:, None]
         q = _roots(_polynomial(c, self.psi_p, self.psi_n, z[:, 0]))
         alpha = c.slope**2 * (c.noise + c.signal**2 * q)

@@ -29,7 +29,7 @@ from diffusion_jax.regimes.random_features import Activation, checked_time, herm
 
 _NODES, _FEW_NODES = 128, 48  # of quadrature; few where the noise is narrow
 _NARROW = 0.6  # deviation of a pre-activation: the poles of tanh are then 2.6 deviations away
-_ORDERS = (8, 24, 47, 127)  # of Mehler's series, until the remainder is small
+_ORDERS = (8, 24, 40, 96)  # of Mehler's series, until the remainder is small
 _REMAINDER = 1e-9
 _BLOCK = 2**22  # numbers held at once
 
