@@ -25,7 +25,8 @@ def draw_spectra(rows: Sequence[dict[str, Any]]) -> Figure:
         `bulks`; `delta` with `at` and `mass`.
     """
     figure, grid = style.new(2, 2, width=10, height=6.5)
-    low = min(row["delta"]["at"] for row in rows) / 8
+    least = min(row["eigenvalues"].min() for row in rows)
+    low = max(0.8 * least, 0.02 * rows[0]["delta"]["at"])  # what is less falls into the first bin
     high = max(row["eigenvalues"].max() for row in rows) * 1.6
     edges = np.geomspace(low, high, 61)
     for axes, row in zip(grid.ravel(), rows, strict=True):

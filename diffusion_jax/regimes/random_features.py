@@ -216,8 +216,9 @@ class FeatureSpectrum:
           nodes: for each bulk.
 
         Returns:
-          Eigenvalues (N,), their masses in the spectrum (N,), which sum to 1 less the delta's, and
-          their masses in the measure 1/d sum_k |V^T o_k|^2 delta(lambda - lambda_k), of the cross
+          Eigenvalues (N,), their masses in the spectrum (N,), which sum to 1 less the delta's (to
+          1e-8; to 1e-5 where two bulks all but touch and to 1e-4 at p = n + d), and their masses
+          in the measure 1/d sum_k |V^T o_k|^2 delta(lambda - lambda_k), of the cross
           matrix V = E h xi^T in U's eigenvectors o_k: how much there is to learn (N,).
 
         Raises:
@@ -258,9 +259,10 @@ class FeatureSpectrum:
     def memorisation_time(self) -> float:
         """tau_mem = psi_p/(Delta lambda) for lambda the mean of the next, to the n-th largest.
 
-        That is the training points' bulk. About psi_n/(Delta v^2) for 1 << psi_n << psi_p,
-        proportional to n and the same for all p. For n > p, where the network cannot memorise, it
-        is that of the p - d lower eigenvalues and about psi_p/(Delta (v^2 + s^2)).
+        That is the training points' bulk. About psi_n/(Delta v^2), proportional to n and the same
+        for all p, where 1 << psi_n << psi_p and s^2 << v^2 psi_p/psi_n, as at early t. It ends at
+        psi_p/(Delta s^2) at late t; for n > p, where the network cannot memorise, it is that of the
+        p - d lower eigenvalues and about psi_p/(Delta (v^2 + s^2)).
 
         Raises:
           UserError: p <= d or n <= d, where there is no such bulk.
