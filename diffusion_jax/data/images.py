@@ -166,21 +166,20 @@ def require_images(held: str, available: int, first: int, count: int) -> None:
     Args:
       held: the beginning of the message, such as "mnist holds 500 images of each digit".
       available: how many a class has.
-      first: rank of the first image wanted: 0 for training images, images_per_class for held-out
-        ones, which come after these.
+      first: rank of the first image wanted: for held-out images, how many come before them.
       count: how many are wanted from there on.
 
     Raises:
       UserError: the ranks wanted go beyond `available`.
     """
     if first + count > available:
-        names, wanted = "images_per_class", f"{count}"
+        wanted, most = f"images_per_class = {count}", f"{available} or fewer"
         if first > 0:
-            names, wanted = "images_per_class + held_out_per_class", f"{first} + {count}"
-        raise UserError(
-            f"{held}, fewer than {names} = {wanted}; ask for {available} or fewer"
-            f"{' in all' if first > 0 else ''}"
-        )
+            wanted = (
+                f"the {first} before those asked for, trained on or left out, and these {count}"
+            )
+            most += " in all"
+        raise UserError(f"{held}, fewer than {wanted}; ask for {most}")
 
 
 def open_image(source: IO[bytes], formats: tuple[str, ...]) -> Image.Image:

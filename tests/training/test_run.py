@@ -198,6 +198,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(unet_run, tmp_path):
 
 
 BANDS = ("t_0_0.05", "t_0.05_0.2", "t_0.2_0.5", "t_0.5_1", "t_1_2", "t_2_inf")
+NATS = ("information_time", "training_nats", "held_out_nats", "nats_per_image", "memory_share")
 EVALUATED = [
     *("--evaluate-every", 15, "--evaluate-samples", 8, "--evaluate-calls", 5),
     *("--held-out-per-class", 6),
@@ -212,7 +213,7 @@ def test_evaluations_change_nothing_and_survive_a_kill(small_run, tmp_path, monk
     assert out.count("memorised") == 4
     names = [f"{a}_loss/{t}" for a in ("training", "held_out") for t in BANDS]
     for record in expected:
-        assert list(record) == ["step", "memorised_fraction", "neighbour_ratio", *names]
+        assert list(record) == ["step", "memorised_fraction", "neighbour_ratio", *names, *NATS]
         assert 0 <= record["memorised_fraction"] <= record["neighbour_ratio"] + 1 / 3 < 1.34
         assert all(np.isfinite(record[name]) and record[name] > 0 for name in names)
     for name in names[1:4]:
@@ -333,7 +334,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, here):
         (("--evaluate-every", 0), "evaluate_every = 0 must be at least 1"),
         (("--evaluate-every", 5, "--evaluate-calls", 26), "between 2 and diffusion_steps = 25"),
         (("--evaluate-every", 5, "--evaluate-calls", 1), "evaluate_calls = 1 must lie between 2"),
-        (("--held-out-per-class", 2), "is for evaluations: give evaluate_every too"),
+        (("--held-out-per-class", 2), "is for evaluations: give evaluate_every or evaluate_at too"),
         ((*EVALUATED, "--held-out-per-class", -1), "= -1 must not be negative"),
         ((*EVALUATED, "--images-per-class", 496), "mnist holds 500 images of 1, fewer than"),
     ],
