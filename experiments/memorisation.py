@@ -24,8 +24,9 @@ from diffusion_jax.memorising.series import Kept, Series, common_time, series_of
 from diffusion_jax.runtime import lock
 from experiments.command import reports_errors, start
 from experiments.memorisation_options import Options, parse
+from experiments.memorisation_page import write
 from experiments.memorisation_progress import Progress
-from experiments.memorisation_report import Findings, write
+from experiments.memorisation_report import Findings
 
 
 def _train(configs: dict[Cell, Config], console: Console) -> dict[Cell, str]:

@@ -79,7 +79,6 @@ _OF_CELLS = {
     ("output", "run_dir"): "--out",
     ("data", "images_per_class"): "--sizes",
     ("data", "skip_per_class"): "--replicas",
-    ("data", "held_out_after"): "--sizes",
     ("model", "base_channels"): "--widths",
 }
 

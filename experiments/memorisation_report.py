@@ -1,27 +1,19 @@
-"""What `experiments.memorisation` prints and writes: tables, result.json, figures, report.html."""
+"""What `experiments.memorisation` found: its curves and times, as tables and as JSON."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from diffusion_jax.memorising.cells import Cell
-from diffusion_jax.memorising.series import TOLD_BY, Series
-from diffusion_jax.plots import memorisation as plots
-from diffusion_jax.plots import modes, page
+from diffusion_jax.memorising.series import Series
 from diffusion_jax.plots.memorisation import Line, Times
 from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.regimes.loss_information import Resampled
 from diffusion_jax.regimes.training_times import Reached, power_law
-from diffusion_jax.runtime.files import plain, write_json
-from diffusion_jax.runtime.tables import print_table
 from diffusion_jax.training import saved_config
 from experiments.memorisation_options import Options
 
@@ -101,7 +93,7 @@ def _times(label: str, series: list[Series], of: Callable[[Series], Reached | No
     )
 
 
-def _stacked(name: str) -> Callable[[Series], Resampled]:
+def stacked(name: str) -> Callable[[Series], Resampled]:
     """A number of the information at each evaluation, with its replicates."""
 
     def of(series: Series) -> Resampled:
@@ -112,7 +104,7 @@ def _stacked(name: str) -> Callable[[Series], Resampled]:
     return of
 
 
-def _has_share(findings: Findings) -> bool:
+def has_share(findings: Findings) -> bool:
     return all(found.share is not None for each in findings.series for found in each.information)
 
 
@@ -126,7 +118,7 @@ def _cell(findings: Findings, each: Series) -> dict[str, Any]:
     cell = each.cell
     curves: dict[str, Any] = {"memorised_fraction": each.memorised}
     curves |= {
-        name: _stacked(of)(each)
+        name: stacked(of)(each)
         for name, of in (
             ("training_nats", "training"),
             ("held_out_nats", "held_out"),
@@ -213,18 +205,18 @@ def _shown(found: Reached | None, last: float) -> str:
     return f"{each.value:.0f} ({low} to {high})"
 
 
-def _rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
+def rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
     """The table of all runs."""
     header = ["n", "base channels", "updates", "memorised"]
     header += [label for label, _ in findings.kinds_of_time.values()]
     header += ["G (nats)", "M"]
-    rows = []
+    found = []
     for each in findings.series:
         low, high = each.wilson[:, -1]
         memorised = f"{each.memorised.value[-1]:.0%} ({low:.0%} to {high:.0%})"
         last = float(each.updates[-1])
         gap, share = each.information[-1].gap.estimate, each.information[-1].share
-        rows.append(
+        found.append(
             [
                 f"{each.cell.size}",
                 f"{each.cell.width}",
@@ -235,159 +227,18 @@ def _rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
                 "" if share is None else f"{float(share.value):.2f}",
             ]
         )
-    return header, rows
+    return header, found
 
 
-def _pictures(findings: Findings) -> Iterator[page.Picture]:
-    series, level = findings.series, findings.options.level
-    time = series[0].time
-    fraction = [
-        replace(line, low=low, high=high)
-        for line, each in zip(findings.lines(lambda e: e.memorised), series, strict=True)
-        for low, high in [each.wilson]
-    ]
-    yield page.Picture.of(
-        "memorised.png",
-        plots.draw_collapse(fraction, "memorised fraction", level),
-        "Samples three times nearer to their nearest training image than to the second, against "
-        "the update and against updates per training image (95 % intervals over the samples).",
-    )
-    yield page.Picture.of(
-        "gap.png",
-        plots.draw_collapse(
-            findings.lines(_stacked("gap")), f"G down to t = {time:.3g} (nats per image)"
-        ),
-        "G, the excess of the information that the losses have of held-out images over that of "
-        "training images; no sample is drawn for it.",
-    )
-    if _has_share(findings):
-        yield page.Picture.of(
-            "share.png",
-            plots.draw_collapse(findings.lines(_stacked("share")), "memory share M"),
-            "The memory share M = G/(G + K): 1 for the exact score of the training images.",
-        )
-    training, held_out = (findings.lines(_stacked(name)) for name in ("training", "held_out"))
-    yield page.Picture.of(
-        "losses.png",
-        plots.draw_losses(training, held_out, time),
-        "Information in the losses of training images (dashed) and of held-out images.",
-    )
-    yield from _distances(findings)
-    by_width = {width: list(times.values()) for width, times in findings.times.items()}
-    yield page.Picture.of(
-        "times.png",
-        plots.draw_times(by_width),
-        "When samples are as good as they become, and when they are copies. Intervals are those "
-        "of the samples and images drawn to see it, not of another training.",
-    )
-    yield page.Picture.of(
-        "phases.png",
-        plots.draw_phases(fraction, by_width),
-        "The memorised fraction in the plane of training set and training time.",
-    )
-    bands = {
-        (each.cell.size, each.cell.width): (each.bands.gap.value, each.bands.gap.interval)
-        for each in series
-        if each.cell.replica == 0
-    }
-    yield page.Picture.of(
-        "bands.png",
-        plots.draw_bands(series[0].edges, bands, time),
-        "At which t the models know their training images: what each part of the log-SNR adds to "
-        "G at the last evaluation.",
-    )
-    yield from _kinds(findings)
-    shown = max((e for e in series if e.modes is not None), key=lambda e: e.cell.size, default=None)
-    if shown is not None and shown.modes is not None:
-        found = shown.modes
-        yield page.Picture.of(
-            "modes.png",
-            modes.draw_learned(found.eigenvalues, found.curves, found.learned),
-            f"Variance of the samples along the principal components of the training set, n = "
-            f"{shown.cell.size}, base channels {shown.cell.width}.",
-        )
-
-
-def _distances(findings: Findings) -> Iterator[page.Picture]:
-    for width in findings.widths:
-        own = [each for each in findings.series if each.cell.width == width and each.distances]
-        if not own:
-            continue
-        lines = {
-            name: [
-                Line(each.cell.size, width, each.updates, each.distances[name]["frechet"])
-                for each in own
-            ]
-            for name in own[0].distances
-        }
-        known = {name: {e.cell.size: e.own[name]["frechet"] for e in own} for name in lines}
-        yield page.Picture.of(
-            f"quality_w{width}.png",
-            plots.draw_distances(lines, known, width),
-            "Frechet distance of samples to held-out images in features that need no download; "
-            "dotted, that of the training images. It is biased, alike at all updates.",
-        )
-
-
-def _kinds(findings: Findings) -> Iterator[page.Picture]:
-    kinds = {}
-    for each in findings.series:
-        if each.kinds is not None and each.cell.replica == 0:
-            fractions = [found.fractions() for found in each.kinds]
-            by_name = {name: [one[name] for one in fractions] for name in fractions[0]}
-            kinds[each.cell.size, each.cell.width] = (each.updates, by_name)
-    if kinds:
-        yield page.Picture.of(
-            "kinds.png",
-            plots.draw_kinds(kinds),
-            "Samples that are memorised, spurious (three times nearer to another sample than to a "
-            "training image) or novel.",
-        )
-
-
-def _words(findings: Findings) -> list[str]:
+def words(findings: Findings) -> list[str]:
     """What the laws say, a sentence each."""
-    words = []
+    found = []
     for width, times in findings.times.items():
         for each in times.values():
             if each.law is not None:
                 b: Estimate = each.law.exponent
-                words.append(
+                found.append(
                     f"base channels {width}: {each.label} grows as n^{b.value:.2f} "
                     f"({b.low:.2f} to {b.high:.2f}), of {len(each.law.sizes)} trainings"
                 )
-    return words
-
-
-def write(out: Path, findings: Findings, console: Console) -> None:
-    """Prints the findings, and writes result.json, the figures and report.html."""
-    header, rows = _rows(findings)
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for name in header:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*row)
-    print_table(console, table)
-    words = _words(findings)
-    for line in words:
-        console.print(line, highlight=False)
-    write_json(out / "result.json", plain(to_json(findings)))
-    pictures = list(_pictures(findings))
-    for picture in pictures:
-        picture.save(out)
-    time = findings.series[0].time
-    parts: list[page.Part] = [
-        page.Paragraph(
-            "Trainings that differ in nothing but the number n of training images, and the width, "
-            "evaluated at the same updates on the same held-out images. Information is taken down "
-            f"to t = {time:.3g}."
-        ),
-        *(page.Paragraph(f"{cell.name}: {why}.", True) for cell, why in findings.failed.items()),
-        page.Table(header, rows),
-        *(page.Paragraph(f"{line[0].upper()}{line[1:]}.") for line in words),
-        page.Paragraph(
-            f"τ_gen is the first update whose samples have at most twice the lowest Frechet "
-            f"distance, by {TOLD_BY.replace('_', ' ')}."
-        ),
-    ]
-    page.save(out / "report.html", "When does it memorise", [*parts, *pictures])
+    return found

@@ -3,15 +3,20 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusion_jax import data
 from diffusion_jax.config import Config
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.files import parse_json, write_json
 from diffusion_jax.training import evaluations, memory, saved_config
 from diffusion_jax.training.run import has_checkpoint, steps_of
 
 # Images of which losses are kept, if the configuration says nothing: as many as an evaluation has.
 _HELD_OUT = 64
+# Which images a study holds out.
+STUDY = "study.json"
+_REMEMBERED = ("held_out_per_class", "held_out_after")
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,10 @@ class Plan:
 def plan(out: Path, base: Config, cells: list[Cell]) -> Plan:
     """The configuration of each cell, all judged by the same held-out images.
 
-    These follow the images of the largest size that the data have room for, with all its replicas;
-    larger sizes are refused.
+    These are the held_out_per_class images after the first held_out_after of each class; if the
+    configuration says nothing, 64 in all, after the images of the largest size that the data have
+    room for with all its replicas. The study's folder remembers it (study.json), so that what is
+    added later is judged by the same images. Sizes that reach into them are refused.
 
     Args:
       out: the study's folder.
@@ -81,42 +88,77 @@ def plan(out: Path, base: Config, cells: list[Cell]) -> Plan:
       cells: the runs.
 
     Raises:
-      UserError: data that cannot be read, or without room for one size and the held-out images.
+      UserError: data that cannot be read, or without room for one size and the held-out images, or
+        a folder whose study has other held-out images.
     """
     classes = _num_classes(base)
+    base = _with_known_held_out(out, base)
     held_out = base.data.held_out_per_class or -(-_HELD_OUT // classes)
-    base = dataclasses.replace(
-        base, data=dataclasses.replace(base.data, held_out_per_class=held_out)
-    )
-    refused: dict[Cell, str] = {}
-    room: int | None = None
-    for size in sorted({cell.size for cell in cells}, reverse=True):
-        own = [cell for cell in cells if cell.size == size]
-        why = f"size = {size} cannot be shared evenly by {classes} classes: give a multiple of it"
-        if size % classes == 0:
-            end = max(cell.replica + 1 for cell in own) * size // classes
-            if room is not None:
-                continue
-            last = max(own, key=lambda cell: cell.replica)
-            try:
-                data.load_split(_config(out, base, last, classes, end).data)
-                room = end
-                continue
-            except UserError as error:
-                why = str(error)
-        refused |= dict.fromkeys(own, why)
-    if room is None:
-        raise UserError(f"none of the sizes can be trained: {next(iter(refused.values()))}")
+    base = _with_data(base, held_out_per_class=held_out)
+    ends = {
+        cell.size: (max(c.replica for c in cells if c.size == cell.size) + 1) * cell.size // classes
+        for cell in cells
+    }
+    why = {
+        size: f"{size} images cannot be shared evenly by {classes} classes: give a multiple of it"
+        for size in ends
+        if size % classes
+    }
+    for size in sorted(set(ends) - set(why), reverse=True):
+        first = base.data.held_out_after
+        try:
+            if first is not None and ends[size] > first:
+                raise UserError(
+                    f"the images held out begin after the first {first} of each class, and n = "
+                    f"{size} takes {ends[size]} of each: give another --out, and a larger "
+                    f"--held-out-after"
+                )
+            room = ends[size] if first is None else first
+            tried = _with_data(base, images_per_class=ends[size], held_out_after=room)
+            data.load_split(tried.data)
+            base = _with_data(base, held_out_after=room)
+        except UserError as error:
+            why[size] = str(error)
+    if len(why) == len(ends):
+        raise UserError(f"none of the sizes can be trained: {next(iter(why.values()))}")
+    write_json(out / STUDY, {name: getattr(base.data, name) for name in _REMEMBERED})
+    refused = {cell: why[cell.size] for cell in cells if cell.size in why}
     configs = {}
     for cell in cells:
         if cell not in refused:
-            config = _config(out, base, cell, classes, room)
             try:
+                config = _config(out, base, cell, classes)
                 config.check()
                 configs[cell] = settled(config)
             except UserError as error:
                 refused[cell] = str(error)
     return Plan(configs, refused)
+
+
+def _with_data(config: Config, **changes: Any) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def _with_known_held_out(out: Path, base: Config) -> Config:
+    """The configuration with the held-out images that the study in a folder has, if there is one.
+
+    Raises:
+      UserError: others are asked for.
+    """
+    path = out / STUDY
+    if not path.is_file():
+        return base
+    try:
+        known = parse_json(path.read_bytes())
+        known = {name: int(known[name]) for name in _REMEMBERED}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}; give another --out") from error
+    for name, value in known.items():
+        if (asked := getattr(base.data, name)) not in (0, None, value):
+            raise UserError(
+                f"the study in {out} has {name} = {value}, not {asked}: give another --out"
+            )
+    return _with_data(base, **known)
 
 
 def _num_classes(base: Config) -> int:
@@ -126,7 +168,7 @@ def _num_classes(base: Config) -> int:
     return max(1, len(data.load(dataclasses.replace(base.data, images_per_class=1)).class_names))
 
 
-def _config(out: Path, base: Config, cell: Cell, classes: int, room: int) -> Config:
+def _config(out: Path, base: Config, cell: Cell, classes: int) -> Config:
     each = cell.size // classes
     return dataclasses.replace(
         base,
@@ -135,7 +177,6 @@ def _config(out: Path, base: Config, cell: Cell, classes: int, room: int) -> Con
             base.data,
             images_per_class=each,
             skip_per_class=cell.replica * each,
-            held_out_after=room,
         ),
         model=dataclasses.replace(base.model, base_channels=cell.width),
         training=dataclasses.replace(

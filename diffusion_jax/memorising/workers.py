@@ -19,6 +19,8 @@ from diffusion_jax.runtime.preemption import EXIT_STATUS, SIGNALS, Stopped
 from diffusion_jax.training import saved_config
 
 LOG = "log.txt"
+# Trains the run in a folder.
+PROGRAM = ("-m", "experiments.memorisation_cell")
 # Seconds between two looks, and for which an earlier study's run may still be saving itself.
 _PAUSE, _PATIENCE = 0.5, 120.0
 
@@ -97,7 +99,7 @@ def _start(folder: Path, device: str | None) -> "subprocess.Popen[bytes]":
     _wait_for_earlier(folder)
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "experiments.memorisation_cell", str(folder)],
+            [sys.executable, *PROGRAM, str(folder)],
             stdin=subprocess.PIPE,  # which ends when this process does
             stdout=log,
             stderr=log,

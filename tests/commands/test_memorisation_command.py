@@ -1,0 +1,157 @@
+"""The study of memorisation: its runs, a kill, what is refused, and what it writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_study
+from tiny_runs import digits
+
+from diffusion_jax.memorising import workers
+from diffusion_jax.runtime import backend
+from diffusion_jax.training import evaluations
+from experiments import memorisation
+
+TESTS = Path(small_study.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    images, labels = digits(0, 40)
+    np.savez(path, images=images, labels=labels)
+    return path
+
+
+def words_of(out, data, *options):
+    words = ["--out", out, "--data", data, "--diffusion-steps", 50, "--steps", 47]
+    words += ["--sizes", 8, 2000, "--held-out-per-class", 10, "--held-out-after", 20]
+    words += ["--checkpoint-every", 10]
+    words += ["--evaluate-samples", 16, "--evaluate-calls", 5, "--learning-rate", 1e-2]
+    return [*map(str, [*words, *options])]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The study in this process, its runs in others: status, stdout, stderr."""
+    monkeypatch.setattr(backend, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(workers, "PROGRAM", small_study.PROGRAM)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+
+    def main(*words):
+        monkeypatch.setattr(sys, "argv", ["memorisation", *words])
+        status = 0
+        try:
+            memorisation.main()
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    return main
+
+
+def kept(folder):
+    cell = folder / "n8_w64_s0"
+    steps = (*evaluations.kept(cell), evaluations.EXACT)
+    return {step: evaluations.path_of(cell, step).read_bytes() for step in steps}
+
+
+def killed_study(out, data):
+    """Starts a study and kills it, and it alone, once a run has saved something."""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(TESTS), *sys.path]))
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    program = [sys.executable, "-m", "small_study", *words_of(out, data)]
+    process = subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not (out / "n8_w64_s0" / "checkpoints" / "10").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_study_that_was_killed_goes_on_to_the_same_numbers(tmp_path, data, run):
+    """Though its run is still saving itself, and is waited for."""
+    killed_study(tmp_path / "killed", data)
+    status, out, err = run(*words_of(tmp_path / "killed", data))
+    assert status == 1  # of the size that there are no images for
+    assert "n2000_w64_s0" in err
+    assert "begin after the first 20 of each class" in err
+    whole = tmp_path / "whole"
+    status, _, _ = run(*words_of(whole, data, "--sizes", 8, 16))
+    assert status == 0
+    assert kept(tmp_path / "killed") == kept(whole)
+
+    # What it writes.
+    result = json.loads((tmp_path / "killed" / "result.json").read_text())
+    assert list(result["cells"]) == ["n8_w64_s0"]
+    assert list(result["failed"]) == ["n2000_w64_s0"]
+    cells = json.loads((whole / "result.json").read_text())["cells"]
+    assert list(cells) == ["n8_w64_s0", "n16_w64_s0"]
+    for cell in cells.values():
+        assert cell["updates"] == [33, 47]
+        assert cell["tau_mem"] is None  # two convolutions learn nothing by heart
+        low, value, high = (cell["nats_per_image"][name] for name in ("low", "value", "high"))
+        assert low < value < high
+        assert cell["memory_share"]["value"] < 0.5
+        assert set(cell["series"]["distances"]) == {
+            *("random_convolutions", "leading_components", "classifier")
+        }
+        assert np.sum([each[-1]["value"] for each in cell["series"]["kinds"].values()]) == 1
+    figures = ["memorised", "gap", "share", "losses", "quality_w64", "times", "phases"]
+    for name in (*figures, "bands", "kinds", "modes"):
+        assert (whole / f"{name}.png").stat().st_size > 5000
+    assert "The memorised fraction in the plane" in (whole / "report.html").read_text()
+
+    # Again: nothing is trained, and no signals; another run in its folder is told.
+    times = [path.stat().st_mtime_ns for path in whole.rglob("checkpoints/*")]
+    status, out, err = run(*words_of(whole, data, "--signals", "--sizes", 8))
+    assert (status, err) == (0, "")
+    assert "1 runs, of which 1 are done" in out
+    assert times == [path.stat().st_mtime_ns for path in whole.rglob("checkpoints/*")]
+    again = json.loads((whole / "result.json").read_text())["cells"]["n8_w64_s0"]
+    assert "tau_gen" not in again
+    fractions = [each["series"]["memorised_fraction"] for each in (again, cells["n8_w64_s0"])]
+    assert fractions[0] == fractions[1]
+    status, _, err = run(*words_of(whole, data, "--sizes", 8, "--learning-rate", 0.02))
+    assert status == 1
+    assert "holds a run with another configuration (learning_rate: 0.01 -> 0.02)" in err
+
+
+def test_what_a_study_decides_itself_is_no_option(tmp_path, data, run):
+    for options, part in (
+        (("--run-dir", "x"), "--run-dir x is each training's own here: give --out"),
+        (("--base-channels", 8), "give --widths"),
+        (("--images-per-class", 8), "give --sizes"),
+        (("--sizes", 8, 8), "must name each once"),
+        (("--sizes", 1), "must be at least 2"),
+        (("--steps-by-size", 5, 6, 7), "for each of the 2 sizes"),
+        (("--level", 0), "level = 0.0 must lie in (0, 1]"),
+        (("--information-time", -1), "must be positive"),
+        (("--sizes", 7, 9), "none of the sizes can be trained"),
+        (("--held-out-per-class", 60), "none of the sizes can be trained"),
+    ):
+        status, _, err = run(*words_of(tmp_path / "out", data, *options))
+        assert status == 1
+        assert part in err
+    assert not list((tmp_path / "out").glob("n*"))
+
+
+def test_an_evaluation_that_was_cut_short_is_named(tmp_path, data, run):
+    out = tmp_path / "out"
+    status, _, err = run(*words_of(out, data, "--sizes", 8, "--steps", 33))
+    assert (status, err) == (0, "")
+    path = evaluations.path_of(out / "n8_w64_s0", 33)
+    path.write_bytes(path.read_bytes()[:1000])
+    status, _, err = run(*words_of(out, data, "--sizes", 8, "--steps", 33))
+    assert status == 1
+    assert "00000033.npz cannot be read" in err
+    assert "Traceback" not in err
