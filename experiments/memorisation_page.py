@@ -93,7 +93,7 @@ def _times(findings: Findings) -> Iterator[page.Picture]:
 
 def _modes(findings: Findings) -> Iterator[page.Picture]:
     with_modes = (each for each in findings.series if each.modes is not None)
-    shown = max((e for e in series if e.modes is not None), key=lambda e: e.cell.size, default=None)
+    shown = max(with_modes, key=lambda each: each.cell.size, default=None)
     if shown is not None and shown.modes is not None:
         found = shown.modes
         yield page.Picture.of(

@@ -105,6 +105,7 @@ def stacked(name: str) -> Callable[[Series], Resampled]:
 
 
 def has_share(findings: Findings) -> bool:
+    """Whether all runs have a memory share."""
     return all(found.share is not None for each in findings.series for found in each.information)
 
 
