@@ -19,6 +19,7 @@ COMMANDS = {
     "theories": "theories",
     "modes": "modes",
     "uturns": "uturns",
+    "memorisation": "memorisation",
     "likelihood": "likelihood",
     "convert": "convert",
     "parity": "parity",

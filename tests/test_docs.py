@@ -82,3 +82,20 @@ def test_geometry_md():
     exec(guiding, names)
     distances = np.abs(names["samples"][:, None] - names["points"][1::2][None]).max(axis=2)
     assert distances.min(axis=1).max() < 0.1  # training points of the class
+
+
+def test_memorisation_md():
+    """What is printed is the closed form of these two sets, within its interval."""
+    (block,) = blocks("docs/memorisation.md")
+    names = {}
+    exec(block, names)
+    training, held_out = (names[name].astype(np.float64) for name in ("training", "held_out"))
+    denoiser, g = names["denoiser"], 1 / np.expm1(1.0)
+    centred = [x - training.mean(axis=0) for x in (training, held_out)]
+    modes = np.asarray(denoiser.modes, np.float64)
+    along = [np.mean((x @ modes.T) ** 2, axis=0) for x in centred]
+    rest = [np.mean(np.sum(x**2, axis=1)) - np.sum(a) for x, a in zip(centred, along, strict=True)]
+    shares = g * (along[1] - along[0]) / (1 + g * np.asarray(denoiser.eigenvalues))
+    expected = 0.5 * (shares.sum() + g * (rest[1] - rest[0]))
+    assert names["gap"].low < expected < names["gap"].high
+    assert expected > 3
