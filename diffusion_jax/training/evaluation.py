@@ -62,6 +62,12 @@ def time_bands(schedule: NoiseSchedule, faithful: bool = False) -> list[Band]:
     ]
 
 
+def band_of_step(schedule: NoiseSchedule, step: int) -> Band:
+    """That of one step alone, named after the times of this one and the next."""
+    time = np.append(np.asarray(schedule.time, np.float64), np.inf)
+    return Band(f"t_{time[step]:.4g}_{time[step + 1]:.4g}", step, step + 1)
+
+
 @jax.jit
 def _errors(
     denoiser: Denoiser, schedule: NoiseSchedule, x_0: Array, step: Array, keys: Array
@@ -252,7 +258,7 @@ def evaluate(
     num_samples: int,
     process: Backward,
     strata: Strata,
-    faithful: bool = False,
+    bands: list[Band],
     group: Group | None = None,
 ) -> tuple[dict[str, float], Evaluation]:
     """All that is measured of a model in training.
@@ -270,12 +276,12 @@ def evaluate(
       num_samples: how many samples.
       process: draws the samples, with this denoiser; see `sampling.backward`.
       strata: of the schedule's log-SNR, for the losses that are kept: of 64 images of each set.
-      faithful: no loss at step 0.
+      bands: of the schedule's steps, for the losses that are logged: see `time_bands`.
       group: that of the symmetry with which the model is trained, so that a moved training image
         is a copy too. The losses are those of the images as they are.
 
     Returns:
-      The two of `memorisation`, training_loss/BAND for each band of `time_bands`, and
+      The two of `memorisation`, training_loss/BAND for each band, and
       held_out_loss/BAND where images are held out; and what is kept.
     """
     sample_key, loss_key = jax.random.split(key)
@@ -286,7 +292,6 @@ def evaluate(
     sets = {TRAINING: training.images[rows_of(n, most)]}
     if held_out is not None:
         sets[HELD_OUT] = held_out.images
-    bands = time_bands(schedule, faithful)
     for name, images in sets.items():
         x_0 = images.astype(np.float32) / np.float32(255) - training.mean
         losses = denoising_losses(denoiser, schedule, x_0, loss_key, bands)

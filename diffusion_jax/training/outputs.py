@@ -31,6 +31,7 @@ from diffusion_jax.runtime.text import shown
 from diffusion_jax.sampling import Backward, backward
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.training import evaluation, evaluations, memory, moments
+from diffusion_jax.training.evaluation import Band
 from diffusion_jax.training.memory import MEMORISATION, SUMMARY, Verdict, memory_of
 from diffusion_jax.training.metrics import (
     FRACTION,
@@ -233,7 +234,7 @@ class Outputs:
             self.config.output.evaluate_samples,
             self._backward(denoiser, self.config.output.evaluate_calls),
             self._strata,
-            self.config.training.faithful,
+            self._bands,
             self.config.training.group(self.images.images.shape[1:]),
         )
         if is_first_process():
@@ -269,6 +270,13 @@ class Outputs:
     def _evaluation_key(self) -> Array:
         # Its own key, for the reason that samples have one; the same at every evaluation.
         return jax.random.fold_in(jax.random.key(self.config.seed), 2)
+
+    @property
+    def _bands(self) -> list[Band]:
+        training = self.config.training
+        if training.train_at_step is not None:
+            return [evaluation.band_of_step(self.schedule, training.train_at_step)]
+        return evaluation.time_bands(self.schedule, training.faithful)
 
     @cached_property
     def _strata(self) -> Strata:

@@ -66,6 +66,16 @@ def test_bands_hold_every_step_once_and_tell_its_time(schedule, faithful):
         assert np.all((lower <= times) & (times < upper))
 
 
+def test_a_band_of_one_step():
+    schedule = linear_schedule(50)
+    for step in (0, 20, 49):
+        band = evaluation.band_of_step(schedule, step)
+        assert (band.first, band.stop) == (step, step + 1)
+        lower, upper = map(float, re.fullmatch(r"t_(.*)_(.*)", band.name).groups())
+        assert lower == pytest.approx(float(schedule.time[step]), rel=1e-3)
+        assert upper > lower
+
+
 def test_losses_follow_from_the_key_alone():
     schedule = linear_schedule(100)
     bands = evaluation.time_bands(schedule)[:2]
@@ -83,7 +93,8 @@ def test_losses_follow_from_the_key_alone():
 def evaluate(denoiser, schedule, training, held_out):
     process, strata = backward(schedule, denoiser, calls=50), Strata(schedule)
     metrics, drawn = evaluation.evaluate(
-        denoiser, schedule, training, held_out, jax.random.key(2), 40, process, strata
+        *(denoiser, schedule, training, held_out, jax.random.key(2), 40, process, strata),
+        evaluation.time_bands(schedule),
     )
     assert drawn.samples.shape == (40, *training.images.shape[1:])
     return metrics

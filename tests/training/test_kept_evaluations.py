@@ -149,9 +149,14 @@ def test_one_noise_level_is_resumed_and_kept_apart(data, tmp_path):
     assert values[0] == values[1]
     rate = [r["learning_rate"] for r in read_metrics(whole / "metrics.jsonl")][-1]
     assert rate == pytest.approx(1e-2 * 12 / 1000)  # descent's own rate, where none is given
+    loop.train(config_of(whole, data, "--steps", 13, "--evaluate-every", 13, *options))
+    (record,) = (r for r in read_metrics(whole / "metrics.jsonl") if "memorised_fraction" in r)
+    (band,) = (name for name in record if name.startswith("training_loss/"))
+    assert float(band.split("_")[2]) == pytest.approx(float(linear_schedule(50).time[9]), rel=1e-3)
+    assert (whole / "memorisation.png").exists()
     for other in (("--optimizer", "sgd"), ("--train-at-step", 9), ()):
         with pytest.raises(UserError, match="another configuration"):
-            loop.train(config_of(whole, data, "--steps", 12, *other))
+            loop.train(config_of(whole, data, "--steps", 13, *other))
     with pytest.raises(UserError, match="train_at_step = 50 must lie between 0 and 49"):
         loop.train(config_of(tmp_path / "none", data, "--train-at-step", 50))
     assert optax.tree.size(make_optimizer(TrainingConfig(optimizer="sgd")).init(jnp.zeros(7))) == 8
