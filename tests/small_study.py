@@ -6,7 +6,8 @@ import two_convolutions
 
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.memorising import workers
-from experiments import memorisation, memorisation_cell
+from experiments import memorisation
+from experiments.tools import memorisation_cell
 
 PROGRAM = ("-m", "small_study", "cell")
 

@@ -20,7 +20,7 @@ from diffusion_jax.training import saved_config
 
 LOG = "log.txt"
 # Trains the run in a folder.
-PROGRAM = ("-m", "experiments.memorisation_cell")
+PROGRAM = ("-m", "experiments.tools.memorisation_cell")
 # Seconds between two looks, and for which an earlier study's run may still be saving itself.
 _PAUSE, _PATIENCE = 0.5, 120.0
 
@@ -57,7 +57,7 @@ def devices() -> list[str | None]:
 def run(folders: dict[Cell, Path], look: Callable[[Work], None]) -> Work:
     """Trains the runs whose config.json lie in some folders.
 
-    Each is `python -m experiments.memorisation_cell FOLDER`, whose words go to FOLDER/log.txt. It
+    Each is `python -m experiments.tools.memorisation_cell FOLDER`, whose words go to FOLDER/log.txt. It
     saves itself and ends when this process does, by whatever signal.
 
     Args:

@@ -1,4 +1,4 @@
-"""Trains one run of a study: python -m experiments.memorisation_cell RUN_DIR, by its config.json.
+"""Trains one run of a study: python -m experiments.tools.memorisation_cell RUN_DIR, by its config.json.
 
 The study that starts it holds the other end of its standard input: when the study is gone, however
 it went, the run saves itself and stops.
