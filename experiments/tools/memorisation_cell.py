@@ -1,6 +1,6 @@
-"""Trains one run of a study: python -m experiments.tools.memorisation_cell RUN_DIR, by its config.json.
+"""Trains one run of a study: python -m experiments.tools.memorisation_cell RUN_DIR.
 
-The study that starts it holds the other end of its standard input: when the study is gone, however
+It goes by the folder's config.json. The study that starts it holds the other end of its standard input: when the study is gone, however
 it went, the run saves itself and stops.
 """
 
