@@ -1,7 +1,7 @@
 """Trains one run of a study: python -m experiments.tools.memorisation_cell RUN_DIR.
 
-It goes by the folder's config.json. The study that starts it holds the other end of its standard input: when the study is gone, however
-it went, the run saves itself and stops.
+It goes by the folder's config.json. The study that starts it holds the other end of its standard
+input: when the study is gone, however it went, the run saves itself and stops.
 """
 
 import os
