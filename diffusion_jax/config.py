@@ -301,10 +301,10 @@ class StoppingConfig:
     """memorisation: end the run at an evaluation that shows it. Measured are the information U that
     the network has of images down to the time at which the exact score knows the training images,
     and the excess G of U on held-out images over that on training ones, in nats per image
-    (docs/memorisation.md). It ends where the 95 % interval of the change of G since the evaluation
-    with the lowest held-out U lies above stop_nats and the memory share above stop_share, or where
-    the held-out U rises by more than its interval at two evaluations one after the other. The
-    checkpoint of the lowest held-out U is kept (--checkpoint best)."""
+    (docs/memorisation.md). It ends where G has grown, since the evaluation with the lowest held-out
+    U, by more than stop_nats and the memory share is above stop_share, or where the held-out U has
+    risen since then; either by more than 3.3 standard errors. The checkpoint of the lowest held-out
+    U is kept (--checkpoint best)."""
     stop_nats: float = 1.0
     """Change of G, in nats per image, from which on a run memorises."""
     stop_share: float = 0.1

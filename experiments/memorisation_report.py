@@ -118,6 +118,7 @@ def _cell(findings: Findings, each: Series) -> dict[str, Any]:
     """What result.json says of one run."""
     cell = each.cell
     curves: dict[str, Any] = {"memorised_fraction": each.memorised}
+    curves["nats_gained"] = each.gained
     curves |= {
         name: stacked(of)(each)
         for name, of in (
@@ -152,7 +153,6 @@ def _cell(findings: Findings, each: Series) -> dict[str, Any]:
     low, high = each.wilson
     found["series"]["memorised_fraction"] |= {"low": low, "high": high}
     found["series"]["neighbour_ratio"] = each.ratio
-    found["series"]["nats_gained"] = each.gained
     if each.kinds is not None:
         fractions = [kinds.fractions() for kinds in each.kinds]
         found["series"]["kinds"] = {name: [one[name] for one in fractions] for name in fractions[0]}

@@ -60,7 +60,7 @@ def frechet(real: np.ndarray, fake: np.ndarray) -> float:
     leave the singular values as they are and have at most F rows.
 
     **It is biased.** Between two sets of one Gaussian law with variances l_i it is, to first order
-    in 1/m and 1/n,
+    in 1/m and 1/n, for both well above F,
 
     (1/m + 1/n) sum_i l_i + (1/(m-1) + 1/(n-1)) (sum_ij l_i l_j/(2 (l_i + l_j)) + sum_i l_i/4),
 

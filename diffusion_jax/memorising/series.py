@@ -16,7 +16,6 @@ from diffusion_jax.judging.quality import mmd2
 from diffusion_jax.memorising.cells import Cell
 from diffusion_jax.regimes import training_times
 from diffusion_jax.regimes.commitment import fraction
-from diffusion_jax.regimes.curves import Estimate
 from diffusion_jax.regimes.learned_modes import LearnedModes, learned_modes
 from diffusion_jax.regimes.loss_information import (
     Information,
@@ -28,11 +27,12 @@ from diffusion_jax.regimes.loss_information import (
 from diffusion_jax.regimes.novelty import Novelty, novelty
 from diffusion_jax.regimes.training_times import Reached
 from diffusion_jax.training import evaluations, memory
-from diffusion_jax.training.evaluations import Evaluation
+from diffusion_jax.training.evaluations import Evaluation, Exact
 
 # Modes whose variance is followed; bootstrap replicates of a Frechet distance, of which each takes
-# a decomposition; how far above its lowest a distance may be for samples to be as good as they get.
-_MODES, _REPLICATES, _GOOD = 8, 50, 2.0
+# a decomposition; how far above its lowest a distance may be for samples to be as good as they get,
+# and above the training images' own for them to be good at all.
+_MODES, _REPLICATES, _GOOD, _FAR = 8, 50, 2.0, 5.0
 # The features by whose distance tau_gen is told.
 TOLD_BY = "random_convolutions"
 
@@ -44,13 +44,13 @@ class Kept:
     Attributes:
       cell: which run.
       drawn: evaluations by their updates, increasing.
-      exact: the exact score's losses; None for a training set too large for it.
+      exact: what the exact score knows; None for a training set too large for it.
       strata: of the losses.
     """
 
     cell: Cell
     drawn: dict[int, Evaluation]
-    exact: Losses | None
+    exact: Exact | None
     strata: Strata
 
     @classmethod
@@ -66,7 +66,7 @@ class Kept:
             raise UserError(f"{folder} keeps no evaluation yet")
         drawn = {step: Evaluation.load(evaluations.path_of(folder, step)) for step in steps}
         path = evaluations.path_of(folder, evaluations.EXACT)
-        exact = evaluations.load_losses(path) if path.exists() else None
+        exact = Exact.load(path) if path.exists() else None
         faithful = int(config.training.faithful)
         return cls(cell, drawn, exact, Strata(config.schedule.build(), first=faithful))
 
@@ -78,12 +78,17 @@ class Kept:
     @property
     def time(self) -> float:
         """Down to which the exact score knows the training images; see `memory.time_of`."""
-        return memory.time_of(self.strata, self.exact)
+        return memory.time_of(self.exact)
+
+    @property
+    def known(self) -> Losses | None:
+        """The exact score's losses."""
+        return None if self.exact is None else self.exact.losses
 
     def information(self, above: np.ndarray) -> list[Information]:
         """U, G, K and M at each evaluation; see `loss_information.information`."""
         each = [evaluation.both for evaluation in self.drawn.values()]
-        return [information(*both, above, self.exact) for both in each]
+        return [information(*both, above, self.known) for both in each]
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class Series:
       information: U, G, K and M down to it, of each evaluation.
       bands: those of each stratum of the log-SNR, of the last evaluation.
       edges: lower time of each stratum.
-      gained: change of G since the lowest held-out U, of each evaluation.
+      gained: change of G since the lowest held-out U until then (T,).
       kinds: memorised, spurious and novel samples of each evaluation; None if not asked for.
       distances: Frechet and kernel distance to the held-out images, by their features (T,).
       own: the same distances of the training images.
@@ -117,7 +122,7 @@ class Series:
     information: list[Information]
     bands: Information
     edges: np.ndarray
-    gained: list[Estimate]
+    gained: Resampled
     kinds: list[Novelty] | None
     distances: dict[str, dict[str, np.ndarray]]
     own: dict[str, dict[str, float]]
@@ -137,32 +142,30 @@ class Series:
         return training_times.when(self.updates, found.value, found.replicates, level)
 
     def tau_nats(self, nats: float) -> Reached:
-        """The update from which on G has grown by so many nats since the lowest held-out U.
-
-        Its replicates are those of an interval's ends alone.
-        """
-        value, low, high = (
-            np.array([getattr(each, end) for each in self.gained])
-            for end in ("value", "low", "high")
-        )
-        return training_times.when(self.updates, value, np.stack([low, high]), nats)
+        """The update from which on G has grown by so many nats since the lowest held-out U."""
+        return training_times.when(self.updates, self.gained.value, self.gained.replicates, nats)
 
     @cached_property
     def tau_gen(self) -> Reached | None:
         """The first update whose samples are at most twice as far as the nearest ever are.
 
-        By the Frechet distance of random convolutions to the held-out images.
+        By the Frechet distance of random convolutions to the held-out images. Samples that end five
+        times as far as the training images are never good. Resampling raises the distance, by a
+        factor that is taken out of the replicates.
         """
         if self.replicates is None:
             return None
+        value, replicates = self.distances[TOLD_BY]["frechet"], self.replicates
+        if value.min() > _FAR * self.own[TOLD_BY]["frechet"]:
+            return Reached(np.nan, np.full(len(replicates), np.nan), False)
+        replicates = replicates * (value / replicates.mean(axis=0))
 
         def closeness(distance: np.ndarray) -> np.ndarray:
             """Above 0 from the first update on at which they are as good as that."""
             best = np.minimum.accumulate(distance, axis=-1)
             return np.asarray(np.log(_GOOD * best[..., -1:] / best))
 
-        value = self.distances[TOLD_BY]["frechet"]
-        return training_times.when(self.updates, closeness(value), closeness(self.replicates), 0.0)
+        return training_times.when(self.updates, closeness(value), closeness(replicates), 0.0)
 
 
 def series_of(
@@ -202,7 +205,7 @@ def series_of(
         ratio,
         time,
         kept.information(kept.strata.above(time)),
-        information(*kept.drawn[last].both, kept.strata.bands, kept.exact),
+        information(*kept.drawn[last].both, kept.strata.bands, kept.known),
         kept.strata.times,
         _gained(kept, time),
         found if with_kinds else None,
@@ -218,16 +221,16 @@ def _ratio(found: Novelty) -> np.ndarray:
     return np.divide(found.distance, found.second, out=ones, where=found.second > 0)
 
 
-def _gained(kept: Kept, time: float) -> list[Estimate]:
+def _gained(kept: Kept, time: float) -> Resampled:
     """The change of G since the lowest held-out U until then."""
-    above, changes = kept.strata.above(time), []
+    above, changes = kept.strata.above(time), list[Resampled]()
     sets = [each.both for each in kept.drawn.values()]
     held_out = [float(other.per_image(above).mean()) for _, other in sets]
     for i, (own, other) in enumerate(sets):
         best = int(np.argmin(held_out[: i + 1]))
-        change = information(own - sets[best][0], other - sets[best][1], above)
-        changes.append(change.gap.estimate)
-    return changes
+        changes.append(information(own - sets[best][0], other - sets[best][1], above).gap)
+    values = np.array([float(each.value) for each in changes])
+    return Resampled(values, np.stack([each.replicates for each in changes], axis=-1))
 
 
 def _distances(

@@ -14,7 +14,7 @@ Shamai and Verdu 2005; Kong et al., arXiv:2302.03792). So
     M(t) = G/(G + K)                              its memory share: 1 for the exact score
 
 A learned denoiser is the score of no law, and then U is a bound of a code length and not one; G is
-a gap of such bounds. While a model generalises G is near (degrees of freedom)/n plus the chance
+a gap of such bounds. While a model generalises G is near (fitted parameters)/n plus the chance
 difference of the two sets, which is nats where these are small: what tells is the change of G from
 a reference on the same images and noise. All three grow as t falls, so they are given with their t.
 
@@ -24,7 +24,7 @@ denoisers' losses differ by is not hidden by the noise.
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Self
 
 import numpy as np
@@ -163,6 +163,12 @@ class Losses:
         return np.asarray(total / count)
 
 
+@lru_cache(maxsize=16)
+def _shares(n: int, seed: int) -> np.ndarray:
+    """How much each of n images counts in each replicate (R, n)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), REPLICATES) / n
+
+
 @dataclass(frozen=True)
 class Resampled:
     """A mean over images, and that of bootstrap replicates: each image counts as often as drawn.
@@ -178,10 +184,8 @@ class Resampled:
     @classmethod
     def mean(cls, per_image: np.ndarray, seed: int) -> "Resampled":
         """Of numbers (images, ...); images are drawn whole, and alike for all numbers of a seed."""
-        n = len(per_image)
-        rng = np.random.default_rng(seed)
-        counts = rng.multinomial(n, np.full(n, 1 / n), REPLICATES) / n
-        return cls(per_image.mean(axis=0), np.tensordot(counts, per_image, 1))
+        shares = _shares(len(per_image), seed)
+        return cls(per_image.mean(axis=0), np.tensordot(shares, per_image, 1))
 
     def __add__(self, other: Self) -> "Resampled":
         return Resampled(self.value + other.value, self.replicates + other.replicates)
@@ -202,6 +206,11 @@ class Resampled:
     def interval(self) -> np.ndarray:
         """Ends of the 95 % interval (2, ...)."""
         return interval(self.replicates)
+
+    def within(self, errors: float) -> Estimate:
+        """A single number, and so many standard errors to either side."""
+        value, reach = float(self.value), errors * float(np.std(self.replicates, ddof=1))
+        return Estimate(value, value - reach, value + reach)
 
     @property
     def estimate(self) -> Estimate:
@@ -237,6 +246,9 @@ def information(
     training: Losses, held_out: Losses, above: np.ndarray, exact: Losses | None = None
 ) -> Information:
     """What losses on the two sets say, with intervals by bootstrap of the two apart.
+
+    Where rows of the two sets share their noise, as an evaluation's do, the interval of G is on the
+    wide side; that of a change of G is not.
 
     Args:
       training: on training images.

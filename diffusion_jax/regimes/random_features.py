@@ -280,9 +280,9 @@ class FeatureSpectrum:
         """The mean of psi_p/(Delta lambda) below the d largest, by the training loss taken off.
 
         Each eigenvalue counts with nu(lambda)/lambda, see `quadrature`, which is what the training
-        loss falls by along it; so it is the mean time of that fall. About psi_n/(Delta^2 v^2) for
-        psi_n >> 1 and psi_p >> psi_n s^2/(Delta v^2); for fewer features it ends at
-        psi_p/(Delta s^2).
+        loss falls by along it. A loss falls at twice the rate of its weights, so this is twice the
+        mean time of that fall. About psi_n/(Delta^2 v^2) for psi_n >> 1 and
+        psi_p >> psi_n s^2/(Delta v^2); for fewer features it ends at psi_p/(Delta s^2).
 
         Raises:
           UserError: p <= d.

@@ -103,7 +103,8 @@ def power_law(sizes: list[int], times: list[Reached]) -> PowerLaw | None:
     Its interval is that of the replicates of all times together: of what was drawn to see them, and
     not of another training with other images or another start. Trainings that do not reach it, or
     did from the start, are left out; a replicate in which one of the others does not counts it at
-    its end, so that the interval is rather too narrow there.
+    the latest that does, and one in which it did from the start at the first evaluation, so that
+    the interval is rather too narrow there.
 
     Args:
       sizes: n of each training.
@@ -127,7 +128,7 @@ def power_law(sizes: list[int], times: list[Reached]) -> PowerLaw | None:
 
     values = np.array([each.update for _, each in used])
     drawn = np.stack(
-        [np.where(np.isnan(e.replicates), np.nanmax(e.replicates), e.replicates) for _, e in used],
+        [_within(each.replicates) for _, each in used],
         1,
     )
     exponent = float(slope(values))

@@ -18,13 +18,13 @@ from jax import Array
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
 from diffusion_jax.process import diffuse
-from diffusion_jax.regimes.loss_information import Losses, Strata
+from diffusion_jax.regimes.loss_information import Losses, Strata, known_time
 from diffusion_jax.regimes.neighbours import nearest
 from diffusion_jax.runtime.devices import few_sizes, fold_in_each, in_batches, replicate, shard
 from diffusion_jax.sampling import Backward
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.symmetry import Group
-from diffusion_jax.training.evaluations import Evaluation
+from diffusion_jax.training.evaluations import Evaluation, Exact
 from diffusion_jax.training.metrics import FRACTION, HELD_OUT, RATIO, TRAINING
 
 # Ornstein-Uhlenbeck times between the bands. They are fixed, so that runs on other schedules and
@@ -201,8 +201,9 @@ def memorisation(
     }
 
 
-# Images of each set whose losses are kept; bytes of a training set that has an exact score here.
-_ROWS, _MOST_BYTES = 64, 2**30
+# Images of each set whose losses are kept; those of the exact score that tell its time; bytes of a
+# training set that has an exact score here.
+_ROWS, _EXACT_ROWS, _MOST_BYTES = 64, 512, 2**30
 
 
 def rows_of(num_images: int, count: int = _ROWS) -> np.ndarray:
@@ -213,14 +214,14 @@ def rows_of(num_images: int, count: int = _ROWS) -> np.ndarray:
     return np.arange(count) * num_images // count
 
 
-def exact_losses(
+def exact_of(
     schedule: NoiseSchedule,
     training: ImageSet,
     key: Array,
     strata: Strata,
     group: Group | None = None,
-) -> Losses | None:
-    """The exact score's losses on the noised training images that `evaluate` takes with this key.
+) -> Exact | None:
+    """What the exact score knows of the noised training images that `evaluate` takes with this key.
 
     Args:
       schedule: of L steps.
@@ -235,13 +236,21 @@ def exact_losses(
     if 4 * training.images.size > _MOST_BYTES:
         return None
     points = jnp.asarray(training.centred())
-    return _kept_losses(EmpiricalDenoiser(schedule, points, group), training, training, key, strata)
+    denoiser = EmpiricalDenoiser(schedule, points, group)
+    losses = _kept_losses(denoiser, training, training, key, strata)
+    many = _kept_losses(denoiser, training, training, key, strata, _EXACT_ROWS)
+    return Exact(losses, known_time(strata, many))
 
 
 def _kept_losses(
-    denoiser: Denoiser, images: ImageSet, training: ImageSet, key: Array, strata: Strata
+    denoiser: Denoiser,
+    images: ImageSet,
+    training: ImageSet,
+    key: Array,
+    strata: Strata,
+    rows: int = _ROWS,
 ) -> Losses:
-    chosen = rows_of(len(images.images))
+    chosen = rows_of(len(images.images), rows)
     x_0 = images.images[chosen].astype(np.float32) / np.float32(255) - training.mean
     _, loss_key = jax.random.split(key)
     # Not a key of any band: these fold the loss key with their first step.

@@ -9,7 +9,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from diffusion_jax.runtime.files import write_bytes
 from diffusion_jax.runtime.patience import names_in
 
 FOLDER = "evaluations"
-# The exact score's losses on the same noised training images, which no update changes.
+# The exact score's part, which no update changes.
 EXACT = "exact"
 
 
@@ -62,9 +62,36 @@ class Evaluation:
         Raises:
           UserError: it is damaged, or not there.
         """
-        arrays = _read(path)
+        arrays = _read(path, ["samples", *_names("training")])
         held_out = _losses("held_out", arrays) if "held_out_losses" in arrays else None
         return cls(arrays["samples"], _losses("training", arrays), held_out)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What the exact score of the training set knows of it.
+
+    Attributes:
+      losses: on the training images and noise of the evaluations.
+      time: at which it knows 99 % of what there is to know; see `loss_information.known_time`.
+    """
+
+    losses: Losses
+    time: float
+
+    def save(self, path: Path) -> None:
+        """Writes it, or replaces it."""
+        _write(path, _arrays("training", self.losses) | {"time": np.float64(self.time)})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads it.
+
+        Raises:
+          UserError: it is damaged, or not there.
+        """
+        arrays = _read(path, ["time", *_names("training")])
+        return cls(_losses("training", arrays), float(arrays["time"]))
 
 
 def path_of(run_dir: Path, step: int | str) -> Path:
@@ -79,39 +106,30 @@ def kept(run_dir: Path) -> list[int]:
     return sorted(int(n.stem) for n in names if n.suffix == ".npz" and n.stem.isdigit())
 
 
-def save_losses(path: Path, losses: Losses) -> None:
-    """Writes losses alone."""
-    _write(path, _arrays("training", losses))
-
-
-def load_losses(path: Path) -> Losses:
-    """Reads what `save_losses` wrote.
-
-    Raises:
-      UserError: it is damaged, or not there.
-    """
-    return _losses("training", _read(path))
+def _names(name: str) -> list[str]:
+    return [f"{name}_{field.name}" for field in dataclasses.fields(Losses)]
 
 
 def _arrays(name: str, losses: Losses) -> dict[str, np.ndarray]:
-    fields = dataclasses.fields(losses)
-    return {f"{name}_{field.name}": getattr(losses, field.name) for field in fields}
+    return dict(zip(_names(name), (losses.image, losses.steps, losses.losses), strict=True))
 
 
 def _losses(name: str, arrays: dict[str, np.ndarray]) -> Losses:
-    return Losses(*(arrays[f"{name}_{field.name}"] for field in dataclasses.fields(Losses)))
+    return Losses(*(arrays[each] for each in _names(name)))
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _write(path: Path, arrays: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]
+    np.savez(content, **arrays)
     write_bytes(path, content.getvalue())
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path, wanted: list[str]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as found:
+            if missing := set(wanted) - set(found.files):
+                raise ValueError(f"it has no {', '.join(sorted(missing))}")
             return {name: found[name] for name in found.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(

@@ -20,7 +20,7 @@ from diffusion_jax.denoisers import Denoiser, TrainedDenoiser
 from diffusion_jax.nn.network import Network
 from diffusion_jax.plots.style import save
 from diffusion_jax.plots.training import draw_loss_curve, draw_memorisation, save_image_grid
-from diffusion_jax.regimes.loss_information import Losses, Strata
+from diffusion_jax.regimes.loss_information import Strata
 from diffusion_jax.regimes.spectrum import largest_eigenvalue, speciation_time
 from diffusion_jax.regimes.symmetric_spectrum import OrbitMoments
 from diffusion_jax.runtime import backend
@@ -32,6 +32,7 @@ from diffusion_jax.sampling import Backward, backward
 from diffusion_jax.schedule import NoiseSchedule
 from diffusion_jax.training import evaluation, evaluations, memory, moments
 from diffusion_jax.training.evaluation import Band
+from diffusion_jax.training.evaluations import Exact
 from diffusion_jax.training.memory import MEMORISATION, SUMMARY, Verdict, memory_of
 from diffusion_jax.training.metrics import (
     FRACTION,
@@ -283,15 +284,14 @@ class Outputs:
         return Strata(self.schedule, first=int(self.config.training.faithful))
 
     @cached_property
-    def _exact(self) -> Losses | None:
-        """The exact score's losses, which are kept beside the evaluations."""
+    def _exact(self) -> Exact | None:
+        """What the exact score knows, which is kept beside the evaluations."""
         group = self.config.training.group(self.images.images.shape[1:])
-        found = evaluation.exact_losses(
+        found = evaluation.exact_of(
             self.schedule, self.images, self._evaluation_key, self._strata, group
         )
         if found is not None and is_first_process():
-            path = evaluations.path_of(self.config.output.run_dir, evaluations.EXACT)
-            evaluations.save_losses(path, found)
+            found.save(evaluations.path_of(self.config.output.run_dir, evaluations.EXACT))
         return found
 
     def draw_curves(self) -> None:

@@ -18,7 +18,7 @@ from diffusion_jax.regimes.loss_information import Losses, Strata
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training import evaluations, loop, memory, saved_config
 from diffusion_jax.training.checkpoint import Checkpoints
-from diffusion_jax.training.evaluations import Evaluation
+from diffusion_jax.training.evaluations import Evaluation, Exact
 from diffusion_jax.training.memory import judge
 from diffusion_jax.training.metrics import read_metrics
 from diffusion_jax.training.run import load_model, steps_of
@@ -242,8 +242,8 @@ def verdict(*pairs, exact=0.0, stopping=None):
         10 * (i + 1): evaluation_of(own + spread, other - spread)
         for i, (own, other) in enumerate(pairs)
     }
-    known = evaluation_of(np.full(8, exact) + spread, np.zeros(8)).training
-    return judge(drawn, STRATA, known, stopping or StoppingConfig(), time=0.2)
+    known = Exact(evaluation_of(np.full(8, exact) + spread, np.zeros(8)).training, 0.2)
+    return judge(drawn, STRATA, known, stopping or StoppingConfig())
 
 
 def test_what_ends_a_run():
@@ -261,6 +261,34 @@ def test_what_ends_a_run():
     assert "held-out U has risen" in risen.why
     assert risen.rise.value == pytest.approx(nats / 2, rel=1e-6)
     assert risen.held_out == pytest.approx(5 * nats, rel=1e-6)
+
+
+def test_chance_does_not_end_a_run():
+    """Of 200 runs whose law stays as it is, 15 looks each, four at most end by chance.
+
+    Each look adds to the losses of 64 images of each set steps with the scatter, 1.5 nats, and the
+    tails that networks have; a held-out U that rises by 0.4 nats per look is always found.
+    """
+    strata, rng = Strata(SCHEDULE, 1), np.random.default_rng(0)
+    above = float(strata.above(0.05)[50])
+
+    def losses(values):
+        rows = (values / above).astype(np.float32)[:, None]
+        return Losses(np.arange(64), np.full((64, 1), 50), rows)
+
+    def ends(rise):
+        nats = np.full((2, 64), 20.0)
+        drawn = {}
+        for look in range(1, 16):
+            nats = nats + 1.5 * rng.standard_t(5, (2, 64)) / np.sqrt(5 / 3)
+            nats[1] += rise
+            drawn[look] = Evaluation(np.zeros((1, 1, 1, 1)), losses(nats[0]), losses(nats[1]))
+            if judge(drawn, strata, None, StoppingConfig()).why is not None:
+                return True
+        return False
+
+    assert sum(ends(0.0) for _ in range(200)) <= 4
+    assert all(ends(0.4) for _ in range(20))
 
 
 def test_bad_values_and_what_does_not_go_together(data, tmp_path):

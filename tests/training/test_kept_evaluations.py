@@ -16,7 +16,7 @@ from diffusion_jax.process import diffuse
 from diffusion_jax.regimes.loss_information import Losses
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.training import evaluations, loop
-from diffusion_jax.training.evaluations import Evaluation
+from diffusion_jax.training.evaluations import Evaluation, Exact
 from diffusion_jax.training.metrics import read_metrics
 from diffusion_jax.training.step import init_state, make_optimizer, make_train_step
 from experiments.train_lsun import parse
@@ -67,7 +67,9 @@ def test_a_run_evaluates_at_log_spaced_updates_and_keeps_them(data, tmp_path):
     assert [r["step"] for r in records if "memorised_fraction" in r] == [33, 47, 60]
     drawn = Evaluation.load(evaluations.path_of(tmp_path / "run", 47))
     assert drawn.samples.shape == (8, 8, 8, 1)
-    exact = evaluations.load_losses(evaluations.path_of(tmp_path / "run", "exact"))
+    known = Exact.load(evaluations.path_of(tmp_path / "run", "exact"))
+    exact = known.losses
+    assert 0 < known.time < 1
     for losses in (drawn.training, drawn.held_out, exact):
         assert losses.losses.shape == losses.steps.shape == (64, 20)
         np.testing.assert_array_equal(losses.steps, exact.steps)
@@ -97,6 +99,12 @@ def test_a_damaged_evaluation_is_named(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"00000007\.npz cannot be read"):
             Evaluation.load(path)
+    with path.open("wb") as file:
+        np.savez(file, samples=np.zeros((1, 2, 2, 1)))
+    with pytest.raises(UserError, match="it has no training_image, training_losses"):
+        Evaluation.load(path)
+    with pytest.raises(UserError, match="it has no time"):
+        Exact.load(path)
     (tmp_path / "evaluations" / "notes.txt").touch()
     assert evaluations.kept(tmp_path) == [7]
 
