@@ -348,6 +348,11 @@ class Config:
                 f"held_out_per_class = {self.data.held_out_per_class} is for evaluations: give "
                 f"evaluate_every or evaluate_at too"
             )
+        if self.data.held_out_after is not None and self.data.held_out_per_class == 0:
+            raise UserError(
+                f"held_out_after = {self.data.held_out_after} says where the images begin that are "
+                f"held out: give held_out_per_class too"
+            )
         self.stopping.check()
         if self.stopping.stop_at is not None and self.data.held_out_per_class == 0:
             raise UserError(

@@ -20,7 +20,7 @@ from diffusion_jax.judging.features import FeatureMap, feature_maps
 from diffusion_jax.memorising import cells as planning
 from diffusion_jax.memorising import workers
 from diffusion_jax.memorising.cells import Cell
-from diffusion_jax.memorising.series import Kept, Series, common_time, series_of
+from diffusion_jax.memorising.series import Kept, Series, common_time, series_of, with_exact
 from diffusion_jax.runtime import lock
 from experiments.command import reports_errors, start
 from experiments.memorisation_options import Options, parse
@@ -49,7 +49,11 @@ def _maps(options: Options, config: Config) -> dict[str, FeatureMap]:
     judge, missing = get_classifier(options.out, None, images, None, options.config.seed)
     if missing:
         print(f"No classifier, so no distance in its features: {missing}")
-    mean, maps = images.mean, feature_maps(images.centred(), options.config.seed, judge)
+    try:
+        mean, maps = images.mean, feature_maps(images.centred(), options.config.seed, judge)
+    except UserError as error:
+        print(f"No distances of the samples to held-out images: {error}")
+        return {}
 
     def centred(features: FeatureMap) -> FeatureMap:
         return lambda x: features((x - mean).astype(np.float32))
@@ -61,23 +65,38 @@ def _measure(
     options: Options, configs: dict[Cell, Config], failed: dict[Cell, str]
 ) -> list[Series]:
     """What the runs kept; those that kept nothing are added to the failed ones."""
-    kept = []
+    kept, sets = [], {}
     for cell, config in configs.items():
         try:
-            kept.append(Kept.load(cell, config))
+            own = data.load_split(config.data)
+            planning.require_own_images(config, own[0])
+            kept.append(with_exact(Kept.load(cell, config), config, own[0]))
+            sets[cell] = own
         except UserError as error:
             failed.setdefault(cell, str(error))
     if not kept:
         raise UserError(f"no run of {options.out} was evaluated: {next(iter(failed.values()))}")
     largest = max(kept, key=lambda each: each.cell.size).cell
     maps = _maps(options, configs[largest]) if "quality" in options.signals else {}
-    found, when = [], options.information_time or common_time(kept)
+    found, when = [], _time(options, kept)
     for each in kept:
-        training, held_out = data.load_split(configs[each.cell].data)
+        training, held_out = sets[each.cell]
         assert held_out is not None  # every plan holds some out
         kinds, modes = "kinds" in options.signals, "modes" in options.signals
-        found.append(series_of(each, training, held_out, when, maps, kinds, modes))
+        group = configs[each.cell].training.group(training.images.shape[1:])
+        found.append(series_of(each, training, held_out, when, maps, kinds, modes, group))
     return found
+
+
+def _time(options: Options, kept: list[Kept]) -> float:
+    """Down to which the information is taken."""
+    asked, times = options.information_time, np.asarray(kept[0].strata.schedule.time)
+    if asked is not None and not times[0] <= asked < times[-1]:
+        raise UserError(
+            f"information_time = {asked:g} must lie within the schedule, from {times[0]:.3g} to "
+            f"{times[-1]:.3g}"
+        )
+    return asked or common_time(kept)
 
 
 @reports_errors

@@ -10,7 +10,7 @@ from diffusion_jax.data import listing
 from diffusion_jax.errors import UserError
 from diffusion_jax.memorising.cells import Cell, cells_of
 from experiments import command
-from experiments.train_lsun import Choice, begun, presets
+from experiments.train_lsun import Choice, begun, one_spacing, presets
 
 Signal = Literal["quality", "kinds", "modes"]
 
@@ -29,7 +29,8 @@ class Options(Choice):
     """Base channels of the models; by default those of the preset."""
     replicas: int = 1
     """Trainings of each size and width, on images of their own: replica i has of each class the
-    images that follow those of replica i - 1, and the seed + i."""
+    images that follow those of replica i - 1, and the seed + i. Leave room for more of them, and
+    for larger sizes, by --held-out-after."""
     steps_by_size: tuple[int, ...] | None = None
     """Updates of the trainings of each size, in the order of --sizes; by default --steps for all.
     What memorises takes updates in proportion to n."""
@@ -93,6 +94,7 @@ def parse(words: list[str], description: str) -> Options:
 
     def refine(first: Options) -> Options:
         config = begun(first)
+        config = replace(config, output=replace(config.output, sample_every=None))
         if not config.output.evaluates:
             config = replace(config, output=replace(config.output, evaluate_at="log"))
         refined.append(config)
@@ -109,10 +111,6 @@ def parse(words: list[str], description: str) -> Options:
             raise UserError(
                 f"--{name.replace('_', '-')} {given} is each training's own here: give {other}"
             )
-    output = options.config.output
-    if output.evaluate_at is not None and output.evaluate_every is not None:
-        # --evaluate-every was given, beside this command's default.
-        output = replace(output, evaluate_at=None)
-    options = replace(options, config=replace(options.config, output=output))
+    options = replace(options, config=one_spacing(options.config, words))
     options.cells()
     return options

@@ -141,6 +141,23 @@ def _kinds(findings: Findings) -> Iterator[page.Picture]:
         )
 
 
+def _explained(findings: Findings) -> Iterator[page.Paragraph]:
+    if "tau_gen" in findings.kinds_of_time:
+        yield page.Paragraph(
+            f"τ_gen is the first update whose samples have at most twice the lowest Frechet "
+            f"distance, by {TOLD_BY.replace('_', ' ')}; none where that stays over five times the "
+            f"training images' own."
+        )
+
+
+def _remove_earlier(out: Path, drawn: list[str]) -> None:
+    """Figures of an earlier report that this one does not have."""
+    own = ("memorised", "gap", "share", "losses", "times", "phases", "bands", "kinds", "modes")
+    for path in [*(out / f"{name}.png" for name in own), *out.glob("quality_w*.png")]:
+        if path.name not in drawn:
+            path.unlink(missing_ok=True)
+
+
 def write(out: Path, findings: Findings, console: Console) -> None:
     """Prints the findings, and writes result.json, the figures and report.html."""
     header, cells = rows(findings)
@@ -155,21 +172,20 @@ def write(out: Path, findings: Findings, console: Console) -> None:
         console.print(line, highlight=False)
     write_json(out / "result.json", plain(to_json(findings)))
     pictures = list(_pictures(findings))
+    _remove_earlier(out, [picture.name for picture in pictures])
     for picture in pictures:
         picture.save(out)
     time = findings.series[0].time
     parts: list[page.Part] = [
         page.Paragraph(
-            "Trainings that differ in nothing but the number n of training images, and the width, "
-            "evaluated at the same updates on the same held-out images. Information is taken down "
-            f"to t = {time:.3g}."
+            "Trainings with other numbers n of training images, other widths, and as replicas on "
+            "other images from another start, evaluated at the same updates on the same held-out "
+            "images. A batch has no more than n images. Information is taken down to "
+            f"t = {time:.3g}."
         ),
         *(page.Paragraph(f"{cell.name}: {why}.", True) for cell, why in findings.failed.items()),
         page.Table(header, cells),
         *(page.Paragraph(f"{line[0].upper()}{line[1:]}.") for line in laws),
-        page.Paragraph(
-            f"τ_gen is the first update whose samples have at most twice the lowest Frechet "
-            f"distance, by {TOLD_BY.replace('_', ' ')}."
-        ),
+        *_explained(findings),
     ]
     page.save(out / "report.html", "When does it memorise", [*parts, *pictures])

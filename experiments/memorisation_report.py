@@ -138,7 +138,7 @@ def _cell(findings: Findings, each: Series) -> dict[str, Any]:
     }
     for name, (_, of) in findings.kinds_of_time.items():
         reached = of(each)
-        found[name] = None
+        found[name] = found[f"{name}_from_start"] = None
         if reached is not None and math.isfinite(reached.update):
             found[name] = reached.estimate
             found[f"{name}_from_start"] = reached.from_start
@@ -208,7 +208,7 @@ def _shown(found: Reached | None, last: float) -> str:
 
 def rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
     """The table of all runs."""
-    header = ["n", "base channels", "updates", "memorised"]
+    header = ["n", "base channels", "replica", "updates", "memorised"]
     header += [label for label, _ in findings.kinds_of_time.values()]
     header += ["G (nats)", "M"]
     found = []
@@ -221,6 +221,7 @@ def rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
             [
                 f"{each.cell.size}",
                 f"{each.cell.width}",
+                f"{each.cell.replica}",
                 f"{last:.0f}",
                 memorised,
                 *(_shown(of(each), last) for _, of in findings.kinds_of_time.values()),

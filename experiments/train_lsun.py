@@ -89,6 +89,14 @@ def begun(first: Choice) -> Config:
     return replace(config, training=replace(config.training, learning_rate=_SGD_RATE))
 
 
+def one_spacing(config: Config, words: list[str]) -> Config:
+    """The configuration without a default --evaluate-at where --evaluate-every was given."""
+    given = any(word.replace("_", "-").startswith("--evaluate-at") for word in words)
+    if given or config.output.evaluate_every is None:
+        return config
+    return replace(config, output=replace(config.output, evaluate_at=None))
+
+
 def _refined(first: Options) -> Options:
     """The defaults of a command line, after a first reading of it."""
     if first.resume is None:
@@ -115,7 +123,7 @@ def parse(words: list[str]) -> Config:
     samplers = f"samplers, for --sampler: {', '.join(SAMPLERS)}"
     description = f"{__doc__}\n{presets()}\n\n{listing()}\n\n{schedules.listing()}\n\n{samplers}"
     options = command.parse(Options, "train_lsun", description, words, UNSAID, _refined)
-    config, folder = options.config, options.resume
+    config, folder = one_spacing(options.config, words), options.resume
     if folder is None:
         return config
     if config.output.run_dir != folder:

@@ -92,8 +92,8 @@ def _load_held_out(config: DataConfig) -> ImageSet | None:
     end, first = config.skip_per_class + config.images_per_class, config.held_out_after
     if first is not None and first < end:
         raise UserError(
-            f"held_out_after = {first}: the images trained on go up to the {end}th of each class, "
-            f"and those held out must come after them"
+            f"held_out_after = {first}: the images trained on are among the first {end} of each "
+            f"class, and those held out must come after them"
         )
     return _load(config, end if first is None else first, config.held_out_per_class)
 

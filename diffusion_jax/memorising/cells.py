@@ -7,16 +7,21 @@ from typing import Any
 
 from diffusion_jax import data
 from diffusion_jax.config import Config
+from diffusion_jax.data.images import ImageSet
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.files import parse_json, write_json
 from diffusion_jax.training import evaluations, memory, saved_config
-from diffusion_jax.training.run import has_checkpoint, steps_of
+from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.run import check_same_data, data_of, has_checkpoint, steps_of
+from diffusion_jax.training.saved_state import upgrade
 
 # Images of which losses are kept, if the configuration says nothing: as many as an evaluation has.
 _HELD_OUT = 64
 # Which images a study holds out.
 STUDY = "study.json"
 _REMEMBERED = ("held_out_per_class", "held_out_after")
+# Which images a run has, wherever they lie now.
+_IMAGES = (*_REMEMBERED, "skip_per_class", "images_per_class", "image_size", "grey")
 
 
 @dataclass(frozen=True)
@@ -95,34 +100,20 @@ def plan(out: Path, base: Config, cells: list[Cell]) -> Plan:
     base = _with_known_held_out(out, base)
     held_out = base.data.held_out_per_class or -(-_HELD_OUT // classes)
     base = _with_data(base, held_out_per_class=held_out)
-    ends = {
-        cell.size: (max(c.replica for c in cells if c.size == cell.size) + 1) * cell.size // classes
+    ends = {cell: (cell.replica + 1) * cell.size // classes for cell in cells}
+    refused = {
+        cell: f"n = {cell.size} cannot be shared evenly by {classes} classes: give a multiple of it"
         for cell in cells
+        if cell.size % classes
     }
-    why = {
-        size: f"{size} images cannot be shared evenly by {classes} classes: give a multiple of it"
-        for size in ends
-        if size % classes
-    }
-    for size in sorted(set(ends) - set(why), reverse=True):
-        first = base.data.held_out_after
+    for cell in sorted(set(cells) - set(refused), key=ends.__getitem__, reverse=True):
         try:
-            if first is not None and ends[size] > first:
-                raise UserError(
-                    f"the images held out begin after the first {first} of each class, and n = "
-                    f"{size} takes {ends[size]} of each: give another --out, and a larger "
-                    f"--held-out-after"
-                )
-            room = ends[size] if first is None else first
-            tried = _with_data(base, images_per_class=ends[size], held_out_after=room)
-            data.load_split(tried.data)
-            base = _with_data(base, held_out_after=room)
+            base = _with_room(base, ends[cell])
         except UserError as error:
-            why[size] = str(error)
-    if len(why) == len(ends):
-        raise UserError(f"none of the sizes can be trained: {next(iter(why.values()))}")
+            refused[cell] = str(error)
+    if len(refused) == len(cells):
+        raise UserError(f"none of the sizes can be trained: {next(iter(refused.values()))}")
     write_json(out / STUDY, {name: getattr(base.data, name) for name in _REMEMBERED})
-    refused = {cell: why[cell.size] for cell in cells if cell.size in why}
     configs = {}
     for cell in cells:
         if cell not in refused:
@@ -133,6 +124,23 @@ def plan(out: Path, base: Config, cells: list[Cell]) -> Plan:
             except UserError as error:
                 refused[cell] = str(error)
     return Plan(configs, refused)
+
+
+def _with_room(base: Config, end: int) -> Config:
+    """The configuration with held-out images that begin after so many of each class.
+
+    Raises:
+      UserError: they begin before already, or the data have too few images.
+    """
+    first = base.data.held_out_after
+    if first is not None and end > first:
+        raise UserError(
+            f"the images held out begin after the first {first} of each class, and it needs the "
+            f"first {end}: give another --out, and a larger --held-out-after"
+        )
+    room = end if first is None else first
+    data.load_split(_with_data(base, images_per_class=end, held_out_after=room).data)
+    return _with_data(base, held_out_after=room)
 
 
 def _with_data(config: Config, **changes: Any) -> Config:
@@ -152,7 +160,10 @@ def _with_known_held_out(out: Path, base: Config) -> Config:
         known = parse_json(path.read_bytes())
         known = {name: int(known[name]) for name in _REMEMBERED}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}; give another --out") from error
+        raise UserError(
+            f"{path} is damaged: {error}; remove it, and give the --held-out-per-class and the "
+            f"--held-out-after that the config.json of each run in {out} has"
+        ) from error
     for name, value in known.items():
         if (asked := getattr(base.data, name)) not in (0, None, value):
             raise UserError(
@@ -172,7 +183,7 @@ def _config(out: Path, base: Config, cell: Cell, classes: int) -> Config:
     each = cell.size // classes
     return dataclasses.replace(
         base,
-        output=dataclasses.replace(base.output, run_dir=out / cell.name, sample_every=None),
+        output=dataclasses.replace(base.output, run_dir=out / cell.name),
         data=dataclasses.replace(
             base.data,
             images_per_class=each,
@@ -201,7 +212,15 @@ def settled(config: Config) -> Config:
         config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, dtype=began.dtype)
         )
-    if binding and (changed := saved_config.differences(saved_config.read(folder), config)):
+    if not binding:
+        return config
+    own = saved_config.read(folder)
+    changed = saved_config.differences(own, config)
+    for name in _IMAGES:
+        before, after = getattr(own.data, name), getattr(config.data, name)
+        if before != after:
+            changed.append(f"{name}: {before} -> {after}")
+    if changed:
         raise UserError(
             f"{folder} holds a run with another configuration ({'; '.join(changed)}): give the "
             f"same values, or another --out"
@@ -217,7 +236,9 @@ def is_done(config: Config) -> bool:
     if stopped(folder) is not None and saved_config.read(folder).stopping == config.stopping:
         return True
     done = max(steps_of(folder), default=0)
-    return done >= config.steps and config.steps in evaluations.kept(folder)
+    return done > config.steps or (
+        done == config.steps and config.steps in evaluations.kept(folder)
+    )
 
 
 def stopped(folder: Path) -> dict[str, object] | None:
@@ -225,3 +246,18 @@ def stopped(folder: Path) -> dict[str, object] | None:
     found = memory.memory_of(folder)
     ended: dict[str, object] | None = None if found is None else found.get("stopped")
     return ended
+
+
+def require_own_images(config: Config, images: ImageSet) -> None:
+    """Refuses other images than those that a run was trained on.
+
+    Args:
+      config: the run's.
+      images: those that its configuration names now.
+
+    Raises:
+      UserError: they are others, or the newest checkpoint is not readable.
+    """
+    checkpoints = Checkpoints(config.output.run_dir / "checkpoints", read_only=True)
+    if (newest := checkpoints.latest) is not None:
+        check_same_data(upgrade(checkpoints.metadata(newest)), data_of(images))

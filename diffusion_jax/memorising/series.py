@@ -1,5 +1,6 @@
 """What the evaluations of one run say, update by update: copies, information, quality, modes."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,7 +27,8 @@ from diffusion_jax.regimes.loss_information import (
 )
 from diffusion_jax.regimes.novelty import Novelty, novelty
 from diffusion_jax.regimes.training_times import Reached
-from diffusion_jax.training import evaluations, memory
+from diffusion_jax.symmetry import Group
+from diffusion_jax.training import evaluation, evaluations, memory
 from diffusion_jax.training.evaluations import Evaluation, Exact
 
 # Modes whose variance is followed; bootstrap replicates of a Frechet distance, of which each takes
@@ -76,6 +78,12 @@ class Kept:
         return np.array(list(self.drawn))
 
     @property
+    def samples(self) -> list[np.ndarray]:
+        """Of the evaluations, as many of each as the smallest one has."""
+        count = min(len(each.samples) for each in self.drawn.values())
+        return [each.samples[:count] for each in self.drawn.values()]
+
+    @property
     def time(self) -> float:
         """Down to which the exact score knows the training images; see `memory.time_of`."""
         return memory.time_of(self.exact)
@@ -87,7 +95,7 @@ class Kept:
 
     def information(self, above: np.ndarray) -> list[Information]:
         """U, G, K and M at each evaluation; see `loss_information.information`."""
-        each = [evaluation.both for evaluation in self.drawn.values()]
+        each = [drawn.both for drawn in self.drawn.values()]
         return [information(*both, above, self.known) for both in each]
 
 
@@ -176,6 +184,7 @@ def series_of(
     maps: Mapping[str, FeatureMap],
     with_kinds: bool,
     with_modes: bool,
+    group: Group | None = None,
 ) -> Series:
     """Measures what a run keeps.
 
@@ -187,12 +196,13 @@ def series_of(
       maps: features of images on the scale of [0, 1], by their names; none for no distances.
       with_kinds: tell memorised, spurious and novel samples apart.
       with_modes: follow the variance along the training set's modes.
+      group: that of the symmetry with which the run was trained.
 
     Raises:
       UserError: an evaluation without held-out images.
     """
     points = training.centred()
-    found = [novelty(each.samples, points) for each in kept.drawn.values()]
+    found = [novelty(samples, points, group=group) for samples in kept.samples]
     copies = np.stack([each.memorised for each in found], 1).astype(np.float64)
     ratio = np.array([np.median(_ratio(each)) for each in found])
     distances, own, replicates = _distances(kept, training, held_out, maps)
@@ -240,7 +250,7 @@ def _distances(
     distances, own, replicates = {}, {}, None
     for name, features in maps.items():
         real = features(held_out.images / np.float32(255))
-        fake = [features(each.samples + training.mean) for each in kept.drawn.values()]
+        fake = [features(samples + training.mean) for samples in kept.samples]
         count = min(len(training.images), len(fake[0]))
         known = features(training.images[:count] / np.float32(255))
         measures: dict[str, Callable[[np.ndarray], float]] = {
@@ -266,8 +276,19 @@ def _modes(kept: Kept, training: ImageSet) -> LearnedModes | None:
         return None
     rows = Rows(training.images, all_channels=True, dtype=np.float64)
     values, modes, _ = principal_modes(rows, _MODES)
-    samples = [each.samples for each in kept.drawn.values()]
-    return learned_modes(samples, kept.updates.tolist(), modes, values, kept.cell.replica)
+    return learned_modes(kept.samples, kept.updates.tolist(), modes, values, kept.cell.replica)
+
+
+def with_exact(kept: Kept, config: Config, training: ImageSet) -> Kept:
+    """What a run keeps, with the exact score's part made again where it is lost."""
+    if kept.exact is not None:
+        return kept
+    group = config.training.group(training.images.shape[1:])
+    key = evaluation.key_of(config.seed)
+    found = evaluation.exact_of(kept.strata.schedule, training, key, kept.strata, group)
+    if found is not None:
+        found.save(evaluations.path_of(config.output.run_dir, evaluations.EXACT))
+    return dataclasses.replace(kept, exact=found)
 
 
 def common_time(kept: list[Kept]) -> float:

@@ -57,8 +57,8 @@ def devices() -> list[str | None]:
 def run(folders: dict[Cell, Path], look: Callable[[Work], None]) -> Work:
     """Trains the runs whose config.json lie in some folders.
 
-    Each is a process of `PROGRAM` with the folder, whose words go to its log.txt. It saves itself
-    and ends when this process does, by whatever signal.
+    Each is a process of `PROGRAM` with the folder, whose words go to its log.txt, in place of what
+    an earlier one said. It saves itself and ends when this process does, by whatever signal.
 
     Args:
       folders: of the cells.
@@ -74,6 +74,7 @@ def run(folders: dict[Cell, Path], look: Callable[[Work], None]) -> Work:
             while work.folders or work.running:
                 while work.folders and free and not signals:
                     cell = next(iter(work.folders))
+                    _wait_for_earlier(folders[cell], signals)
                     taken[cell] = free.pop()
                     work.running[cell] = _start(work.folders.pop(cell), taken[cell])
                 time.sleep(_PAUSE)
@@ -86,7 +87,7 @@ def run(folders: dict[Cell, Path], look: Callable[[Work], None]) -> Work:
                 if signals:
                     break
         finally:
-            _end(work)
+            _end(work, signals)
     if signals:
         raise Stopped("stopped, and all runs are saved; the same command goes on")
     return work
@@ -96,8 +97,7 @@ def _start(folder: Path, device: str | None) -> "subprocess.Popen[bytes]":
     environment = dict(os.environ)
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
-    _wait_for_earlier(folder)
-    with (folder / LOG).open("ab") as log:
+    with (folder / LOG).open("wb") as log:
         return subprocess.Popen(
             [sys.executable, *PROGRAM, str(folder)],
             stdin=subprocess.PIPE,  # which ends when this process does
@@ -108,18 +108,19 @@ def _start(folder: Path, device: str | None) -> "subprocess.Popen[bytes]":
         )
 
 
-def _wait_for_earlier(folder: Path) -> None:
+def _wait_for_earlier(folder: Path, signals: list[int]) -> None:
     """Waits for a run that a killed study left behind, which is saving itself."""
     until = time.monotonic() + _PATIENCE
-    while True:
+    while not signals:
         try:
             lock.lock(folder)
         except UserError:
             if time.monotonic() > until:
-                return None  # the run says who holds it
+                break  # the run says who holds it
             time.sleep(_PAUSE)
         else:
-            return lock.release(folder)
+            lock.release(folder)
+            break
 
 
 def _finish(work: Work, cell: Cell, folder: Path) -> None:
@@ -136,12 +137,15 @@ def _finish(work: Work, cell: Cell, folder: Path) -> None:
         )
 
 
-def _end(work: Work) -> None:
-    """Asks what still runs to save itself, and waits for it."""
-    for each in work.running.values():
-        each.terminate()
-    for each in work.running.values():
-        each.wait()
+def _end(work: Work, signals: list[int]) -> None:
+    """Asks what still runs to save itself, and waits for it; by another signal, to end at once."""
+    heard = -1
+    while any(each.poll() is None for each in work.running.values()):
+        if len(signals) > heard:
+            heard = len(signals)
+            for each in work.running.values():
+                each.terminate()
+        time.sleep(_PAUSE)
 
 
 @contextmanager
@@ -162,7 +166,7 @@ def _asked() -> Iterator[list[int]]:
 
 
 def write_configs(configs: dict[Cell, Config]) -> dict[Cell, Path]:
-    """Writes each cell's config.json, and gives its folder."""
+    """Writes the config.json of each cell that is left to do, and gives its folder."""
     folders = {}
     for cell, config in configs.items():
         folder = config.output.run_dir

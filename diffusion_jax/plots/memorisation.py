@@ -193,10 +193,12 @@ def draw_times(by_width: Mapping[int, Sequence[Times]]) -> Figure:
             ends = np.array([[time.low, time.high] for time in found.times]).reshape(-1, 2)
             error = np.abs(np.where(np.isnan(ends), value[:, None], ends) - value[:, None]).T
             look = {"fmt": "o", "color": color, "markersize": 5, "capsize": 3}
-            axes.errorbar(found.sizes, value, yerr=error, label=label, **look)
+            beside = 1.03**i  # so that none hides another
+            axes.errorbar(beside * np.array(found.sizes), value, yerr=error, label=label, **look)
             for marker, bounds in (("^", found.beyond), ("v", found.before)):
                 for size, update in bounds:
-                    axes.plot(size, update, marker, color=color, markerfacecolor="white", ms=7)
+                    look = {"color": color, "markerfacecolor": "white", "markersize": 7}
+                    axes.plot(beside * size, update, marker, **look)
         axes.plot([], [], "^", color="0.4", markerfacecolor="white", label="later, or never")
         axes.plot([], [], "v", color="0.4", markerfacecolor="white", label="earlier")
         axes.set(xscale="log", yscale="log", xlabel="training images n", ylabel="update τ")

@@ -206,6 +206,15 @@ def memorisation(
 _ROWS, _EXACT_ROWS, _MOST_BYTES = 64, 512, 2**30
 
 
+def key_of(seed: int) -> Array:
+    """That of a run's evaluations, the same at every one.
+
+    Its own, so that evaluating changes nothing in the training, which has the keys that folding
+    with 0 and 1 gives too; folding with 3 gives that of the samples.
+    """
+    return jax.random.fold_in(jax.random.key(seed), 2)
+
+
 def rows_of(num_images: int, count: int = _ROWS) -> np.ndarray:
     """So many images of a set, evenly spaced (count,); of a smaller set each comes more than once.
 

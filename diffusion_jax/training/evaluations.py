@@ -6,7 +6,9 @@ so that it can be said again without the model.
 
 import dataclasses
 import io
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +21,20 @@ from diffusion_jax.runtime.files import write_bytes
 from diffusion_jax.runtime.patience import names_in
 
 FOLDER = "evaluations"
+# What NumPy raises at a damaged file.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    TypeError,
+    RuntimeError,  # NotImplementedError too
+    MemoryError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 # The exact score's part, which no update changes.
 EXACT = "exact"
 
@@ -63,7 +79,8 @@ class Evaluation:
           UserError: it is damaged, or not there.
         """
         arrays = _read(path, ["samples", *_names("training")])
-        held_out = _losses("held_out", arrays) if "held_out_losses" in arrays else None
+        both = set(_names("held_out")) <= set(arrays)
+        held_out = _losses("held_out", arrays) if both else None
         return cls(arrays["samples"], _losses("training", arrays), held_out)
 
 
@@ -131,7 +148,8 @@ def _read(path: Path, wanted: list[str]) -> dict[str, np.ndarray]:
             if missing := set(wanted) - set(found.files):
                 raise ValueError(f"it has no {', '.join(sorted(missing))}")
             return {name: found[name] for name in found.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise UserError(
-            f"{path} cannot be read: {error}; remove it and run the same command again"
+            f"{path} cannot be read: {error}; remove it: the others are used without it, and that "
+            f"of the last update is made again"
         ) from error

@@ -115,9 +115,11 @@ def _train(config: Config, network: Network | None) -> None:
             checkpoints.preserve(known["best_step"])
         # What was due when a signal or a kill came between.
         run.outputs.make_up(start, state, recorder)
-        if (found := run.outputs.judge(start)) is not None and found.why is not None:
+        found = run.outputs.judge(start, checkpoints.steps())
+        if found is not None and found.why is not None:
             run.outputs.draw_curves()
-            print(f"{_ended(found)}. Another {_THRESHOLDS}, or no --stop-at, goes on")
+            other = "Another --stop-nats or --stop-share, or " if found.by_gap else ""
+            print(f"{_ended(found)}. {other}--stop-at None goes on")
             return
         if start >= config.steps:
             run.outputs.draw_curves()
@@ -135,9 +137,6 @@ def _train(config: Config, network: Network | None) -> None:
     run.outputs.draw_curves()
     done = f"Done: {config.steps} steps" if found is None else _ended(found)
     print(f"{done}. Samples, loss curve and checkpoints are in {folder}")
-
-
-_THRESHOLDS = "--stop-nats or --stop-share"
 
 
 def _ended(found: Verdict) -> str:
@@ -302,7 +301,7 @@ def _update(
                 f"goes on"
             )
         run.outputs.make(step, state, recorder)
-        if (found := run.outputs.judge(step)) is None:
+        if (found := run.outputs.judge(step, checkpoints.steps())) is None:
             continue
         if found.best == step or found.why is not None:
             checkpoints.preserve(found.best)

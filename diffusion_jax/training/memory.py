@@ -1,6 +1,7 @@
 """What a run's kept evaluations say of its memory, update by update: G, M, and when to stop."""
 
 import math
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ class Verdict:
       rise: change of the held-out U from the best one, likewise.
       share: M; NaN where it says nothing, None where the exact score is not compared.
       why: what ends the run, None where it goes on.
+      by_gap: whether that is G, for which there are thresholds.
     """
 
     step: int
@@ -70,6 +72,7 @@ class Verdict:
     rise: Estimate
     share: float | None
     why: str | None
+    by_gap: bool
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -80,6 +83,8 @@ class Verdict:
     def described(self, stopping: StoppingConfig) -> str:
         """How far the run is from its end."""
         share = "" if self.share is None else f", M {self.share:.2f} of {stopping.stop_share:g}"
+        if self.best == self.step:
+            return f"the held-out U is the lowest so far, {self.held_out:.2f} nats{share}"
         return (
             f"since step {self.best} G has changed by {_shown(self.gained)} of "
             f"{stopping.stop_nats:g} nats, the held-out U by {_shown(self.rise)}{share}"
@@ -131,30 +136,50 @@ def judge(
     change = information(own - reference[0], other - reference[1], above)
     gained, rise = change.gap.within(_SURE), change.held_out.within(_SURE)
     share = None if found.share is None else float(found.share.value)
-    why = None
+    why, by_gap = None, False
     if gained.low > stopping.stop_nats and (share is None or share > stopping.stop_share):
-        why = (
-            f"G has grown by {_shown(gained)} nats per image since step {best}, over "
-            f"{stopping.stop_nats:g}"
+        by_gap, why = (
+            True,
+            (
+                f"G has grown by {_shown(gained)} nats per image since step {best}, over "
+                f"{stopping.stop_nats:g}"
+            ),
         )
         if share is not None:
             why += f", and the memory share is {share:.2f}, over {stopping.stop_share:g}"
     elif rise.low > 0:
         why = f"the held-out U has risen by {_shown(rise)} nats per image since step {best}"
-    return Verdict(last, best, time, held_out[best], gained, rise, share, why)
+    return Verdict(last, best, time, held_out[best], gained, rise, share, why, by_gap)
 
 
 def judge_run(
-    run_dir: Path, step: int, strata: Strata, exact: Exact | None, stopping: StoppingConfig
+    run_dir: Path,
+    step: int,
+    saved: Collection[int],
+    strata: Strata,
+    exact: Exact | None,
+    stopping: StoppingConfig,
 ) -> Verdict | None:
-    """`judge` of what a run keeps up to an update; None where that is nothing.
+    """`judge` of an update's evaluation, beside those whose checkpoints are saved.
 
-    Evaluations without held-out images, of before some were, are passed over.
+    The best one is among these, unless early stopping was asked for too late to keep it.
+
+    Args:
+      run_dir: the run's folder.
+      step: updates done.
+      saved: steps of the checkpoints.
+      strata: see `judge`.
+      exact: see `judge`.
+      stopping: see `judge`.
+
+    Returns:
+      None where there is no evaluation with held-out images.
 
     Raises:
       UserError: an evaluation is damaged.
     """
-    steps = [each for each in evaluations.kept(run_dir) if each <= step]
+    kept = evaluations.kept(run_dir)
+    steps = [each for each in kept if each == step or (each < step and each in saved)]
     found = {each: Evaluation.load(evaluations.path_of(run_dir, each)) for each in steps}
     drawn = {each: kept for each, kept in found.items() if kept.held_out is not None}
     return judge(drawn, strata, exact, stopping) if drawn else None

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax import Array
 
 from diffusion_jax.config import Config
 from diffusion_jax.covariance import Rows
@@ -107,7 +107,7 @@ def summarize(
         converted = json.loads((config.output.run_dir / CONVERTED).read_text())
         summary["converted"] = converted
     if (found := memory_of(config.output.run_dir)) is not None:
-        summary[MEMORISATION] = found
+        summary[MEMORISATION] = found | {"stopped": None}  # unless it is found again
     write_json(config.output.run_dir / SUMMARY, summary, indent=2)
     shape = " x ".join(str(length) for length in images.images.shape[1:])
     print(f"Devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
@@ -177,6 +177,7 @@ class Outputs:
         def look() -> str:  # by process 0, whose files they are
             records = read_metrics(self.config.output.run_dir / "metrics.jsonl")
             evaluated = any(r["step"] == step and FRACTION in r for r in records)
+            evaluated &= evaluations.path_of(self.config.output.run_dir, step).exists()
             return json.dumps([not evaluated, not self._grid_path(step).exists()])
 
         missing = json.loads(from_first(look))
@@ -231,7 +232,7 @@ class Outputs:
             self.schedule,
             self.images,
             self.held_out,
-            self._evaluation_key,
+            evaluation.key_of(self.config.seed),
             self.config.output.evaluate_samples,
             self._backward(denoiser, self.config.output.evaluate_calls),
             self._strata,
@@ -246,10 +247,11 @@ class Outputs:
             shown += f", {metrics[memory.GAP]:.2f} nats per image at t = {metrics[memory.TIME]:.3g}"
         recorder.log_evaluation(step, metrics, shown)
 
-    def judge(self, step: int) -> Verdict | None:
+    def judge(self, step: int, saved: Collection[int]) -> Verdict | None:
         """Whether the run memorises at an evaluation, as its summary says too; alike in all.
 
-        None where early stopping was not asked for, or no evaluation is due at this update.
+        Of the steps that are saved one is the best so far. None where early stopping was not asked
+        for, or no evaluation is due at this update.
         """
         config = self.config
         if config.stopping.stop_at is None or not self._evaluation_due(step):
@@ -257,7 +259,7 @@ class Outputs:
         folder, strata, exact = config.output.run_dir, self._strata, self._exact
 
         def look() -> str:
-            found = memory.judge_run(folder, step, strata, exact, config.stopping)
+            found = memory.judge_run(folder, step, saved, strata, exact, config.stopping)
             if found is None:
                 return json.dumps(None)
             summary = parse_json((folder / SUMMARY).read_bytes())
@@ -266,11 +268,6 @@ class Outputs:
 
         found = json.loads(from_first(look))
         return None if found is None else Verdict.from_json(found)
-
-    @property
-    def _evaluation_key(self) -> Array:
-        # Its own key, for the reason that samples have one; the same at every evaluation.
-        return jax.random.fold_in(jax.random.key(self.config.seed), 2)
 
     @property
     def _bands(self) -> list[Band]:
@@ -288,7 +285,7 @@ class Outputs:
         """What the exact score knows, which is kept beside the evaluations."""
         group = self.config.training.group(self.images.images.shape[1:])
         found = evaluation.exact_of(
-            self.schedule, self.images, self._evaluation_key, self._strata, group
+            self.schedule, self.images, evaluation.key_of(self.config.seed), self._strata, group
         )
         if found is not None and is_first_process():
             found.save(evaluations.path_of(self.config.output.run_dir, evaluations.EXACT))

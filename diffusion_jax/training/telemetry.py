@@ -145,7 +145,7 @@ class Telemetry:
 
     def say(self, step: int, words: str) -> None:
         """Says something of an update, on a line of its own."""
-        self.console.print(f"step {step}  {words}", highlight=False)
+        self.console.print(f"step {step}  {words}", highlight=False, soft_wrap=True)
 
     def _write(self, step: int, record: dict[str, float]) -> None:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in record.items()]

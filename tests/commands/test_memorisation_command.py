@@ -121,6 +121,21 @@ def test_a_study_that_was_killed_goes_on_to_the_same_numbers(tmp_path, data, run
     assert "tau_gen" not in again
     fractions = [each["series"]["memorised_fraction"] for each in (again, cells["n8_w64_s0"])]
     assert fractions[0] == fractions[1]
+    for option, part in (("30", "must lie within the schedule"), ("1e-9", "must lie within")):
+        status, _, err = run(*words_of(whole, data, "--sizes", 8, "--information-time", option))
+        assert status == 1
+        assert part in err
+    # The exact score's part is made again, as it was; other images of the same shape are told.
+    exact = evaluations.path_of(whole / "n8_w64_s0", evaluations.EXACT)
+    content = exact.read_bytes()
+    exact.unlink()
+    status, _, _ = run(*words_of(whole, data, "--signals", "--sizes", 8))
+    assert (status, exact.read_bytes() == content) == (0, True)
+    images, labels = digits(40, 80)
+    np.savez(tmp_path / "other.npz", images=images, labels=labels)
+    status, _, err = run(*words_of(whole, tmp_path / "other.npz", "--sizes", 8))
+    assert status == 1
+    assert "the data changed since the last checkpoint" in err
     status, _, err = run(*words_of(whole, data, "--sizes", 8, "--learning-rate", 0.02))
     assert status == 1
     assert "holds a run with another configuration (learning_rate: 0.01 -> 0.02)" in err

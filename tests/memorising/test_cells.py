@@ -78,6 +78,8 @@ def test_what_is_added_is_judged_by_the_same_images(tmp_path, path):
     later = planned(tmp_path, path, "--sizes", 8, 24, 32)
     assert [cell.size for cell in later.configs] == [8, 24]
     assert "begin after the first 12 of each class" in next(iter(later.refused.values()))
+    more = planned(tmp_path, path, "--sizes", 8, "--replicas", 4)
+    assert [cell.replica for cell in more.configs] == [0, 1, 2]  # and not the fourth
     held_out = [data.load_split(c.data)[1] for p in (first, later) for c in p.configs.values()]
     assert len({each.images.tobytes() for each in held_out}) == 1
     for option, value in (("--held-out-per-class", 6), ("--held-out-after", 13)):

@@ -75,10 +75,27 @@ def test_a_run_evaluates_at_log_spaced_updates_and_keeps_them(data, tmp_path):
         np.testing.assert_array_equal(losses.steps, exact.steps)
         np.testing.assert_array_equal(np.unique(losses.image), np.arange(16))
     assert not list((tmp_path / "run" / "samples").glob("step_*"))
+    # One that is gone is made again, where its parameters are still there.
+    path = evaluations.path_of(tmp_path / "run", 60)
+    content = path.read_bytes()
+    path.unlink()
+    loop.train(config_of(tmp_path / "run", data, *options))
+    assert path.read_bytes() == content
     # They change nothing in the training, on whatever steps they are.
     loop.train(config_of(tmp_path / "plain", data, "--steps", 60))
     plain = [r["loss"] for r in read_metrics(tmp_path / "plain" / "metrics.jsonl")]
     assert plain == [r["loss"] for r in records if "loss" in r]
+
+
+def test_a_spacing_of_ones_own_replaces_the_presets(data):
+    words = ["--preset", "celeba32_gray", "--evaluate-every", "50"]
+    output = parse(words).output
+    assert (output.evaluate_at, output.evaluate_every) == (None, 50)
+    both = parse([*words, "--evaluate-at", "log"])
+    with pytest.raises(UserError, match="exclude each other"):
+        both.check()
+    with pytest.raises(UserError, match="give held_out_per_class too"):
+        parse(["--held-out-after", "50"]).check()
 
 
 def test_a_run_without_held_out_images_has_no_gap(data, tmp_path):
