@@ -169,7 +169,7 @@ def write(out: Path, findings: Findings, console: Console) -> None:
     print_table(console, table)
     laws = words(findings)
     for line in laws:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     write_json(out / "result.json", plain(to_json(findings)))
     pictures = list(_pictures(findings))
     _remove_earlier(out, [picture.name for picture in pictures])

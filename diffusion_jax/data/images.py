@@ -176,7 +176,7 @@ def require_images(held: str, available: int, first: int, count: int) -> None:
         wanted, most = f"images_per_class = {count}", f"{available} or fewer"
         if first > 0:
             wanted = (
-                f"the {first} before those asked for, trained on or left out, and these {count}"
+                f"those before (trained on, or left out) and those asked for = {first} + {count}"
             )
             most += " in all"
         raise UserError(f"{held}, fewer than {wanted}; ask for {most}")

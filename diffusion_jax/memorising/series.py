@@ -29,6 +29,7 @@ from diffusion_jax.regimes.novelty import Novelty, novelty
 from diffusion_jax.regimes.training_times import Reached
 from diffusion_jax.symmetry import Group
 from diffusion_jax.training import evaluation, evaluations, memory
+from diffusion_jax.training.evaluation import rows_of
 from diffusion_jax.training.evaluations import Evaluation, Exact
 
 # Modes whose variance is followed; bootstrap replicates of a Frechet distance, of which each takes
@@ -251,8 +252,9 @@ def _distances(
     for name, features in maps.items():
         real = features(held_out.images / np.float32(255))
         fake = [features(samples + training.mean) for samples in kept.samples]
-        count = min(len(training.images), len(fake[0]))
-        known = features(training.images[:count] / np.float32(255))
+        # Evenly spaced: the images may lie class after class.
+        rows = rows_of(len(training.images), min(len(training.images), len(fake[0])))
+        known = features(training.images[rows] / np.float32(255))
         measures: dict[str, Callable[[np.ndarray], float]] = {
             "frechet": partial(frechet, real),
             "kernel": partial(mmd2, real),
@@ -263,10 +265,10 @@ def _distances(
         own[name] = {kind: each(known) for kind, each in measures.items()}
         if name == TOLD_BY:
             rng = np.random.default_rng(kept.cell.replica)
-            rows = rng.integers(len(fake[0]), size=(_REPLICATES, len(fake[0])))
+            drawn = rng.integers(len(fake[0]), size=(_REPLICATES, len(fake[0])))
             fixed = Moments.of(real)
             replicates = np.array(
-                [[between(fixed, Moments.of(each[i])) for each in fake] for i in rows]
+                [[between(fixed, Moments.of(each[i])) for each in fake] for i in drawn]
             )
     return distances, own, replicates
 

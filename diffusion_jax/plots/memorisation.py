@@ -298,6 +298,7 @@ def draw_kinds(
             value = [one.value for one in each]
             axes.plot(updates, value, ".-", color=colors[name], lw=1.2, label=name)
         _log_updates(axes)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,)))
         axes.set(ylim=(-0.03, 1.03))
         axes.set_title(f"n = {size}, base channels {width}", fontsize=9)
     for axes in panels[len(kinds) :]:
