@@ -25,6 +25,14 @@ def digits(first, last):
     return np.rint(found.images[rows] * 15.9375).astype(np.uint8)[..., None], found.target[rows]
 
 
+def save_digits(folder):
+    """Writes the first 40 of each of `digits` into an .npz, and gives its path."""
+    path = folder / "digits.npz"
+    images, labels = digits(0, 40)
+    np.savez(path, images=images, labels=labels)
+    return path
+
+
 def params_of(config, images, seed):
     """Parameters at random, of half the usual size."""
     params = random_params(config.model.build(images.shape[-1]), images.shape[1:], seed)

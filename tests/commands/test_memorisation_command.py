@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_study
-from tiny_runs import digits
+from tiny_runs import digits, save_digits
 
 from diffusion_jax.memorising import workers
 from diffusion_jax.runtime import backend
@@ -23,10 +23,7 @@ TESTS = Path(small_study.__file__).parent
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    images, labels = digits(0, 40)
-    np.savez(path, images=images, labels=labels)
-    return path
+    return save_digits(tmp_path_factory.mktemp("data"))
 
 
 def words_of(out, data, *options):

@@ -1,8 +1,7 @@
 """Which runs a study is made of, on which images, and how many at a time."""
 
-import numpy as np
 import pytest
-from tiny_runs import digits
+from tiny_runs import save_digits
 
 from diffusion_jax import data
 from diffusion_jax.errors import UserError
@@ -13,10 +12,7 @@ from experiments.memorisation_options import parse
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    images, labels = digits(0, 40)
-    np.savez(path, images=images, labels=labels)
-    return path
+    return save_digits(tmp_path_factory.mktemp("data"))
 
 
 def planned(out, path, *options):

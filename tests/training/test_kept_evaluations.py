@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import two_convolutions
-from tiny_runs import digits
+from tiny_runs import save_digits
 
 from diffusion_jax.config import ModelConfig, OutputConfig, TrainingConfig, log_spaced
 from diffusion_jax.errors import UserError
@@ -47,10 +47,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    images, labels = digits(0, 40)
-    np.savez(path, images=images, labels=labels)
-    return path
+    return save_digits(tmp_path_factory.mktemp("data"))
 
 
 def config_of(folder, data, *options):
