@@ -46,7 +46,10 @@ def _train(configs: dict[Cell, Config], console: Console) -> dict[Cell, str]:
 def _maps(options: Options, config: Config) -> dict[str, FeatureMap]:
     """The features by which samples are judged, alike for all runs."""
     images = data.load(config.data)
-    judge, missing = get_classifier(options.out, None, images, None, options.config.seed)
+    try:
+        judge, missing = get_classifier(options.out, None, images, None, options.config.seed)
+    except UserError as error:  # a file of an earlier one that is damaged, or is none
+        judge, missing = None, str(error)
     if missing:
         print(f"No classifier, so no distance in its features: {missing}")
     try:

@@ -118,6 +118,12 @@ def test_a_study_that_was_killed_goes_on_to_the_same_numbers(tmp_path, data, run
     assert "tau_gen" not in again
     fractions = [each["series"]["memorised_fraction"] for each in (again, cells["n8_w64_s0"])]
     assert fractions[0] == fractions[1]
+    (whole / "classifier.msgpack").write_bytes(b"no network")
+    status, out, _ = run(*words_of(whole, data, "--signals", "quality", "--sizes", 16))
+    assert status == 0
+    assert "No classifier, so no distance in its features" in out
+    named = json.loads((whole / "result.json").read_text())["cells"]["n16_w64_s0"]["series"]
+    assert set(named["distances"]) == {"random_convolutions", "leading_components"}
     for option, part in (("30", "must lie within the schedule"), ("1e-9", "must lie within")):
         status, _, err = run(*words_of(whole, data, "--sizes", 8, "--information-time", option))
         assert status == 1
