@@ -148,7 +148,9 @@ def chosen_denoisers(
         family = FAMILIES[name]
         made = modes_cost(n, shape)[0] if family.by_modes else 0.0
         called = family.seconds(n, shape, default_patch(name))
-        return name == "exact" or (called < _MOST_PER_CALL and made < _MOST_TO_MAKE)
+        quick = called < _MOST_PER_CALL and made < _MOST_TO_MAKE
+        # The mixture's components are no pixels: a patch of them means nothing.
+        return name == "exact" or (quick and not (mixture and family.local))
 
     return own + [name for name in possible if quick(name)]
 
