@@ -1,4 +1,4 @@
-"""The one worker that owns the devices, and the work that it does in turns, a step at a time.
+"""The one worker that owns the device, and the work that it does in turns, a step at a time.
 
 Work is a generator that computes a step between two yields. All that was admitted is advanced in
 turns, so that a short request does not wait for a long one; nobody's arrays are joined with
@@ -100,7 +100,7 @@ class Worker:
                 return
             self._run()
 
-        self._thread = threading.Thread(target=run, name="devices", daemon=True)
+        self._thread = threading.Thread(target=run, name="device", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
