@@ -60,19 +60,19 @@ def client(address, **options):
     return httpx.Client(base_url=address, timeout=60, **options)
 
 
-def settled(http, place, seconds=60):
+def settled(http, place, seconds=60, pause=0.03):
     """What is at a place once the work behind it is done."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         answer = http.get(place)
         if answer.status_code != 202 or answer.json().get("status") in ("cancelled", "failed"):
             return answer
-        time.sleep(0.01)
+        time.sleep(pause)
     raise AssertionError(f"{place} was not done within {seconds} s")
 
 
-def posted(http, place, body):
+def posted(http, place, body, **options):
     """The answer to a request once its work is done."""
     answer = http.post(place, json=body)
     assert answer.status_code in (200, 202), answer.text
-    return settled(http, answer.headers["Location"])
+    return settled(http, answer.headers["Location"], **options)

@@ -21,7 +21,8 @@ LAYERS = (
     "plots",
     "training",
     "study forking",
-    "comparing memorising",
+    "comparing memorising explorer",
+    "serving",
     "diffusion_jax",  # the front door, which opens all of them
     "torch_ref",
     "experiments",
