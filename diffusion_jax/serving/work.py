@@ -6,6 +6,7 @@ another's, so that turns change no bytes. Results are kept as long as there is r
 computed again where they are not.
 """
 
+import sys
 import threading
 import traceback
 from collections import OrderedDict, deque
@@ -100,6 +101,9 @@ class Worker:
                 return
             self._run()
 
+        # The thread hands the interpreter over at each program that it runs: by default it would wait
+        # five milliseconds to have it back from one who answers many small requests.
+        sys.setswitchinterval(5e-4)
         self._thread = threading.Thread(target=run, name="device", daemon=True)
         self._thread.start()
 
