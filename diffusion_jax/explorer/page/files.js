@@ -1,0 +1,32 @@
+// What can be taken away: .npy, PNG and SVG files, made here.
+import { element } from "elements";
+
+// NumPy's format, version 1.0: float32, little-endian, C order.
+export function npy(x, shape) {
+  const described = `{'descr': '<f4', 'fortran_order': False, 'shape': (${shape.join(", ")}${shape.length === 1 ? "," : ""}), }`;
+  const padded = `${described.padEnd(Math.ceil((described.length + 11) / 64) * 64 - 11)}\n`;
+  const header = Uint8Array.from([0x93, ...[..."NUMPY"].map((c) => c.charCodeAt(0)), 1, 0, padded.length & 255, padded.length >> 8]);
+  return new Blob([header, padded, x], { type: "application/octet-stream" });
+}
+
+// The drawing with the colours and strokes that the page's style gives it.
+export function svgFile(svg) {
+  const copy = svg.cloneNode(true);
+  const originals = [svg, ...svg.querySelectorAll("*")];
+  const kept = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-family", "font-size", "text-anchor"];
+  [copy, ...copy.querySelectorAll("*")].forEach((node, i) => {
+    const style = getComputedStyle(originals[i]);
+    for (const name of kept) node.setAttribute(name, style.getPropertyValue(name));
+  });
+  const [, , width, height] = svg.getAttribute("viewBox").split(" ");
+  for (const [name, value] of Object.entries({ xmlns: "http://www.w3.org/2000/svg", width, height })) copy.setAttribute(name, value);
+  return new Blob([new XMLSerializer().serializeToString(copy)], { type: "image/svg+xml" });
+}
+
+export const png = (canvas) => new Promise((done) => canvas.toBlob(done, "image/png"));
+
+export function download(name, blob) {
+  const link = element("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
