@@ -2,14 +2,12 @@
 import { element, path, resized, shape, short } from "elements";
 import { nearestTime } from "scale";
 
-const SYMBOLS = {
-  t_S_phi: ["S", "φ"],
-  t_S_spectrum: ["S", "Λ"],
-  t_S_rate: ["S", "entropy peak"],
-  t_C_phi: ["C", "φ"],
-};
+// The times that are ticks: what stands below t, and after it.
+const SYMBOLS = { t_S_phi: ["S", "φ"], t_S_spectrum: ["S", "Λ"], t_S_rate: ["S", "entropy peak"], t_C_phi: ["C", "φ"] };
 const LANE = 15;
 const BAND = 16;
+
+const symbol = (name, below) => ["t", ...below(SYMBOLS[name][0]), SYMBOLS[name][1]];
 
 // [name, time] of the regimes that a model has.
 const known = (regimes, scale) =>
@@ -17,27 +15,23 @@ const known = (regimes, scale) =>
     .filter((name) => regimes?.[name] && scale.within(regimes[name].value))
     .map((name) => [name, regimes[name]]);
 
-// Labels go into the lowest lane where they overlap no other.
+// Flags to the right of their ticks, in as many lanes as keep them apart; gives their height.
 function drawRegimes(svg, regimes, scale, width) {
-  const lanes = [];
-  const placed = known(regimes, scale).map(([name, time]) => {
-    const [letter, rest] = SYMBOLS[name];
-    const text = shape("text", { class: "regime" }, "t", shape("tspan", { dy: 3, class: "sub" }, letter), shape("tspan", { dy: -3 }, ` ${rest}`));
+  const placed = [];
+  for (const [name, { value }] of known(regimes, scale).sort((a, b) => a[1].value - b[1].value)) {
+    const text = shape("text", { class: "regime" }, ...symbol(name, (letter) => [shape("tspan", { dy: 3, class: "sub" }, letter), shape("tspan", { dy: -3 }, " ")]));
     svg.append(text);
-    const size = text.getComputedTextLength();
-    const tick = scale.x(time.value, width);
-    const x = Math.min(Math.max(tick, size / 2 + 1), width - size / 2 - 1);
-    let lane = lanes.findIndex((taken) => taken.every(([from, to]) => x + size / 2 + 6 < from || x - size / 2 - 6 > to));
-    if (lane < 0) lane = lanes.push([]) - 1;
-    lanes[lane].push([x - size / 2, x + size / 2]);
-    text.setAttribute("x", x);
-    return { text, tick, lane };
-  });
-  const height = lanes.length * LANE;
+    const tick = scale.x(value, width);
+    const end = tick + text.getComputedTextLength() + 10;
+    const crossed = placed.filter((other) => other.tick <= end).map((other) => other.lane + 1);
+    placed.push({ text, tick, lane: Math.max(0, ...crossed) });
+  }
+  const height = 4 + LANE * Math.max(0, ...placed.map(({ lane }) => lane + 1));
   for (const { text, tick, lane } of placed) {
-    const y = height - lane * LANE;
-    text.setAttribute("y", y - 4);
-    svg.append(shape("path", { class: "tick strong", d: path([[tick, y - 2], [tick, height + BAND]]) }));
+    const y = height - 4 - lane * LANE;
+    text.setAttribute("x", tick + 4);
+    text.setAttribute("y", y);
+    svg.append(shape("path", { class: "tick strong", d: path([[tick, y - 10], [tick, height + BAND]]) }));
   }
   return height;
 }
@@ -57,7 +51,7 @@ function drawBand(svg, { times, classes }, scale, width, top) {
 export function makeAxis(slider, move) {
   const svg = shape("svg", { "aria-hidden": "true" });
   slider.append(svg);
-  let now = null; // what is shown: {scale, regimes, times, steps, classes, number, of}
+  let now = null; // what is shown: {scale, regimes, number, times and classes so far}
   const goto = (event) => {
     if (!now) return;
     const box = svg.getBoundingClientRect();
@@ -95,7 +89,7 @@ export function makeAxis(slider, move) {
   return {
     show(shown, text) {
       now = shown;
-      slider.setAttribute("aria-valuemax", Math.max(0, shown.of - 1));
+      slider.setAttribute("aria-valuemax", Math.max(0, shown.times.length - 1));
       slider.setAttribute("aria-valuenow", shown.number);
       slider.setAttribute("aria-valuetext", text);
       draw();
@@ -104,9 +98,5 @@ export function makeAxis(slider, move) {
 }
 
 // Buttons that go to the regimes' times.
-export function jumps(regimes, scale, go) {
-  return known(regimes, scale).map(([name, time]) => {
-    const [letter, rest] = SYMBOLS[name];
-    return element("button", { type: "button", class: "quiet", click: () => go(time.value) }, "t", element("sub", {}, letter), ` ${rest} = ${short(time.value)}`);
-  });
-}
+export const jumps = (regimes, scale, go) => known(regimes, scale).map(([name, { value }]) =>
+  element("button", { type: "button", class: "quiet", click: () => go(value) }, ...symbol(name, (letter) => [element("sub", {}, letter), " "]), ` = ${short(value)}`));

@@ -9,7 +9,7 @@ const KEPT = 64; // states in memory
 export function makeCursor(source) {
   const states = new Map();
   const images = new Map();
-  let wanted = null; // {model, trunk, step, denoiser, changed()}
+  let wanted = null; // {model, trunk, step, denoiser}
   let current = null; // what was drawn last: {step, time, x, posterior, denoised}
   let drawing = null;
 
@@ -26,26 +26,25 @@ export function makeCursor(source) {
     return states.get(key);
   }
 
-  function drawDenoised({ model, denoiser }, denoised) {
-    const chosen = denoised[denoiser];
-    const figures = model.denoisers.filter(({ name }) => denoised[name]).map(({ name, about }) => {
-      const content = [picture(denoised[name], model.shape, model.mean, `E[x_0 | x_t] of the denoiser ${name}: ${about}`)];
-      if (name === denoiser || !chosen) return figure(content, name);
-      const { canvas, most } = difference(denoised[name], chosen, model.shape);
-      return figure([...content, canvas], name, ` ±${short(most)}`);
+  // x_t, and from it E[x_0 | x_t] of every denoiser, with its difference from the chosen one's.
+  function drawStates({ model, denoiser }, { x, time, step }, denoised) {
+    const { shape, mean } = model;
+    const name = step < 0 ? "x₀" : "xₜ";
+    const figures = model.denoisers.filter((each) => denoised[each.name]).map(({ name, about }) => {
+      const seen = picture(denoised[name], shape, mean, `E[x₀ | xₜ] of ${name}: ${about}`);
+      if (name === denoiser) return figure(name, seen);
+      const { canvas, most } = difference(denoised[name], denoised[denoiser], shape);
+      return figure(name, seen, canvas, `±${short(most)}`);
     });
-    byId("denoised").replaceChildren(...figures);
+    byId("states").replaceChildren(figure(name, picture(x, shape, mean, `${name} at t = ${short(time)}`)), ...figures);
   }
 
   async function draw(asked) {
     const { model, trunk, step } = asked;
     const state = await stateOf(trunk, step);
-    byId("state").replaceChildren(figure([picture(state.x, model.shape, model.mean, `x_t at t = ${short(state.time)}`)], step < 0 ? "x_0" : `x_t, t = ${short(state.time)}`));
     if (model.mixture) drawPotential(byId("potential"), model.mixture, state.time, state.x);
-    const names = model.denoisers.map(({ name }) => name);
-    const denoised = step < 0 ? {} : await source.denoise(model.id, state.x, step, names);
-    if (asked !== wanted) return;
-    drawDenoised(asked, denoised);
+    const denoised = step < 0 ? {} : await source.denoise(model.id, state.x, step, model.denoisers.map(({ name }) => name));
+    drawStates(asked, state, denoised);
     await drawPosterior(byId("posterior"), state.posterior, model, imagesOf(model));
     current = { ...state, denoised };
   }

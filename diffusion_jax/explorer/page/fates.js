@@ -9,14 +9,13 @@ export function fateText(fate, model) {
   return `${name}${copy} (distance ratio ${short(fate.ratio)})`;
 }
 
-function clone(fork, i, model, ends, take) {
+function clone(fork, i, model, take) {
   const fate = fork.fates[i];
   if (!fate) return element("span", { class: "clone waiting", "aria-hidden": "true" });
   const size = model.shape.reduce((a, b) => a * b);
   const said = `Clone ${fork.first + i}: ${fateText(fate, model)}`;
-  const label = [fate.class === null ? "" : model.classes[fate.class], fate.memorised ? ` = #${fate.nearest}` : ""].join("");
-  const seen = ends ? picture(ends.subarray(i * size, (i + 1) * size), model.shape, model.mean, "") : "";
-  if (seen) seen.setAttribute("aria-hidden", "true");
+  const name = fate.class === null ? "" : model.classes[fate.class];
+  const seen = fork.ends ? picture(fork.ends.subarray(i * size, (i + 1) * size), model.shape, model.mean) : "";
   const attributes = {
     type: "button",
     class: `clone c${(fate.class ?? 0) % 10}${fate.memorised ? " memorised" : ""}`,
@@ -24,20 +23,21 @@ function clone(fork, i, model, ends, take) {
     title: said,
     click: () => take(fork.first + i),
   };
-  return element("button", attributes, seen, element("span", {}, label));
+  return element("button", attributes, seen, element("span", {}, fate.memorised ? `${name}=#${fate.nearest}` : name));
 }
 
-// Args: fork (its body so far), ends or null, take(clone): makes it the trunk.
-export function drawFates(place, fork, model, ends, take) {
+// Args: fork: its body so far, with ends when they are there; take(clone): makes it the trunk.
+export function drawFates(place, fork, model, take) {
   if (!fork) return place.replaceChildren(element("p", { class: "note" }, "Clones share the trunk up to the cursor and go on with noise of their own."));
-  const clones = Array.from({ length: fork.clones }, (_, i) => clone(fork, i, model, ends, take));
+  const clones = Array.from({ length: fork.clones }, (_, i) => clone(fork, i, model, take));
   const copies = fork.fates.filter((fate) => fate?.memorised).length;
-  const fractions = (fork.classes ?? []).map((each) => ({ value: each.fraction, ...each })).map((each) => bar(model.classes[each.class], each.value, each.class, `${each.count} · ${interval(each)}`));
-  const pairs = ["phi", "phi_C"].filter((name) => fork[name]).map((name) => `${name} = ${interval(fork[name])} from ${fork[name].pairs} pairs`);
+  const shares = (fork.classes ?? []).map((each) => ({ value: each.fraction, ...each }));
+  const fractions = shares.map((each) => bar(model.classes[each.class], each.value, each.class, `${each.count} of ${fork.clones}: ${interval(each)}`));
+  const pairs = [["φ", fork.phi], ["φ_C", fork.phi_C]].filter(([, found]) => found?.pairs).map(([name, found]) => `${name} = ${interval(found)}`);
   place.replaceChildren(
-    element("p", {}, `${fork.done} of ${fork.clones} clones ended, ${copies} of them as copies of a training image. ${pairs.join("; ")}`),
+    element("p", {}, `${fork.done} of ${fork.clones} clones ended, ${copies} as copies of a training image. ${pairs.join(", ")}${pairs.length ? ` from ${fork.phi_C.pairs} pairs.` : ""}`),
     element("ul", { class: "bars long", "aria-label": "Fractions of the classes, with 95 % intervals" }, ...fractions),
-    element("div", { class: "clones", role: "group", "aria-label": "Ends of the clones; one chosen becomes the trunk" }, ...clones),
-    element("p", { class: "note" }, "A colour and a name for each class; a double frame and the number of the image for a copy. Choose a clone to make it the trunk."),
+    element("div", { class: "clones", role: "group", "aria-label": "Ends of the clones" }, ...clones),
+    element("p", { class: "note" }, "Coloured by class; a second frame and =#number mark a copy of that training image. Choose a clone to make it the trunk."),
   );
 }

@@ -4,7 +4,7 @@ import { element, short } from "elements";
 const level = (value) => 255 * Math.min(1, Math.max(0, value));
 
 function canvasOf([height, width], said, colour) {
-  const canvas = element("canvas", { width, height, role: "img", "aria-label": said });
+  const canvas = element("canvas", { width, height, ...(said ? { role: "img", "aria-label": said } : { "aria-hidden": "true" }) });
   const data = new ImageData(width, height);
   for (let pixel = 0; pixel < width * height; pixel++) data.data.set([...colour(pixel), 255], 4 * pixel);
   canvas.getContext("2d").putImageData(data, 0, 0);
@@ -35,7 +35,8 @@ export function difference(x, other, shape) {
   return { canvas, most };
 }
 
-export const figure = (content, ...caption) => element("figure", {}, ...content, element("figcaption", {}, ...caption));
+// Pictures, or lines of text between them, one below the other.
+export const figure = (...content) => element("figure", {}, ...content.map((each) => (typeof each === "string" ? element("span", {}, each) : each)));
 
 // Canvases side by side on one, `columns` in a row, each enlarged by a whole number.
 export function sheet(canvases, columns, scale = 4) {

@@ -20,12 +20,12 @@ export async function drawPosterior(place, posterior, model, images) {
     const { index, weight, class: c } = posterior.nearest[i];
     const name = model.classes[c] ?? "";
     const said = `training image ${index}${name && `, class ${name}`}`;
-    return figure([picture(image, model.shape, [0, 0, 0], said)], short(weight), element("br"), `#${index} · ${name}`);
+    return figure(picture(image, model.shape, [0, 0, 0], said), short(weight), `${name && `${name} `}#${index}`);
   });
   place.replaceChildren(
     element("ul", { class: "bars", "aria-label": "Probability of each class" }, ...bars),
-    element("dl", {}, ...(posterior.entropy === null ? [] : measure("H(c | x_t)", `${short(posterior.entropy)} nats`)), ...measure("Effective training points", `${short(posterior.effective)} of ${model.num_images}`)),
+    element("dl", {}, ...(posterior.entropy === null ? [] : measure("H(c | xₜ)", `${short(posterior.entropy)} nats`)), ...measure("Effective training points", `${short(posterior.effective)} of ${model.num_images}`)),
     element("h3", {}, "Nearest training images and their weights"),
-    element("div", { class: "pictures small" }, ...pictures),
+    element("div", { class: "pictures small eight" }, ...pictures),
   );
 }

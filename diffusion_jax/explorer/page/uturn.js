@@ -17,11 +17,12 @@ export function drawTurn(place, turn, model) {
   const size = model.shape.reduce((a, b) => a * b);
   const part = (x, i) => x.subarray(i * size, (i + 1) * size);
   const zeros = [0, 0, 0];
-  const shown = [figure([picture(turn.start, model.shape, zeros, "where the U-turn starts")], "start")];
+  const shown = [figure(picture(turn.start, model.shape, zeros, "where the U-turn starts"), "start")];
   turn.fates.forEach((fate, i) => {
     const up = picture(part(turn.turning, i), model.shape, model.mean, `turning point ${i + 1}`);
     const end = picture(part(turn.ends, i), model.shape, model.mean, `end ${i + 1}: ${fateText(fate, model)}`);
-    shown.push(figure([up, end], fate.class === null ? "" : model.classes[fate.class], fate.memorised ? ` = #${fate.nearest}` : ""));
+    const name = fate.class === null ? "" : model.classes[fate.class];
+    shown.push(figure(up, end, fate.memorised ? `${name}=#${fate.nearest}` : name));
   });
   const same = turn.fates.filter((fate) => fate.class === turn.start_fate?.class).length;
   const kept = turn.start_fate && turn.start_fate.class !== null ? ` ${same} of ${turn.fates.length} keep its class, ${model.classes[turn.start_fate.class]}.` : "";

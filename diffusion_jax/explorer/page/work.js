@@ -3,71 +3,63 @@ import { byId } from "elements";
 
 export function makeWorker(source) {
   let current = null;
-  const show = (doing) => {
-    byId("work").classList.toggle("busy", doing !== null);
-    byId("cancel").disabled = doing === null;
-    byId("doing").textContent = doing ?? "";
+  let ended = () => {};
+
+  function show(doing, busy) {
+    byId("doing").textContent = doing;
     byId("progress").value = 0;
-  };
-  const fail = (error) => {
-    byId("error").textContent = error?.message ?? "";
-    if (error && !error.status) console.error(error);
-  };
-  const stop = () => {
+    byId("progress").hidden = byId("cancel").hidden = !busy;
+  }
+  function fail(error) {
+    byId("error").textContent = error.message;
+    if (!error.status) console.error(error);
+  }
+  function stop(said) {
     if (current?.id) source.cancel(current.kind, current.id);
     current = null;
-    show(null);
-  };
-  byId("cancel").addEventListener("click", () => {
-    if (current) byId("doing").textContent = "Cancelled.";
-    const said = byId("doing").textContent;
-    stop();
-    byId("doing").textContent = said;
-  });
-  show(null);
+    show(said, false);
+    ended();
+  }
+  byId("cancel").addEventListener("click", () => stop("Cancelled"));
+  show("", false);
+
   return {
     fail,
     busy: () => current !== null,
-    // Runs start(handlers); what was running is cancelled. Gives null where this is in its turn,
-    // or fails. `handlers` of the source's: those of abandoned work are not called.
+    ended: (then) => (ended = then),
+    // Runs start(handlers) after cancelling what runs. Gives null where it fails or is cancelled;
+    // handlers are then called no more.
     async run(kind, doing, handlers, start) {
-      stop();
-      fail(null);
+      if (current) stop("");
+      byId("error").textContent = "";
       const mine = (current = { kind, id: null });
-      show(doing);
-      const guarded = Object.fromEntries(Object.entries(handlers).map(([name, handler]) => [name, (data) => mine === current && handler(data)]));
-      guarded.begun = (id) => {
-        mine.id = id;
-        if (mine !== current) source.cancel(kind, id);
-        else handlers.begun?.(id);
-      };
-      guarded.progress = ({ done, of, ahead }) => {
-        if (mine !== current) return;
+      show(doing, true);
+      const progress = ({ done, of, ahead }) => {
         byId("progress").value = of ? done / of : 0;
         byId("doing").textContent = ahead ? `${doing}, after ${ahead} other requests` : doing;
       };
-      try {
-        const result = await start(guarded);
-        return mine === current && result.status === "done" ? result : null;
-      } catch (error) {
-        if (mine === current) fail(error);
-        return null;
-      } finally {
-        if (mine === current) {
-          current = null;
-          show(null);
-        }
-      }
+      const guarded = {};
+      for (const [name, handler] of Object.entries({ ...handlers, progress })) guarded[name] = (data) => mine === current && handler(data);
+      guarded.begun = (id) => {
+        mine.id = id;
+        if (mine === current) handlers.begun?.(id);
+        else source.cancel(kind, id);
+      };
+      const result = await start(guarded).catch((error) => mine === current && (fail(error), null));
+      if (mine !== current) return null;
+      current = null;
+      show("", false);
+      ended();
+      return result?.status === "done" ? result : null;
     },
   };
 }
 
 // Says when the server is lost; requests wait for it by themselves.
-export async function watch(source, every = 2000) {
-  for (;;) {
-    const alive = await source.alive();
-    byId("banner").hidden = alive;
-    byId("banner").textContent = alive ? "" : "The server does not answer, or is still starting. This page tries again by itself and goes on when it is back.";
-    await new Promise((done) => setTimeout(done, alive ? every : every / 2));
+export async function watch(source) {
+  for (let alive = true; ; ) {
+    await new Promise((done) => setTimeout(done, alive ? 3000 : 1000));
+    alive = await source.alive();
+    byId("banner").textContent = alive ? "" : "The server does not answer, or is still starting. This page tries again, and goes on when it is back.";
   }
 }
