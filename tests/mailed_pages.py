@@ -8,7 +8,7 @@ from importlib import resources
 import numpy as np
 from sklearn.datasets import load_digits
 
-from diffusion_jax import study
+from diffusion_jax.data.arrays import image_set
 from diffusion_jax.explorer import mailed
 
 CHROMIUM = {"executable_path": "/usr/bin/chromium", "args": ["--no-sandbox"]}
@@ -27,19 +27,25 @@ def chromium():
             browser.close()
 
 
+# As little of a result.json as the page needs.
+RESULT = {
+    "Lambda": {"value": 2.0, "low": 1.9, "high": 2.1},
+    "t_C_phi": {"value": 0.1, "low": 0.09, "high": 0.11},
+    "phi_floor": 0.5,
+    "curves": {
+        name: {"time": [0.01, 0.1, 1.0], "mean": 3 * [0.5], "low": 3 * [0.4], "high": 3 * [0.6]}
+        for name in ("phi", "phi_C", "class_entropy")
+    },
+}
+
+
 @cache
 def digits(count=100, classes=2):
-    """The first 8 x 8 digits of scikit-learn of the first classes, uint8, and their labels."""
+    """The first 8 x 8 digits of scikit-learn that are of the first classes, as grey levels."""
     found = load_digits()
     chosen = np.flatnonzero(found.target < classes)[:count]
     pixels = np.rint(found.images[chosen] * (255 / 16)).astype(np.uint8)
-    return pixels[..., None], found.target[chosen]
-
-
-@cache
-def digits_study(count=100, classes=2):
-    images, labels = digits(count, classes)
-    return study.analyse(images, labels, accuracy=0.02, name="digits")
+    return image_set(pixels[..., None], found.target[chosen])
 
 
 def module(name):
@@ -47,18 +53,18 @@ def module(name):
     return "data:text/javascript;base64," + base64.b64encode(text.encode()).decode()
 
 
-def bare(found, **options):
+def bare(images, name="digits", result=RESULT, **options):
     """A page of the data, the worker and the source of numbers alone, which is `window.source`."""
     return (
-        f"<!doctype html><meta charset=utf-8>{mailed.carried(found, **options)}"
+        f"<!doctype html><meta charset=utf-8>{mailed.carried(images, name, result, **options)}"
         f'<script type="module">import {{makeSource}} from "{module("local.js")}";'
         "window.source = makeSource(); window.model = (await source.models())[0].id;</script>"
     )
 
 
-def opened(browser, text):
-    """A page with this text, once its source is there."""
+def opened(browser, images, **options):
+    """A page of these images, once its source is there."""
     page = browser.new_page()
-    page.set_content(text)
+    page.set_content(bare(images, **options))
     page.wait_for_function("window.model !== undefined")
     return page

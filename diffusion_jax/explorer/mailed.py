@@ -37,7 +37,7 @@ _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' data: blob:; worker-src blob:; "
     "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 )
-_WORKER = ("noise.js", "engine.js")
+_WORKER = ("noise.js", "scores.js", "engine.js")  # one classic script
 
 
 def page(study: Study, most_bytes: int = MOST_BYTES) -> str:
@@ -45,27 +45,46 @@ def page(study: Study, most_bytes: int = MOST_BYTES) -> str:
 
     Args:
       study: the data set and its regimes.
-      most_bytes: what the images may take, in base64; of more, a part travels with the page, the
-        first of each class in proportion, and the page says so.
+      most_bytes: see `page_of`, as for the errors.
 
     Raises:
-      UserError: a study with a symmetry, whose score the page does not compute; or images so large
-        that not one of each class is within the limit.
+      UserError: a study with a symmetry, whose score the page does not compute.
     """
     if study.analysis.symmetry is not None:
         raise UserError(
             "the page to mail computes the score of the images alone, not that with the symmetry "
             f"{study.analysis.symmetry.name}: leave out --explorer or --symmetry"
         )
-    return _assembled(_file("index.html"), carried(study, most_bytes), html.escape(study.name))
+    return page_of(study.images, study.name, analysis.to_json(study.analysis), most_bytes)
 
 
-def carried(study: Study, most_bytes: int = MOST_BYTES) -> str:
-    """The elements that hold the data and the worker's text; see `page` for the arguments."""
-    worker = "\n".join(_file(name) for name in _WORKER)
+def page_of(
+    images: ImageSet, name: str, result: dict[str, Any], most_bytes: int = MOST_BYTES
+) -> str:
+    """The page from a data set and what its result.json holds.
+
+    Args:
+      images: the data set.
+      name: of the data set.
+      result: of its regimes, see `regimes.analysis.to_json`.
+      most_bytes: what the images may take, in base64; of more, a part travels with the page, the
+        first of each class in proportion, and the page says so.
+
+    Raises:
+      UserError: images so large that not one of each class is within the limit.
+    """
+    held = carried(images, name, result, most_bytes)
+    return _assembled(_file("index.html"), held, html.escape(name))
+
+
+def carried(
+    images: ImageSet, name: str, result: dict[str, Any], most_bytes: int = MOST_BYTES
+) -> str:
+    """The elements that hold the data and the worker's text; see `page_of`."""
+    worker = "\n".join(_file(part) for part in _WORKER)
     if "</script" in worker:
         raise ValueError("the worker's text would end the element that it is in")
-    content = json.dumps(plain(_content(study, most_bytes)), allow_nan=False)
+    content = json.dumps(plain(_content(images, name, result, most_bytes)), allow_nan=False)
     content = content.replace("<", "\\u003c")  # so that no name in it can end the element
     return (
         f'<script type="application/json" id="data">{content}</script>\n'
@@ -164,24 +183,26 @@ def _travelling(images: ImageSet, most_bytes: int) -> tuple[np.ndarray, str]:
         count = max(classes, min(int(0.98 * count * most_bytes / len(text)), count - 1))
 
 
-def _content(study: Study, most_bytes: int) -> dict[str, Any]:
+def _content(
+    images: ImageSet, name: str, result: dict[str, Any], most_bytes: int
+) -> dict[str, Any]:
     """All that the page holds, see `local.js`."""
-    images, schedule = study.images, linear_schedule(NUM_STEPS)
+    schedule = linear_schedule(NUM_STEPS)
     classed = images.labels is not None and len(images.class_names) > 1
     chosen, text = _travelling(images, most_bytes)
     points = images.centred()
     rank = max(1, min(MOST_MODES, len(points) - 1, math.prod(points.shape[1:])))
     gaussian = GaussianDenoiser.fit(schedule, points, rank=rank, floor="rest")
-    num_modes, regimes = len(gaussian.modes), _regimes(study, classed)
+    num_modes, regimes = len(gaussian.modes), _regimes(result, classed)
     return {
-        "model": _model(study, regimes, schedule, len(chosen), num_modes),
+        "model": _model(images, name, regimes, schedule, len(chosen), num_modes),
         "regimes": regimes,
-        "about": _about(study, len(chosen), num_modes),
+        "about": _about(len(images.images), len(chosen), num_modes),
         "images": {"dtype": _dtype(images).name, "data": text},
         "labels": images.labels[chosen] if classed and images.labels is not None else None,
         "schedule": {
-            name: _base64(np.asarray(getattr(schedule, name), np.float32))
-            for name in ("beta", "alpha_bar", "noise_variance", "time")
+            table: _base64(np.asarray(getattr(schedule, table), np.float32))
+            for table in ("beta", "alpha_bar", "noise_variance", "time")
         },
         "gaussian": {
             "mean": _base64(np.asarray(gaussian.mean, np.float32)),
@@ -198,9 +219,8 @@ def _signed(modes: np.ndarray) -> np.ndarray:
     return modes * np.where(np.take_along_axis(modes, largest, axis=1) < 0, -1, 1).astype("float32")
 
 
-def _regimes(study: Study, classed: bool) -> dict[str, Any]:
+def _regimes(result: dict[str, Any], classed: bool) -> dict[str, Any]:
     """The times with their intervals, and the curves that the page draws."""
-    result = analysis.to_json(study.analysis)
     curves = {
         name: {part: curve[part] for part in ("time", "mean", "low", "high")}
         for name, curve in result["curves"].items()
@@ -213,14 +233,18 @@ def _regimes(study: Study, classed: bool) -> dict[str, Any]:
 
 
 def _model(
-    study: Study, regimes: dict[str, Any], schedule: NoiseSchedule, count: int, num_modes: int
+    images: ImageSet,
+    name: str,
+    regimes: dict[str, Any],
+    schedule: NoiseSchedule,
+    count: int,
+    num_modes: int,
 ) -> dict[str, Any]:
     """The model as the REST interface describes one."""
-    images = study.images
     gaussian = f"a Gaussian's, of {num_modes} modes and one variance across them"
     return {
-        "id": f"{_slug(study.name)}-{fingerprint(images)[:8]}",
-        "name": study.name,
+        "id": f"{_slug(name)}-{fingerprint(images)[:8]}",
+        "name": name,
         "kind": "data",
         "shape": images.images.shape[1:],
         "mean": images.mean,
@@ -238,8 +262,8 @@ def _model(
             {"name": "dpm-solver-2m", "noisy": False},
         ],
         "calls": {"default": 100, "least": 2, "most": schedule.num_steps},
-        "regimes": {name: each for name, each in regimes.items() if name.startswith(("Lam", "t_"))},
-        "trained_on": _trained_on(study, count),
+        "regimes": {time: each for time, each in regimes.items() if time.startswith(("Lam", "t_"))},
+        "trained_on": _trained_on(images, name, count),
         "network": None,
         "mixture": None,
         "most_clones": MOST_CLONES,
@@ -251,15 +275,14 @@ def _slug(name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "data"
 
 
-def _trained_on(study: Study, count: int) -> str:
-    shape = " x ".join(str(side) for side in study.images.images.shape[1:])
-    part = "" if count == len(study.images.images) else f"{count} of the "
-    return f"{study.name}: {part}{describe(study.images)} ({shape})."
+def _trained_on(images: ImageSet, name: str, count: int) -> str:
+    shape = " x ".join(str(side) for side in images.images.shape[1:])
+    part = "" if count == len(images.images) else f"{count} of the "
+    return f"{name}: {part}{describe(images)} ({shape})."
 
 
-def _about(study: Study, count: int, modes: int) -> str:
+def _about(n: int, count: int, modes: int) -> str:
     """What travels with the page, and what its numbers are of."""
-    n = len(study.images.images)
     if count == n:
         images = f"The {n} images travel with this page: who has the page has the images."
     else:

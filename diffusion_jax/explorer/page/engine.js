@@ -1,80 +1,14 @@
-"use strict";
-// The worker of the mailed page: backward processes of a data set under its exact and its Gaussian
-// score. It runs after noise.js, as one classic script. States of several processes lie one behind
-// another in a Float32Array; a level is {beta, signal: e^-t, variance: 1 - e^-2t, time: t}.
+// Backward processes of the data: trunks, their clones, U-turns. It runs after noise.js and scores.js,
+// as one classic script in a worker. A level is {beta, signal: e^-t, variance: 1 - e^-2t, time: t}.
 
 const START = 2 ** 31 - 1; // what the start's noise is folded with
-const NEGLIGIBLE = 1e-12; // a weight that changes nothing in single precision
 const AT_ONCE = 8; // clones that run together
 const SLICE = 30; // milliseconds of work between two looks at the messages
 const KEPT = 4; // trunks in memory
 const SAMPLERS = ["ancestral", "ddim", "dpm-solver-2m"];
 
-let data = null; // what the page sends first, see `begin`
 const trunks = new Map(); // by id, oldest first
 const stopped = new Set(); // ids of what is called off
-
-// ---- matrix products ----
-
-// Inner products of all rows (n, d) with `count` vectors, as (count, n): four vectors a pass.
-function products({ values, n, d }, xs, count) {
-  const result = new Float64Array(count * n);
-  let c = 0;
-  for (; c + 3 < count; c += 4) {
-    const p = c * d, q = p + d, r = q + d, s = r + d;
-    for (let row = 0, at = 0; row < n; row++, at += d) {
-      let one = 0, two = 0, three = 0, four = 0;
-      for (let i = 0; i < d; i++) {
-        const a = values[at + i];
-        one += a * xs[p + i];
-        two += a * xs[q + i];
-        three += a * xs[r + i];
-        four += a * xs[s + i];
-      }
-      result[c * n + row] = one;
-      result[(c + 1) * n + row] = two;
-      result[(c + 2) * n + row] = three;
-      result[(c + 3) * n + row] = four;
-    }
-  }
-  for (; c < count; c++) {
-    for (let row = 0; row < n; row++) result[c * n + row] = inner(values, row * d, xs, c * d, d);
-  }
-  return result;
-}
-
-// Four sums, since one would wait for itself.
-function inner(a, from, b, at, d) {
-  let one = 0, two = 0, three = 0, four = 0, i = 0;
-  for (; i + 3 < d; i += 4) {
-    one += a[from + i] * b[at + i];
-    two += a[from + i + 1] * b[at + i + 1];
-    three += a[from + i + 2] * b[at + i + 2];
-    four += a[from + i + 3] * b[at + i + 3];
-  }
-  for (; i < d; i++) one += a[from + i] * b[at + i];
-  return one + two + three + four;
-}
-
-// Sums of the rows with weights (count, n), as (count, d); rows that weigh nothing are skipped.
-function combined({ values, n, d }, weights, count) {
-  const result = new Float64Array(count * d), some = new Int32Array(n + 3);
-  for (let c = 0; c < count; c++) {
-    const sum = result.subarray(c * d, (c + 1) * d), weight = (row) => weights[c * n + row];
-    let kept = 0;
-    for (let row = 0; row < n; row++) if (Math.abs(weight(row)) > NEGLIGIBLE) some[kept++] = row;
-    for (let k = 0; k < kept; k += 4) {
-      const [p, q, r, s] = [0, 1, 2, 3].map((j) => some[Math.min(k + j, kept - 1)]);
-      const one = weight(p), two = k + 1 < kept ? weight(q) : 0;
-      const three = k + 2 < kept ? weight(r) : 0, four = k + 3 < kept ? weight(s) : 0;
-      for (let i = 0, a = p * d, b = q * d, e = r * d, g = s * d; i < d; i++) {
-        sum[i] += one * values[a + i] + two * values[b + i] + three * values[e + i]
-          + four * values[g + i];
-      }
-    }
-  }
-  return result;
-}
 
 // ---- the schedule ----
 
@@ -111,84 +45,6 @@ function courseOf(calls) {
   if (steps.length === all.length) return { steps, known, levels: all };
   const betas = known.map(({ time }, k) => -Math.expm1(-2 * (time - (k ? known[k - 1].time : 0))));
   return { steps, known, levels: levelsOf(betas) };
-}
-
-// ---- the two scores ----
-
-// p(nu | x_t) = softmax(-|x_t - e^-t a_nu|^2/(2 Delta_t)) over the training points, (count, n).
-function posterior(xs, count, { signal, variance }) {
-  const weights = products(data.points, xs, count), { n } = data.points;
-  for (let from = 0; from < count * n; from += n) {
-    let top = -Infinity, total = 0;
-    for (let i = 0; i < n; i++) {
-      const logit = signal * (weights[from + i] - signal * data.squares[i] / 2) / variance;
-      weights[from + i] = logit;
-      if (logit > top) top = logit;
-    }
-    for (let i = 0; i < n; i++) total += weights[from + i] = Math.exp(weights[from + i] - top);
-    for (let i = 0; i < n; i++) weights[from + i] /= total;
-  }
-  return weights;
-}
-
-// E[a | x_t] = m + C e^-t (e^-2t C + Delta)^-1 (x_t - e^-t m), C = V'diag(l)V + f (1 - V'V).
-function wiener(xs, count, { signal, variance }) {
-  const { modes, eigenvalues, floor, mean } = data.gaussian, { n, d } = modes;
-  const filter = (c) => signal * c / (signal * signal * c + variance), outside = filter(floor);
-  const centred = Float64Array.from(xs, (x, i) => x - signal * mean[i % d]);
-  const along = products(modes, centred, count);
-  const inside = combined(modes, along.map((w, i) => (filter(eigenvalues[i % n]) - outside) * w), count);
-  return inside.map((each, i) => mean[i % d] + outside * centred[i] + each);
-}
-
-// ---- what a state says ----
-
-// p(c | x_t), its entropy, and exp(entropy) of p(nu | x_t); `from` is where its weights begin.
-function said(weights, from = 0) {
-  const { names, labels, points: { n } } = data, classes = new Array(names.length).fill(0);
-  const entropyOf = (sum, p) => (p > 0 ? sum - p * Math.log(p) : sum);
-  const own = weights.subarray(from, from + n);
-  if (labels) own.forEach((p, i) => { classes[labels[i]] += p; });
-  return {
-    classes: labels ? classes : null,
-    entropy: labels ? classes.reduce(entropyOf, 0) : null,
-    effective: Math.exp(own.reduce(entropyOf, 0)),
-  };
-}
-
-const classOf = (index) => (data.labels ? data.labels[index] : null);
-
-function nearestEight(weights) {
-  const order = Array.from(weights.keys()).sort((a, b) => weights[b] - weights[a] || a - b);
-  return order.slice(0, 8).map((index) => ({ index, weight: weights[index], class: classOf(index) }));
-}
-
-const posteriorOf = (x, level) => {
-  const weights = posterior(x, 1, level);
-  return { ...said(weights), nearest: nearestEight(weights) };
-};
-
-const projected = (xs, count) => {
-  const { values, n, d } = data.gaussian.modes, two = { values, n: Math.min(n, 2), d };
-  const along = products(two, xs, count);
-  return Array.from({ length: count }, (_, c) => [0, 1].map((i) => (i < n ? along[c * two.n + i] : 0)));
-};
-
-// Where clean images came to lie: the nearest training image, and how much nearer than the next.
-function fatesOf(xs, count) {
-  const { values, n, d } = data.points, weights = posterior(xs, count, data.levels[0]);
-  return Array.from({ length: count }, (_, c) => {
-    let best = -1, least = Infinity, second = Infinity;
-    for (let row = 0; row < n; row++) {
-      let sum = 0;
-      for (let i = 0; i < d && sum < second; i++) sum += (xs[c * d + i] - values[row * d + i]) ** 2;
-      if (sum < least) [second, least, best] = [least, sum, row];
-      else if (sum < second) second = sum;
-    }
-    const ratio = second > 0 ? Math.sqrt(least / second) : 1, own = classOf(best);
-    const probability = own === null ? null : said(weights, c * n).classes[own];
-    return { class: own, probability, nearest: best, ratio, memorised: ratio < 1 / 3 };
-  });
 }
 
 // ---- samplers ----
@@ -258,13 +114,15 @@ const nearestOf = (steps, step) => steps.reduce(
 const cloneKey = (key, b, clone) => foldIn(foldIn(key, START - 1 - clone), b);
 const sampleKey = (seed, number) => foldIn(keyOf(seed), number);
 
+const isWhole = (x, most) => Number.isInteger(x) && x >= 0 && x <= most;
+
 function processOf({ denoiser, sampler, calls, seed, index }) {
-  const least = 2, most = data.levels.length, whole = (x, to) => Number.isInteger(x) && x >= 0 && x <= to;
+  const most = data.levels.length;
   refuse(!["exact", "gaussian"].includes(denoiser), `There is no denoiser ${denoiser}; choose exact or gaussian.`);
   refuse(!SAMPLERS.includes(sampler), `There is no sampler ${sampler}; choose from ${SAMPLERS.join(", ")}.`);
-  refuse(!whole(calls, most) || calls < least, `calls = ${calls} must lie between ${least} and ${most}.`);
-  refuse(!whole(seed, 2 ** 32 - 1), `seed = ${seed} must lie between 0 and 2^32 - 1.`);
-  refuse(!whole(index, START - 1025), `index = ${index} must lie between 0 and 2^31 - 1025.`);
+  refuse(!isWhole(calls, most) || calls < 2, `calls = ${calls} must be a whole number from 2 to ${most}.`);
+  refuse(!isWhole(seed, 2 ** 32 - 1), `seed = ${seed} must be a whole number from 0 to 2^32 - 1.`);
+  refuse(!isWhole(index, START - 1024), `index = ${index} must be a whole number from 0 to 2^31 - 1025.`);
   return { denoiser, sampler, course: courseOf(calls) };
 }
 
@@ -274,7 +132,8 @@ function trunkOf(request, again = false) {
   if (kept && !(again && kept.status === "cancelled")) return kept;
   const process = processOf(request), { steps, known } = process.course, { d } = data.points;
   const branches = (request.branches ?? []).map(({ step, clone }) => ({ b: nearestOf(steps, step) + 1, clone }));
-  refuse(branches.some(({ b }, i) => i && b >= branches[i - 1].b), "Branches must come in the descending order of their steps.");
+  refuse(branches.some(({ clone }) => !isWhole(clone, 10 ** 6)), "A branch needs the number of a clone, from 0.");
+  refuse(branches.some(({ b }, i) => i && b >= branches[i - 1].b), "Branches come in the descending order of their steps.");
   const trunk = {
     id, request, process, branches, status: "running", done: 0, fate: null, events: [], listeners: new Set(),
     steps: [...steps.toReversed(), -1], times: [...known.map(({ time }) => time).reverse(), 0],
@@ -402,7 +261,8 @@ const operations = {
   begin({ pixels, scale, mean, shape, schedule, ...rest }) {
     const d = shape.reduce((a, b) => a * b), n = pixels.length / d;
     const values = Float32Array.from(pixels, (each, i) => Math.fround(each / scale) - mean[i % mean.length]);
-    const squares = Float64Array.from({ length: n }, (_, i) => inner(values, i * d, values, i * d, d));
+    const row = (i) => values.subarray(i * d, (i + 1) * d);
+    const squares = Float64Array.from({ length: n }, (_, i) => row(i).reduce((sum, x) => sum + x * x, 0));
     const { beta, alpha_bar: squared, noise_variance: variances, time } = schedule;
     const levels = Array.from(beta, (each, s) => (
       { beta: each, signal: Math.sqrt(squared[s]), variance: variances[s], time: time[s] }));
