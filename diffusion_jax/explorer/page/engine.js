@@ -63,9 +63,10 @@ function move(sampler, levels, k, isFirst) {
   return { x, data: share * (1 + more), before: -share * more, noise: 0 };
 }
 
-// Looks at the messages now and then; throws once the work is called off.
+// Now and then tells how far the work is, and looks at the messages; throws once it is called off.
 async function pause(job) {
   if (performance.now() - job.since > SLICE) {
+    job.tell("progress", { status: "running", done: job.done, of: job.of, ahead: 0 });
     await new Promise((go) => setTimeout(go));
     job.since = performance.now();
   }
@@ -92,7 +93,7 @@ async function descend(job, { denoiser, sampler, course }, xs, b, to, z, visit, 
       }
     }
     before = means;
-    job.tell("progress", { status: "running", done: ++job.done, of: job.of, ahead: 0 });
+    job.done++;
   }
 }
 
