@@ -14,7 +14,7 @@ schedule, centre = dj.linear_schedule(), jnp.full(shape, ${mu}, jnp.float32)
 denoiser = dj.GaussianMixtureDenoiser(schedule, centre, jnp.float32(${sigma}))
 process = backward(schedule, denoiser, ${quoted(sampler)}, ${calls})`;
   }
-  const load = model.mixture ? "mixture_images()" : `load(${quoted(model.name)}, DataOptions())  # the data set's name or path`;
+  const load = model.mixture ? "mixture_images()" : `load(${quoted(model.name)}, DataOptions(data=None))  # the data set's name or path`;
   const data = model.kind === "run"
     ? `${run}
 images, schedule = forking.training_images(run), run.sampler.schedule`
@@ -36,7 +36,7 @@ x, key = state(${fork.index}, ${branches(fork.branches)}, ${toGo(fork.step)})
 numbers = np.arange(${fork.first}, ${fork.first + fork.clones})
 keys = jax.vmap(lambda number: clone(key, number, ${toGo(fork.step)}))(numbers)
 ends = advance(np.repeat(x, ${fork.clones}, axis=0), keys, ${toGo(fork.step)}, 0)
-pictures = np.clip(mean + ends, 0, 1)
+pictures = np.clip(mean + np.asarray(ends), 0, 1)
 `;
   return `import jax
 import jax.numpy as jnp
