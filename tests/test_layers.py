@@ -21,7 +21,7 @@ LAYERS = (
     "plots",
     "training",
     "study forking",
-    "comparing memorising",
+    "comparing memorising explorer",
     "diffusion_jax",  # the front door, which opens all of them
     "torch_ref",
     "experiments",
