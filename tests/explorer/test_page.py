@@ -1,148 +1,32 @@
-"""The explorer's page in Chromium, against a server of this process: what a reader does and sees."""
+"""The explorer's page in Chromium, against a server: what a reader does and sees."""
 
 import io
 import re
-import socket
-import threading
 import time
-from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import binomtest, norm
 
-from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
-from diffusion_jax.schedule import linear_schedule
-from tests.processes import free_port
+from diffusion_jax.regimes.cloning import fork as forked
 
-uvicorn = pytest.importorskip("uvicorn")
-pytest.importorskip("fastapi")
-sync_api = pytest.importorskip("playwright.sync_api")
+for name in ("fastapi", "uvicorn", "playwright.sync_api"):
+    pytest.importorskip(name)
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
-from diffusion_jax.serving import app, model, opening  # noqa: E402  (after what they need)
-from diffusion_jax.serving.desk import Desk  # noqa: E402
-from diffusion_jax.serving.work import Worker  # noqa: E402
+from tests.explorer.pages import (  # noqa: E402  (after what it needs)
+    AT_REST,
+    CLASSES,
+    drawn_at_cursor,
+    fork,
+    number_of,
+    until,
+)
 
+pytest_plugins = ["tests.explorer.pages"]
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
-
-CHROMIUM = "/usr/bin/chromium"
-CLASSES = ("<i>-m</i>", "+m")  # a name is text, whatever it looks like
-AT_REST = "!!window.explorer?.session.trunk?.id && !explorer.worker.busy()"
-
-
-class Server:
-    """A server of the mixture's points on a port of its own, which can be lost and found again."""
-
-    def __init__(self, folder):
-        images = replace(opening.mixture_images(), class_names=CLASSES)
-        opened = opening.Opened(
-            "mixture", images, None, folder, ["mixture", "exact", "gaussian"], [], opening.mixture()
-        )
-        result = opening.regimes(opened, 0.05)
-        schedule, names = linear_schedule(), opened.denoisers
-        self.model = model.make(
-            "mixture", images, schedule, names, result, None, None, opened.mixture
-        )
-        self.port = free_port()
-        self.start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.port}/"
-
-    def start(self):
-        self.desk = desk = Desk(Worker(32))
-
-        def prepare():
-            desk.models[self.model.id], desk.ready = self.model, True
-
-        def failed(error):
-            raise error
-
-        application = app.create(desk, None, lambda: desk.worker.start(prepare, failed))
-        config = uvicorn.Config(application, log_level="error", timeout_graceful_shutdown=1)
-        listener = socket.create_server(("127.0.0.1", self.port))
-        self.server = uvicorn.Server(config)
-        run = {"target": self.server.run, "kwargs": {"sockets": [listener]}, "daemon": True}
-        self.thread = threading.Thread(**run)
-        self.thread.start()
-
-    def stop(self):
-        self.server.should_exit = True
-        self.thread.join(timeout=20)
-        assert not self.thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    found = Server(tmp_path_factory.mktemp("serve"))
-    yield found
-    found.stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def opened(browser, server):
-    """Opens pages; afterwards none of them has complained, or asked another host for anything."""
-    contexts, said = [], []
-
-    def open_page(fragment="calls=40", **options):
-        context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on(
-            "console",
-            lambda line: said.append(line.text) if "Security Policy" in line.text else None,
-        )
-        page.on(
-            "request", lambda request: said.append(request.url) if foreign(request.url) else None
-        )
-        page.goto(f"{server.url}#{fragment}")
-        until(page, AT_REST)
-        return page
-
-    def foreign(url):
-        return not url.startswith((server.url, "data:", f"blob:{server.url}"))
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert said == []
-
-
-def until(page, condition, seconds=30):
-    """Waits for an expression to be true, where the page's policy forbids wait_for_function."""
-    end = time.monotonic() + seconds
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, f"not within {seconds} s: {condition}"
-        page.wait_for_timeout(20)
-
-
-def number_of(page):
-    return page.evaluate("explorer.session.number")
-
-
-def drawn_at_cursor(page):
-    """The x_t that is drawn, once it is that of the cursor."""
-    until(page, "explorer.at()?.step === explorer.session.step()")
-    return np.array(page.evaluate("[...explorer.at().x]"), np.float32)
-
-
-def fork(page, clones="32", place=12):
-    page.evaluate(f"explorer.session.moveTo({place})")
-    page.select_option("#clones", clones)
-    page.click("#fork")
-    until(page, f"explorer.session.shownFork()?.ends?.length === {clones} * 64")
 
 
 def test_what_is_seen_first(opened):
@@ -365,13 +249,14 @@ def test_errors_are_said(opened):
 
 def test_the_address_holds_the_state(opened):
     page = opened()
+    branches = [{"step": 90, "clone": 4}, {"step": 8, "clone": 0}]
     state = {
         "model": "a&b=c#1", "denoiser": "exact", "sampler": "ancestral", "calls": 40, "seed": 7,
-        "index": 2, "step": -1, "branches": [{"step": 90, "clone": 4}, {"step": 8, "clone": 0}],
+        "index": 2, "step": -1, "branches": branches,
         "uturn": {"index": 1, "step": 30, "returns": 4},
         "forks": [
-            {"index": 2, "step": 30, "clones": 8, "first": 32, "branches": []},
-            {"index": 3, "step": 9, "clones": 8, "first": 0, "branches": [{"step": 90, "clone": 4}]},
+            {"index": 2, "step": 30, "clones": 8, "first": 32, "branches": branches},
+            {"index": 3, "step": 9, "clones": 8, "first": 0, "branches": []},
         ],
     }  # fmt: skip
     again = "import('address').then((a) => a.fromFragment(a.toFragment(state)))"
@@ -426,10 +311,6 @@ def test_python_lines_of_a_data_set(opened):
         {index: 3, branches: [], step: 200, clones: 2, first: 5}))"""
     names = {}
     exec(page.evaluate(of), names)
-    import jax
-
-    from diffusion_jax.regimes.cloning import fork as forked
-
     process, shape = names["process"], names["shape"]
     expected = forked(
         process.sampler, process.denoiser, jax.random.key(1), [2], shape, 3, 4, clones=7, watch=[2]
@@ -440,10 +321,10 @@ def test_python_lines_of_a_data_set(opened):
 
 def test_the_potential_is_that_of_the_mixture(opened):
     page = opened()
-    law, t, q = GaussianMixture(64, 0.25, 0.1), 0.4, np.linspace(-3, 3, 13)
+    law, t, q = {"dimension": 64, "mu": 0.25, "sigma": 0.1}, 0.4, np.linspace(-3, 3, 13)
     of = "([law, t, q]) => import('potential').then((p) => q.map(p.potential(law, t).V))"
-    values = page.evaluate(of, [{"dimension": 64, "mu": 0.25, "sigma": 0.1}, t, q.tolist()])
-    centre = np.sqrt(law.dimension) * law.mu * np.exp(-t)
-    spread = np.sqrt(1 - np.exp(-2 * t) + law.sigma**2 * np.exp(-2 * t))
+    values = page.evaluate(of, [law, t, q.tolist()])
+    centre = 8 * 0.25 * np.exp(-t)
+    spread = np.sqrt(1 - np.exp(-2 * t) + 0.1**2 * np.exp(-2 * t))
     density = norm.pdf(q, centre, spread) / 2 + norm.pdf(q, -centre, spread) / 2
     np.testing.assert_allclose(np.diff(values), -np.diff(np.log(density)), atol=1e-12)
