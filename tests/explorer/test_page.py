@@ -16,7 +16,8 @@ for name in ("fastapi", "uvicorn", "playwright.sync_api"):
     pytest.importorskip(name)
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
-from tests.explorer.pages import (  # noqa: E402  (after what it needs)
+from diffusion_jax.serving import programs  # noqa: E402  (after what it needs)
+from tests.explorer.pages import (  # noqa: E402
     AT_REST,
     CLASSES,
     drawn_at_cursor,
@@ -148,19 +149,25 @@ def test_forks_of_several_samples_are_pooled(opened):
     assert f"[{interval.low:.2f}, {interval.high:.2f}]" in said
 
 
-def test_cancelling_ends_the_work(opened, server):
-    page = opened()
+def test_cancelling_ends_the_work(opened, server, monkeypatch):
+    page, advance = opened(), programs.advance
+
+    def slowly(*arguments):
+        time.sleep(0.01)
+        return advance(*arguments)
+
+    monkeypatch.setattr(programs, "advance", slowly)  # so that it cannot be done before
     page.fill("input[name=calls]", "1000")
     page.keyboard.press("Enter")
-    cancel = "document.getElementById('cancel')"
-    running = "explorer.session.trunk.done > 3 && explorer.worker.busy()"
-    until(page, f"{running} && !{cancel}.hidden && ({cancel}.click(), true)")
+    until(page, "explorer.session.trunk.done > 3 && explorer.worker.busy()")
+    page.click("#cancel")
     assert page.locator("#doing").inner_text() == "Cancelled"
     name, end = page.evaluate("explorer.session.trunk.id"), time.monotonic() + 10
     while server.desk.worker.find(name) is not None:  # one that is cancelled is not found
         assert time.monotonic() < end
         time.sleep(0.01)
     assert 3 < page.evaluate("explorer.session.trunk.done") < 1000
+    monkeypatch.undo()
     page.fill("input[name=calls]", "40")
     page.keyboard.press("Enter")
     until(page, f"explorer.session.trunk.done === 41 && {AT_REST}")
