@@ -128,7 +128,15 @@ _advance = jax.jit(sampling_loop)
 
 
 @jax.jit
-def _clone_keys(keys: Array, fork: Array, clone: Array) -> Array:
+def clone_keys(keys: Array, fork: Array, clone: Array) -> Array:
+    """The keys of one clone of each trunk (batch,), from the trunks' own.
+
+    Args:
+      keys: the trunks' typed keys (batch,).
+      fork: steps b that the clone has still to go, a scalar.
+      clone: its number, a scalar.
+    """
+
     def of_one(key: Array) -> Array:
         return jax.random.fold_in(jax.random.fold_in(key, _CLONE - clone), fork)
 
@@ -237,7 +245,7 @@ def fork(
 def _clone(
     sampler: Sampler, denoiser: Denoiser, x: Array, keys: Array, b: int, clone: int
 ) -> np.ndarray:
-    own = _clone_keys(keys, jnp.int32(b), jnp.int32(clone))
+    own = clone_keys(keys, jnp.int32(b), jnp.int32(clone))
     return fetch(_advance(sampler, denoiser, x, own, jnp.int32(b), jnp.int32(0)))
 
 

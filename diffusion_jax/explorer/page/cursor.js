@@ -43,9 +43,12 @@ export function makeCursor(source) {
     const { model, trunk, step } = asked;
     const state = await stateOf(trunk, step);
     if (model.mixture) drawPotential(byId("potential"), model.mixture, state.time, state.x);
-    const denoised = step < 0 ? {} : await source.denoise(model.id, state.x, step, model.denoisers.map(({ name }) => name));
+    const names = model.denoisers.map(({ name }) => name);
+    const [denoised] = await Promise.all([
+      step < 0 ? {} : source.denoise(model.id, state.x, step, names),
+      drawPosterior(byId("posterior"), state.posterior, model, imagesOf(model)),
+    ]);
     drawStates(asked, state, denoised);
-    await drawPosterior(byId("posterior"), state.posterior, model, imagesOf(model));
     current = { ...state, denoised };
   }
 

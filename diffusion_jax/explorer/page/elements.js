@@ -22,7 +22,8 @@ export function short(value) {
   return Math.abs(value) < 1e-4 && value !== 0 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
 }
 
-export const interval = ({ value, low, high }) => `${short(value)} [${short(low)}, ${short(high)}]`;
+// A fraction with its interval.
+export const interval = ({ value, low, high }) => `${value.toFixed(2)} [${low.toFixed(2)}, ${high.toFixed(2)}]`;
 
 // Wilson's 95 % interval of a fraction.
 export function wilson(count, of) {

@@ -3,7 +3,7 @@ import { jumps, makeAxis } from "axis";
 import { makeCursor } from "cursor";
 import { drawCurves, pooled } from "curves";
 import { byId, element, short } from "elements";
-import { drawFates } from "fates";
+import { drawFates, fateText } from "fates";
 import { exportButtons } from "files";
 import { pythonLines } from "python";
 import { nearestTime } from "scale";
@@ -25,10 +25,11 @@ let shown = Promise.resolve(); // when the latest state is drawn
 
 function placeText({ trunk, number, model }) {
   if (!trunk.done) return "";
+  if (trunk.steps[number] < 0) return `t = 0, data${trunk.fate ? `: ${fateText(trunk.fate, model)}` : ""}`;
   const p = trunk.along.classes?.[number];
   const c = p ? p.indexOf(Math.max(...p)) : -1;
   const of = c < 0 ? "" : `, class ${model.classes[c]} with ${p[c].toFixed(2)}`;
-  return `t = ${short(trunk.times[number])}, ${trunk.steps[number] < 0 ? "data" : `step ${trunk.steps[number]}`}${of}`;
+  return `t = ${short(trunk.times[number])}, step ${trunk.steps[number]}${of}`;
 }
 
 function drawTime() {
@@ -109,8 +110,9 @@ async function runChosen(changed) {
     Object.assign(session.state, { calls: null, step: null });
     await session.open(model.value);
   } else {
-    if (!form.reportValidity()) return;
-    session.choose({ denoiser: denoiser.value, sampler: sampler.value, calls: Number(calls.value), seed: Number(seed.value), index: Number(index.value) });
+    const chosen = { denoiser: denoiser.value, sampler: sampler.value, calls: Number(calls.value), seed: Number(seed.value), index: Number(index.value) };
+    if (!form.reportValidity() || (worker.busy() && !session.differs(chosen))) return;
+    session.choose(chosen);
   }
   fillControls();
   await session.run();
@@ -156,10 +158,11 @@ function key(event) {
 // --- beginning -------------------------------------------------------------------------------
 
 async function restore() {
+  const fragment = location.hash;
   play(false);
   const models = await source.models();
   choices(form.elements.model, models.map(({ id, name }) => [id, name]));
-  await session.restore(location.hash, fillControls);
+  await session.restore(fragment, fillControls);
 }
 
 const on = (node, event, act) => node.addEventListener(event, (what) => Promise.resolve(act(what)).catch(worker.fail));

@@ -1,6 +1,7 @@
 // Images on canvases, each with its description.
 import { element, short } from "elements";
 
+const [BLUE, WHITE, RED] = [[33, 80, 172], [247, 247, 247], [178, 24, 43]]; // of differences
 const level = (value) => 255 * Math.min(1, Math.max(0, value));
 
 function canvasOf([height, width], said, colour) {
@@ -29,8 +30,7 @@ export function difference(x, other, shape) {
   const most = apart.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
   const canvas = canvasOf(shape, `difference of up to ${short(most)}`, (pixel) => {
     const share = most > 0 ? apart[pixel] / most : 0;
-    const faded = 255 * (1 - Math.abs(share));
-    return share > 0 ? [235, faded * 0.95, faded * 0.9] : [faded * 0.9, faded * 0.97, 235];
+    return (share > 0 ? RED : BLUE).map((end, c) => WHITE[c] + (end - WHITE[c]) * Math.abs(share));
   });
   return { canvas, most };
 }

@@ -25,7 +25,7 @@ export function drawPotential(svg, mixture, t, x) {
   const at = (each) => [((each + most) / (2 * most)) * width, 150 - (130 * (V(each) - bottom)) / height];
   svg.append(shape("path", { class: "line phi", d: path(grid.map(at).filter(([, y]) => y > 2)) }));
   const [px, py] = at(q);
-  svg.append(shape("circle", { class: "here filled", cx: px, cy: py, r: 6 }));
+  svg.append(shape("circle", { class: "here", cx: px, cy: py, r: 6 }));
   for (const each of [-centre, 0, centre]) svg.append(shape("text", { class: "mark", x: at(each)[0], y: 172 }, short(each)));
   svg.setAttribute("aria-label", `Potential at t = ${short(t)} with minima near ${short(-centre)} and ${short(centre)}; the state is at q = ${short(q)}`);
 }

@@ -14,11 +14,11 @@ schedule, centre = dj.linear_schedule(), jnp.full(shape, ${mu}, jnp.float32)
 denoiser = dj.GaussianMixtureDenoiser(schedule, centre, jnp.float32(${sigma}))
 process = backward(schedule, denoiser, ${quoted(sampler)}, ${calls})`;
   }
+  const load = model.mixture ? "mixture_images()" : `load(${quoted(model.name)}, DataOptions(data=None))  # the data set's name or path`;
   const data = model.kind === "run"
     ? `${run}
 images, schedule = forking.training_images(run), run.sampler.schedule`
-    : `images = load(${quoted(model.name)}, DataOptions())  # a data set's name, or the path of images
-schedule = dj.linear_schedule()`;
+    : `images, schedule = ${load.replace(/(  #.*)?$/, ", dj.linear_schedule()$1")}`;
   return `${data}
 points, shape, mean = images.centred(), images.images.shape[1:], images.mean
 process = closed_form(
@@ -36,7 +36,7 @@ x, key = state(${fork.index}, ${branches(fork.branches)}, ${toGo(fork.step)})
 numbers = np.arange(${fork.first}, ${fork.first + fork.clones})
 keys = jax.vmap(lambda number: clone(key, number, ${toGo(fork.step)}))(numbers)
 ends = advance(np.repeat(x, ${fork.clones}, axis=0), keys, ${toGo(fork.step)}, 0)
-pictures = np.clip(mean + ends, 0, 1)
+pictures = np.clip(mean + np.asarray(ends), 0, 1)
 `;
   return `import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ import diffusion_jax as dj
 from diffusion_jax import forking
 from diffusion_jax.sampling import backward, pure_noise, sampling_loop
 from diffusion_jax.sampling.backward import closed_form
-from experiments.data_options import DataOptions, load
+${model.mixture ? "from diffusion_jax.serving.opening import mixture_images\n" : ""}from experiments.data_options import DataOptions, load
 
 ${processLines(model, state)}
 loop = jax.jit(sampling_loop)

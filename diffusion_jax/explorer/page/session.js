@@ -20,7 +20,13 @@ export function makeSession(source, worker, draw) {
   };
   const { state, forks } = session;
   const step = () => session.trunk.steps[session.number];
-  const say = () => history.replaceState(null, "", toFragment(state));
+  const differs = (chosen) => Object.entries(chosen).some(([name, value]) => state[name] !== value);
+  let saying = null;
+  // At rest, since browsers refuse to be told of every frame.
+  function say() {
+    clearTimeout(saying);
+    saying = setTimeout(() => history.replaceState(null, "", toFragment(state)), 150);
+  }
 
   function requestOf({ index, branches }) {
     const { model, denoiser, sampler, calls, seed } = state;
@@ -127,9 +133,10 @@ export function makeSession(source, worker, draw) {
       say();
       draw("fork");
     },
-    // Other settings: forks of the old ones are no longer comparable.
+    differs,
+    // Other settings than the sample's index: forks of the old ones are no longer comparable.
     choose(chosen) {
-      if (Object.entries(chosen).some(([name, value]) => name !== "index" && state[name] !== value)) clear();
+      if (differs({ ...chosen, index: state.index })) clear();
       if (chosen.index !== state.index) state.branches = [];
       Object.assign(state, chosen);
     },

@@ -14,11 +14,12 @@ export function makeWorker(source) {
     byId("error").textContent = error.message;
     if (!error.status) console.error(error);
   }
-  function stop(said) {
-    if (current?.id) source.cancel(current.kind, current.id);
+  async function stop(said) {
+    const { kind, id } = current ?? {};
     current = null;
     show(said, false);
     ended();
+    if (id) await source.cancel(kind, id);
   }
   byId("cancel").addEventListener("click", () => stop("Cancelled"));
   show("", false);
@@ -30,10 +31,11 @@ export function makeWorker(source) {
     // Runs start(handlers) after cancelling what runs. Gives null where it fails or is cancelled;
     // handlers are then called no more.
     async run(kind, doing, handlers, start) {
-      if (current) stop("");
+      const stopped = stop("");
       byId("error").textContent = "";
       const mine = (current = { kind, id: null });
       show(doing, true);
+      await stopped; // the same work may be asked for again
       const progress = ({ done, of, ahead }) => {
         byId("progress").value = of ? done / of : 0;
         byId("doing").textContent = ahead ? `${doing}, after ${ahead} other requests` : doing;

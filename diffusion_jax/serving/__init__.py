@@ -1,0 +1,1 @@
+"""The REST interface of the explorer: models that are looked at, and the one worker that runs."""
