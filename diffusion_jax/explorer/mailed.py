@@ -255,7 +255,7 @@ def _model(
         "times": np.asarray(schedule.time),
         "denoisers": [
             {"name": "exact", "about": "the exact score of the images in this page"},
-            {"name": "gaussian", "about": gaussian},
+            {"name": "gaussian", "about": gaussian, "modes": num_modes},
         ],
         "samplers": [
             {"name": "ancestral", "noisy": True},

@@ -66,6 +66,37 @@ def test_it_opens_from_the_disk_and_asks_for_nothing(browser, tmp_path):
     page.close()
 
 
+@pytest.mark.parametrize("denoiser", ["exact", "gaussian"])
+def test_the_python_lines_compute_what_is_seen(browser, denoiser):
+    """But for how the images are read, which the lines leave to the data set's name."""
+    images = digits(60, 2)
+    page = browser.new_page()
+    page.set_content(mailed.page_of(images, "digits", RESULT))
+    page.wait_for_selector("text=t = 0")
+    page.select_option("[name=denoiser]", denoiser)
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.wait_for_function(
+        "name => document.querySelector('#python').value.includes(name)",
+        arg="GaussianDenoiser" if denoiser == "gaussian" else "closed_form(",
+    )
+    page.wait_for_selector("text=t = 0")
+    lines = page.locator("#python").input_value()
+    names = {"digits": lambda: images}
+    exec(re.sub(r"load\(.*?\),", "digits(),", lines), names)
+    end = page.evaluate(
+        """denoiser => import("local").then(async ({makeSource}) => {
+          const source = makeSource(), [{id}] = await source.models();
+          const request = {model: id, denoiser, sampler: "ancestral", calls: 100, seed: 0, index: 0,
+            branches: []};
+          const trunk = await source.trunk(request, {});
+          return Array.from((await source.state(trunk, -1)).x);
+        })""",
+        denoiser,
+    )
+    assert np.abs(np.array(end) - np.asarray(names["x_t"]).ravel()).max() < 1e-4
+    page.close()
+
+
 TRIED = """async (there) => {
   const broken = [];
   document.addEventListener("securitypolicyviolation", (event) => {
