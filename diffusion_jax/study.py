@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from diffusion_jax.plots.times import MOST_COLUMNS, class_notes, information_row
 from diffusion_jax.regimes import analysis as numbers
 from diffusion_jax.regimes.class_information import groups_named
 from diffusion_jax.regimes.curves import Estimate
-from diffusion_jax.runtime.files import parse_json, unwritten, write_json
+from diffusion_jax.runtime.files import parse_json, unwritten, write_bytes, write_json
 from diffusion_jax.runtime.tables import print_table
 from diffusion_jax.runtime.text import shown
 from diffusion_jax.symmetry import Group, group_named
@@ -35,7 +35,7 @@ from diffusion_jax.symmetry import Group, group_named
 FILES = (
     *("symmetry.png", "spectrum.png", "speciation.png", "collapse.png", "information.png"),
     *("pairs.png", "lipschitz.png"),
-    *("samples.png", "schedule.png", "schedule.json", "report.html"),
+    *("samples.png", "schedule.png", "schedule.json", "report.html", "explorer.html"),
 )
 _NO_LABELS = (
     "the images have no labels: phi, the class entropy and t_S_phi need them and are not given; "
@@ -124,12 +124,16 @@ class Study:
         """phi, phi_C and f^e/alpha along time, the three regimes shaded."""
         return plots.draw_regimes(self.analysis.overall.curves, self.times)
 
-    def save(self, folder: Path | str) -> list[Path]:
+    def save(self, folder: Path | str, pages: Mapping[str, str] | None = None) -> list[Path]:
         """Writes result.json, the figures and report.html into a folder, made if it is missing.
 
         And schedule.json, the data's own noise schedule, where it can be made: its name, the data's
         name, and the times of its 1 000 steps. What an earlier study wrote there is replaced, or
         removed where this one has no such file; other files are left alone.
+
+        Args:
+          folder: the folder.
+          pages: texts that are written beside the report, by names that are in `FILES`.
 
         Returns:
           The paths of the figures.
@@ -137,10 +141,10 @@ class Study:
         Raises:
           UserError: they cannot be written, or see `require_own`.
         """
-        folder = Path(folder).expanduser()
+        folder, pages = Path(folder).expanduser(), pages or {}
         pictures, schedule = list(pictures_of(self.analysis, self.images)), self.analysis.schedule
         own = [picture.name for picture in pictures] + ["report.html"]
-        own += ["schedule.json"] if schedule is not None else []
+        own += [*(["schedule.json"] if schedule is not None else []), *pages]
         require_own(folder, own)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -155,6 +159,8 @@ class Study:
             write_json(folder / "schedule.json", content)
         for picture in pictures:
             picture.save(folder)
+        for name, text in pages.items():
+            write_bytes(folder / name, text.encode())
         self._report(folder / "report.html", pictures)
         return [folder / picture.name for picture in pictures]
 

@@ -3,7 +3,8 @@
 DATA is the name of a data set, as docs/data.md describes them, a folder of images (a subfolder a
 class), a table of images, Parquet, or an .npy or .npz file of images and labels. No training is
 needed: the answers come from the data's covariance and from their exact empirical score. Prints a
-table, and writes result.json, the figures and report.html, which shows them all.
+table, and writes result.json, the figures and report.html, which shows them all; with --explorer a
+page to mail as well, in which backward processes of these data run.
 """
 
 import json
@@ -22,6 +23,7 @@ from rich.text import Text
 from diffusion_jax import data, study
 from diffusion_jax.data.notes import say_notes
 from diffusion_jax.errors import UserError
+from diffusion_jax.explorer import mailed
 from diffusion_jax.regimes.class_information import groups_named
 from diffusion_jax.regimes.transitions import check_accuracy
 from diffusion_jax.runtime import backend, distributed
@@ -55,6 +57,9 @@ class Options(DataOptions):
     """Measure the images together with all that the maps of a group make of them, and beside each
     time that of the images alone. flip: left for right; dihedral: that and quarter turns, of square
     images; translations: every shift around the edges. None by default."""
+    explorer: bool = False
+    """Write explorer.html too: one page to mail, which holds the images, runs backward processes
+    under their exact and their Gaussian score in the browser, and needs no server."""
     partition: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """Names of classes that make up a group, once for each group, as in --partition 0 6 --partition
     1 4 7. When x_t says which group it is of is then measured too; images of other classes are left
@@ -64,6 +69,11 @@ class Options(DataOptions):
         """Raises a UserError naming the first field that is out of range."""
         if self.symmetry is not None:
             check_symmetry(self.symmetry)
+        if self.explorer and self.symmetry is not None:
+            raise UserError(
+                "--explorer writes a page that computes the score of the images alone: leave it "
+                "out, or --symmetry"
+            )
         if not 0 <= self.seed < 2**32:
             raise UserError("seed must lie between 0 and 2^32 - 1")
         if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
@@ -81,7 +91,7 @@ def _folder(options: Options) -> str:
     """The folder for the results, made."""
     out = default_folder(options) if options.out is None else expanded(options.out)
     try:
-        study.require_own(out)
+        study.require_own(out, ("spectrum.png", "collapse.png", *[mailed.NAME] * options.explorer))
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made a folder: {error.strerror}") from error
@@ -135,10 +145,13 @@ def main() -> None:
         name: getattr(options, name)
         for name in ("data", "images_per_class", "image_size", "flat", "data_dir")
     }
-    pictures = replace(found, settings=named | found.settings).save(out)
+    pages = {mailed.NAME: mailed.page(found)} if options.explorer else {}
+    pictures = replace(found, settings=named | found.settings).save(out, pages)
     seconds = time.monotonic() - started
+    files = "".join(f", {name} ({len(text) / 1e6:.1f} MB)" for name, text in pages.items())
     print(
-        f"Wrote {out / 'result.json'}, {len(pictures)} figures and report.html in {seconds:.0f} s"
+        f"Wrote {out / 'result.json'}, {len(pictures)} figures{files} and report.html in "
+        f"{seconds:.0f} s"
     )
 
 
