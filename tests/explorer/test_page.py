@@ -186,6 +186,22 @@ def test_a_lost_server_is_waited_for(opened, server):
     until(page, "document.getElementById('banner').textContent === ''")
 
 
+def test_a_token_is_taken_from_the_address_once(opened, server):
+    server.stop()
+    server.start("a token of 16 letters")
+    try:
+        page = opened("token=a%20token%20of%2016%20letters&calls=40")
+        until(page, "location.hash.includes('seed=0')")
+        assert "token" not in page.url
+        page.reload()
+        until(page, AT_REST)
+        page = opened("calls=40", rest="document.getElementById('error')?.textContent !== ''")
+        assert "token" in page.locator("#error").inner_text()
+    finally:
+        server.stop()
+        server.start()
+
+
 def test_all_of_it_by_keyboard(opened):
     page = opened()
 

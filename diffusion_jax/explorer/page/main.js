@@ -132,7 +132,8 @@ async function turnFile(file) {
 
 // --- playing and keys ------------------------------------------------------------------------
 
-async function play(on) {
+async function play(wanted) {
+  const on = wanted && Boolean(session.trunk?.done);
   const mine = (playing = on ? {} : null);
   byId("play").textContent = on ? "Pause" : "Play";
   const atEnd = () => session.number >= session.trunk.done - 1;
