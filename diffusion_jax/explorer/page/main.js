@@ -179,7 +179,13 @@ on(turning, "drop", (event) => (event.preventDefault(), turnFile(event.dataTrans
 on(document, "keydown", key);
 on(window, "hashchange", restore);
 on(window, "resize", () => draw());
-worker.ended(() => draw());
+worker.ended((cancelled) => {
+  if (cancelled) {
+    play(false);
+    cursor.stop();
+  }
+  draw();
+});
 byId("exports").replaceChildren(...exportButtons(session, cursor, worker.fail));
 watch(source);
 byId("about").textContent = (await source.about?.()) ?? "";

@@ -18,7 +18,7 @@ export function makeWorker(source) {
     const { kind, id } = current ?? {};
     current = null;
     show(said, false);
-    ended();
+    ended(said !== "");
     if (id) await source.cancel(kind, id);
   }
   byId("cancel").addEventListener("click", () => stop("Cancelled"));
@@ -27,7 +27,7 @@ export function makeWorker(source) {
   return {
     fail,
     busy: () => current !== null,
-    ended: (then) => (ended = then),
+    ended: (then) => (ended = then), // called with true where the reader cancelled
     // Runs start(handlers) after cancelling what runs. Gives null where it fails or is cancelled;
     // handlers are then called no more.
     async run(kind, doing, handlers, start) {
@@ -51,7 +51,7 @@ export function makeWorker(source) {
       if (mine !== current) return null;
       current = null;
       show("", false);
-      ended();
+      ended(false);
       return result?.status === "done" ? result : null;
     },
   };
