@@ -120,7 +120,7 @@ async function runChosen(changed) {
 
 async function turn(image) {
   const { returns, file } = turning.elements;
-  if (session.trunk?.done && session.step() >= 0 && turning.reportValidity()) await session.uturn(image, session.step(), Number(returns.value));
+  if (!byId("turn").disabled && turning.reportValidity()) await session.uturn(image, session.step(), Number(returns.value));
   file.value = "";
 }
 
@@ -179,12 +179,12 @@ on(turning, "drop", (event) => (event.preventDefault(), turnFile(event.dataTrans
 on(document, "keydown", key);
 on(window, "hashchange", restore);
 on(window, "resize", () => draw());
-worker.ended((cancelled) => {
-  if (cancelled) {
-    play(false);
-    cursor.stop();
-  }
+worker.ended(async (abandoned) => {
   draw();
+  if (!abandoned) return;
+  play(false);
+  cursor.stop();
+  await shown; // before it is cancelled: a request that comes later would begin it again
 });
 byId("exports").replaceChildren(...exportButtons(session, cursor, worker.fail));
 watch(source);
