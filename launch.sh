@@ -77,6 +77,7 @@ needed() {
         echo torch
       fi ;;
     ruff | mypy) echo test ;;
+    experiments.serve) echo serve ;;
     experiments.parity | experiments.convert | experiments.gpu_check) echo torch ;;
     # The earlier names, without tools, work too.
     experiments.tools.benchmark | experiments.benchmark) echo torch ;;

@@ -20,6 +20,7 @@ COMMANDS = {
     "modes": "modes",
     "uturns": "uturns",
     "memorisation": "memorisation",
+    "serve": "serve",
     "likelihood": "likelihood",
     "convert": "convert",
     "parity": "parity",

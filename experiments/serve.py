@@ -176,7 +176,7 @@ def main() -> None:
             if not what:
                 bar.stop()
                 own = "" if token is None else f"#token={token}"
-                console.print(f"Ready on {opening.devices()}: {address}/{own}", soft_wrap=True)
+                console.print(f"Ready on {opening.device()}: {address}/{own}", soft_wrap=True)
                 console.print("Ctrl-C ends it.")
 
         prepare = opening.prepare(desk, opened, options.accuracy, said)

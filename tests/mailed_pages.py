@@ -1,6 +1,7 @@
 """Pages that hold a data set, and a browser that opens them; for the tests of the explorer."""
 
 import base64
+import json
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
@@ -55,8 +56,10 @@ def module(name):
 
 def bare(images, name="digits", result=RESULT, **options):
     """A page of the data, the worker and the source of numbers alone, which is `window.source`."""
+    imports = json.dumps({"imports": {"elements": module("elements.js")}})
     return (
         f"<!doctype html><meta charset=utf-8>{mailed.carried(images, name, result, **options)}"
+        f'<script type="importmap">{imports}</script>'
         f'<script type="module">import {{makeSource}} from "{module("local.js")}";'
         "window.source = makeSource(); window.model = (await source.models())[0].id;</script>"
     )

@@ -22,6 +22,7 @@ LAYERS = (
     "training",
     "study forking",
     "comparing memorising explorer",
+    "serving",
     "diffusion_jax",  # the front door, which opens all of them
     "torch_ref",
     "experiments",

@@ -9,7 +9,6 @@ import base64
 import gzip
 import html
 import json
-import math
 import re
 from importlib import resources
 from typing import Any
@@ -168,8 +167,9 @@ def _travelling(images: ImageSet, most_bytes: int) -> tuple[np.ndarray, str]:
     """The indices of the images that travel, and these in base64."""
     n, classes = len(images.images), max(1, len(images.class_names))
     pixels = images.images.astype(_dtype(images), copy=False)
-    # No image gets smaller than a thousandth: larger sets need not be compressed as a whole.
-    count = min(n, max(classes, 1000 * most_bytes // pixels[0].nbytes))
+    # How small they get is known from a few, so that a large set is not compressed as a whole.
+    few = first_of_each(images.labels, n, min(n, 500))
+    count = min(n, max(classes, int(1.1 * most_bytes * len(few) / len(_zipped(pixels[few])))))
     while True:
         chosen = first_of_each(images.labels, n, count)
         text = _zipped(pixels[chosen])
@@ -191,7 +191,8 @@ def _content(
     classed = images.labels is not None and len(images.class_names) > 1
     chosen, text = _travelling(images, most_bytes)
     points = images.centred()
-    rank = max(1, min(MOST_MODES, len(points) - 1, math.prod(points.shape[1:])))
+    fitting = MOST_BYTES // len(_base64(points[0]))  # of large images the modes too would be much
+    rank = max(1, min(MOST_MODES, len(points) - 1, points[0].size, fitting))
     gaussian = GaussianDenoiser.fit(schedule, points, rank=rank, floor="rest")
     num_modes, regimes = len(gaussian.modes), _regimes(result, classed)
     return {
@@ -254,7 +255,7 @@ def _model(
         "times": np.asarray(schedule.time),
         "denoisers": [
             {"name": "exact", "about": "the exact score of the images in this page"},
-            {"name": "gaussian", "about": gaussian},
+            {"name": "gaussian", "about": gaussian, "modes": num_modes},
         ],
         "samplers": [
             {"name": "ancestral", "noisy": True},

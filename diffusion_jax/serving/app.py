@@ -60,6 +60,7 @@ def create(
 
     _page(app)
     app.include_router(api.router(desk))
+    problems.describe(app)
 
     def closed() -> str | None:
         if desk.ready:

@@ -28,7 +28,6 @@ from diffusion_jax.judging.classifier import TrainedClassifier
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.regimes.spectrum import eigenmodes
 from diffusion_jax.regimes.theories import FAMILIES, modes_cost
-from diffusion_jax.runtime.devices import replicate
 from diffusion_jax.sampling import Backward, backward
 from diffusion_jax.sampling.backward import default_patch
 from diffusion_jax.schedule import NoiseSchedule
@@ -57,7 +56,7 @@ class Model:
       images: the training images.
       points: the same, mean removed (n, height, width, channels).
       schedule: the noise schedule.
-      denoisers: by name, on the devices; of the network its predictions are clipped.
+      denoisers: by name; of the network its predictions are clipped.
       exact: the exact score, which tells p(c | x_t) and the nearest images.
       member: (n, C), one where an image is of a class; of no columns for less than two classes.
       modes: the first two modes of the covariance of all channels (2, d).
@@ -148,7 +147,9 @@ def chosen_denoisers(
         family = FAMILIES[name]
         made = modes_cost(n, shape)[0] if family.by_modes else 0.0
         called = family.seconds(n, shape, default_patch(name))
-        return name == "exact" or (called < _MOST_PER_CALL and made < _MOST_TO_MAKE)
+        quick = called < _MOST_PER_CALL and made < _MOST_TO_MAKE
+        # The mixture's components are no pixels: a patch of them means nothing.
+        return name == "exact" or (quick and not (mixture and family.local))
 
     return own + [name for name in possible if quick(name)]
 
@@ -179,7 +180,7 @@ def make(
     mixture: GaussianMixture | None = None,
     said: Callable[[str], None] = lambda what: None,
 ) -> Model:
-    """Fits the denoisers and puts them on the devices.
+    """A model, its denoisers fitted.
 
     Args:
       name: of the model.
@@ -194,22 +195,22 @@ def make(
     """
     points, labels = images.centred(), images.labels
     num_classes = len(images.class_names) if labels is not None else 0
-    exact = replicate(EmpiricalDenoiser.fit(schedule, points, labels))
+    exact = EmpiricalDenoiser.fit(schedule, points, labels)
     denoisers: dict[str, Denoiser] = {}
     if run is not None:
-        denoisers[TRAINED] = replicate(_clipped(run, schedule))
+        denoisers[TRAINED] = _clipped(run, schedule)
     for each in names:
         said(each)
         if each == MIXTURE and mixture is not None:
             centre = jnp.full(points.shape[1:], mixture.mu, jnp.float32)
             mixed = GaussianMixtureDenoiser(schedule, centre, jnp.float32(mixture.sigma))
-            denoisers[each] = replicate(mixed)
+            denoisers[each] = mixed
         elif each != TRAINED:
             side = default_patch(each)
             options = {} if side is None else {"patch": side}
-            made = exact if each == "exact" else None
-            fitted = made or DENOISERS[each](schedule, points, labels, **options)
-            denoisers[each] = made or replicate(fitted)
+            fit = DENOISERS[each]
+            made = exact if each == "exact" else fit(schedule, points, labels, **options)
+            denoisers[each] = made
     member = np.zeros((len(points), num_classes if num_classes > 1 else 0), np.float32)
     if labels is not None and num_classes > 1:
         member[np.arange(len(points)), labels] = 1
@@ -222,8 +223,8 @@ def make(
         schedule=schedule,
         denoisers=denoisers,
         exact=exact,
-        member=replicate(jnp.asarray(member)),
-        modes=replicate(jnp.asarray(first_modes(points), jnp.float32)),
+        member=jnp.asarray(member),
+        modes=jnp.asarray(first_modes(points), jnp.float32),
         result=result,
         judge=judge,
         run=run,

@@ -142,7 +142,6 @@ def _judge(opened: Opened) -> TrainedClassifier | None:
     return judge
 
 
-def devices() -> str:
+def device() -> str:
     """What the worker runs on, in words."""
-    kind = jax.devices()[0].device_kind
-    return f"{jax.device_count()} x {kind}" if jax.device_count() > 1 else kind
+    return jax.devices()[0].device_kind

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from diffusion_jax.regimes.cloning import clone_keys
-from diffusion_jax.runtime.devices import fetch, fold_in_each, replicate, shard
+from diffusion_jax.runtime.devices import fold_in_each
 from diffusion_jax.serving import programs
 from diffusion_jax.serving.ids import ForkId, SampleId, TrunkId, TurnId
 from diffusion_jax.serving.judging import Fate, fates, reading
@@ -94,7 +94,7 @@ def states(model: Model, process: Process, trunk: TrunkId) -> Iterator[tuple[int
       The number k of the step that comes next (-1 at the end), x before it (1, ...), and the keys
       that it goes on with (1,).
     """
-    keys = replicate(keys_of(trunk.seed, np.array([trunk.index])))
+    keys = keys_of(trunk.seed, np.array([trunk.index]))
     branches = {process.number(step): clone for step, clone in trunk.branches}
     state, x = programs.begin(process.sampler, process.start, keys, model.shape)
     for k in range(process.num_steps - 1, -1, -1):
@@ -111,7 +111,7 @@ def run_trunk(model: Model, process: Process, job: Job) -> Steps:
     trunk: Trunk = job.result
     job.of = len(trunk.steps)
     for number, (_, x, _) in enumerate(states(model, process, trunk.id)):
-        step, on_host = trunk.steps[number], fetch(x)[0]
+        step, on_host = trunk.steps[number], np.asarray(x)[0]
         along = [float(each) for each in np.asarray(programs.project(model.modes, x))[0]]
         event: dict[str, Any] = {"number": number, "step": step, "time": trunk.times[number]}
         if step >= 0:
@@ -163,7 +163,7 @@ def run_forks(model: Model, process: Process, job: Job, kept: Trunk | None) -> S
     if x is None:
         job.of += process.num_steps - k
         for at, state, _ in states(model, process, fork.trunk):
-            x = fetch(state)[0]
+            x = np.asarray(state)[0]
             if at == k:
                 break
             yield
@@ -171,14 +171,14 @@ def run_forks(model: Model, process: Process, job: Job, kept: Trunk | None) -> S
     many = repeated(x, batch)
     for part in _batches(fork.first, fork.clones, batch):
         own = programs.keys_of_clones(keys[0], jnp.int32(k + 1), part)
-        yield from _descend(model, process, job, many, shard(own), k, fork.clones)
+        yield from _descend(model, process, job, many, own, k, fork.clones)
 
 
 def _fork_point(
     process: Process, fork: ForkId, kept: Trunk | None
 ) -> tuple[Array, np.ndarray | None]:
     """The keys that a trunk goes on with at a fork, and its state there, where it is known."""
-    keys = replicate(keys_of(fork.trunk.seed, np.array([fork.trunk.index])))
+    keys = keys_of(fork.trunk.seed, np.array([fork.trunk.index]))
     for step, clone in fork.trunk.branches:
         if step >= fork.step:
             b = process.number(step) + 1
@@ -196,9 +196,8 @@ def _batches(first: int, count: int, batch: int) -> Iterator[np.ndarray]:
 
 
 def repeated(x: np.ndarray, batch: int) -> Array:
-    """One x as often as a batch has places, on the devices."""
-    on_devices: Array = shard(np.repeat(x[None].astype(np.float32), batch, axis=0))
-    return on_devices
+    """One x as often as a batch has places."""
+    return jnp.asarray(np.repeat(x[None].astype(np.float32), batch, axis=0))
 
 
 def _descend(
@@ -224,7 +223,7 @@ def _descend(
         x.block_until_ready()
         yield
     along.append(np.asarray(programs.project(model.modes, x)))
-    ends = fetch(x)[: count - first]
+    ends = np.asarray(x)[: count - first]
     judged = fates(model, found.id.trunk.denoiser, ends, batch)
     paths = np.stack(along, axis=1)[: len(ends)].tolist()
     found.ends += list(ends)
@@ -247,12 +246,11 @@ def run_turns(model: Model, process: Process, job: Job) -> Steps:
     found.start_fate = fates(model, turn.trunk.denoiser, found.start[None], 1)[0]
     image = repeated(found.start, batch)
     for part in _batches(turn.trunk.index, turn.returns, batch):
-        keys = shard(keys_of(turn.trunk.seed, part))
+        keys = keys_of(turn.trunk.seed, part)
         x = programs.noised(process.sampler.schedule, image, keys, jnp.int32(k))
-        up = fetch(x)
-        found.turning += list(up[: turn.returns - len(found.turning)])
-        own = shard(clone_keys(keys, jnp.int32(k + 1), jnp.int32(0)))
-        yield from _descend(model, process, job, shard(up), own, k, turn.returns)
+        found.turning += list(np.asarray(x)[: turn.returns - len(found.turning)])
+        own = clone_keys(keys, jnp.int32(k + 1), jnp.int32(0))
+        yield from _descend(model, process, job, x, own, k, turn.returns)
 
 
 def run_samples(model: Model, process: Process, job: Job) -> Steps:
@@ -262,7 +260,7 @@ def run_samples(model: Model, process: Process, job: Job) -> Steps:
     count, batch = found.id.count, programs.clone_batch()
     job.of = process.num_steps * -(-count // batch)
     for part in _batches(found.id.trunk.index, count, batch):
-        keys = shard(keys_of(found.id.trunk.seed, part))
+        keys = keys_of(found.id.trunk.seed, part)
         _, x = programs.begin(process.sampler, process.start, keys, model.shape)
         yield from _descend(model, process, job, x, keys, process.num_steps - 1, count)
 
@@ -272,12 +270,12 @@ def run_denoise(model: Model, names: list[str], x: np.ndarray, step: int) -> Cal
 
     def work(job: Job) -> Steps:
         job.of = len(names)
-        on_device = replicate(jnp.asarray(x))
+        on_device = jnp.asarray(x)
         job.result["reading"] = jax.tree.map(lambda leaf: leaf[0], reading(model, on_device, step))
         for name in names:
             denoiser = model.denoisers[name]
             data = programs.denoised(model.schedule, denoiser, on_device, jnp.int32(step))
-            job.result["denoised"][name] = fetch(data)[0]
+            job.result["denoised"][name] = np.asarray(data)[0]
             job.num_bytes += x.nbytes
             yield
 

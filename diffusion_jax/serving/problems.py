@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runtime.text import shown
+from diffusion_jax.serving import wire
 from diffusion_jax.serving.desk import Unknown
 from diffusion_jax.serving.work import Busy
 
@@ -70,6 +71,18 @@ def install(app: FastAPI) -> None:
     async def fault(request: Request, error: Exception) -> Response:
         _log.error("".join(traceback.format_exception(error)))
         return problem(500, "this is a fault of the server; its log says how it came about")
+
+
+def describe(app: FastAPI) -> None:
+    """Adds the problem document to what the application's OpenAPI document describes."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        document = plain()
+        document["components"]["schemas"]["Problem"] = wire.Problem.model_json_schema()
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {

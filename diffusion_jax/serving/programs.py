@@ -1,8 +1,9 @@
 """What is compiled once and run for every request: one step of a sampler, and what is read off x_t.
 
 A request's arrays have one of two batch sizes, 1 and `clone_batch()`, whatever it asks for, and are
-never joined with another request's: its bytes depend on nothing but itself. The tables of a
-schedule of N steps are padded to the L of the whole one, so that every N runs the same program.
+never joined with another request's: its bytes depend on nothing but itself. All of it runs on the
+first device. The tables of a schedule of N steps are padded to the L of the whole one, so that
+every N runs the same program.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from jax import Array
 from diffusion_jax.denoisers import Denoiser, EmpiricalDenoiser
 from diffusion_jax.process import diffuse, noise_to_x_0
 from diffusion_jax.regimes.cloning import clone_keys
-from diffusion_jax.runtime.devices import whole
 from diffusion_jax.sampling import Backward, Sampler, Start, keys_of_step, pure_noise
 from diffusion_jax.sampling.respacing import RespacedDenoiser
 from diffusion_jax.schedule import NoiseSchedule, linear_schedule
@@ -28,7 +28,7 @@ NEAREST = 8
 
 def clone_batch() -> int:
     """Clones, returns or samples at a time: few on CPUs, where they end one batch after another."""
-    return whole(8 if jax.default_backend() == "cpu" else 32)
+    return 8 if jax.default_backend() == "cpu" else 32
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The one worker that owns the devices, and the work that it does in turns, a step at a time.
+"""The one worker that owns the device, and the work that it does in turns, a step at a time.
 
 Work is a generator that computes a step between two yields. All that was admitted is advanced in
 turns, so that a short request does not wait for a long one; nobody's arrays are joined with
@@ -6,6 +6,7 @@ another's, so that turns change no bytes. Results are kept as long as there is r
 computed again where they are not.
 """
 
+import sys
 import threading
 import traceback
 from collections import OrderedDict, deque
@@ -100,7 +101,10 @@ class Worker:
                 return
             self._run()
 
-        self._thread = threading.Thread(target=run, name="devices", daemon=True)
+        # The thread hands the interpreter over at each program that it runs: by default it would wait
+        # five milliseconds to have it back from one who answers many small requests.
+        sys.setswitchinterval(5e-4)
+        self._thread = threading.Thread(target=run, name="device", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

@@ -63,9 +63,10 @@ function move(sampler, levels, k, isFirst) {
   return { x, data: share * (1 + more), before: -share * more, noise: 0 };
 }
 
-// Looks at the messages now and then; throws once the work is called off.
+// Now and then tells how far the work is, and looks at the messages; throws once it is called off.
 async function pause(job) {
   if (performance.now() - job.since > SLICE) {
+    job.tell("progress", { status: "running", done: job.done, of: job.of, ahead: 0 });
     await new Promise((go) => setTimeout(go));
     job.since = performance.now();
   }
@@ -92,7 +93,7 @@ async function descend(job, { denoiser, sampler, course }, xs, b, to, z, visit, 
       }
     }
     before = means;
-    job.tell("progress", { status: "running", done: ++job.done, of: job.of, ahead: 0 });
+    job.done++;
   }
 }
 
@@ -155,12 +156,11 @@ function trunkOf(request, again = false) {
 }
 
 function reached(trunk, xs, weights) {
-  const { d } = data.points, number = trunk.done, state = { number, step: trunk.steps[number], time: trunk.times[number] };
+  const { d } = data.points, number = trunk.done++;
   trunk.states.set(xs, number * d);
-  const found = { ...(weights ? said(weights) : {}), projection: projected(xs, 1)[0] };
+  const found = { ...(weights && said(weights)), projection: projected(xs, 1)[0] };
   for (const [name, value] of Object.entries(found)) trunk.along[name]?.push(value);
-  trunk.done++;
-  trunk.hear("state", { ...state, ...found });
+  trunk.hear("state", { number, step: trunk.steps[number], time: trunk.times[number], ...found });
 }
 
 async function runTrunk(trunk) {
@@ -194,35 +194,12 @@ async function stateAt(request, place) {
 
 // ---- clones, and returns ----
 
-// Wilson's 95 % interval of a fraction.
-function share(count, total) {
-  const z = 1.959963984540054, p = count / total, scale = 1 / (1 + z * z / total);
-  const centre = scale * (p + z * z / (2 * total));
-  const half = scale * z * Math.sqrt(p * (1 - p) / total + (z / (2 * total)) ** 2);
-  return { low: Math.max(0, centre - half), high: Math.min(1, centre + half) };
-}
-
-// How many of the disjoint pairs (0, 1), (2, 3), ... agree.
-function pairsOf(values) {
-  const pairs = values.length >> 1;
-  if (!pairs) return null;
-  const same = Array.from({ length: pairs }, (_, i) => values[2 * i] === values[2 * i + 1]).filter(Boolean).length;
-  return { same, pairs, value: same / pairs, ...share(same, pairs) };
-}
-
-const classesOf = (fates) => (data.labels ? data.names.map((_, label) => {
-  const count = fates.filter((fate) => fate.class === label).length;
-  return { class: label, count, fraction: count / fates.length, ...share(count, fates.length) };
-}) : null);
-
 // Takes states (count, d) from before step number k to data, a few at a time.
 async function runClones(body, process, starts, keys, k, tell) {
   const { d } = data.points, { steps } = process.course, count = keys.length, ends = new Float32Array(count * d);
-  const batches = Math.ceil(count / AT_ONCE);
-  const job = { id: body.id, since: performance.now(), done: 0, of: batches * (k + 1), tell };
+  const job = { id: body.id, since: performance.now(), done: 0, of: Math.ceil(count / AT_ONCE) * (k + 1), tell };
   Object.assign(body, { status: "running", done: 0, fates: [] });
   body.paths = { steps: [...steps.slice(0, k + 1).reverse(), -1], projection: [] };
-  stopped.delete(body.id);
   try {
     for (let first = 0; first < count; first += AT_ONCE) {
       const own = keys.slice(first, first + AT_ONCE), xs = starts.slice(first * d, (first + own.length) * d);
@@ -242,11 +219,13 @@ async function runClones(body, process, starts, keys, k, tell) {
     if (!error.cancelled) throw error;
     body.status = "cancelled";
   }
-  const has = (values) => (body.done ? values(body.fates) : null);
-  body.classes = has(classesOf);
-  body.phi = data.labels ? has((fates) => pairsOf(fates.map((fate) => fate.class))) : null;
-  body.phi_C = has((fates) => pairsOf(fates.map((fate) => fate.nearest)));
   return { body, ends };
+}
+
+// From here on the work can be called off.
+function begun(id, tell) {
+  stopped.delete(id);
+  tell("begun", id);
 }
 
 function repeated(x, count) {
@@ -269,7 +248,7 @@ const operations = {
     data = { ...rest, points: { values, n, d }, squares, levels };
   },
 
-  async trunk(request, tell) {
+  async trunk({ request }, tell) {
     const trunk = trunkOf(request, true);
     tell("begun", trunk.id);
     trunk.events.forEach((event) => tell(...event));
@@ -299,7 +278,7 @@ const operations = {
     const process = processOf(request), { steps, known } = process.course, k = nearestOf(steps, step);
     refuse(!(clones >= 1 && clones <= 128 && first >= 0), "Give 1 to 128 clones, the first numbered from 0.");
     const id = `${idOf(request)}~forks.${steps[k]}.${clones}.${first}`;
-    tell("begun", id);
+    begun(id, tell);
     const { trunk, x } = await stateAt(request, steps.length - 1 - k);
     const above = trunk.branches.filter(({ b }) => b >= k + 1);
     const key = above.reduce((own, { b, clone }) => cloneKey(own, b, clone), sampleKey(request.seed, request.index));
@@ -312,7 +291,7 @@ const operations = {
     const process = processOf(request), { steps, known, levels } = process.course, k = nearestOf(steps, step);
     refuse(!(returns >= 1 && returns <= 128), "Give 1 to 128 returns.");
     const body = { id: `${idOf(request)}~uturns.${steps[k]}.${returns}.${name}`, step: steps[k], time: known[k].time, returns };
-    tell("begun", body.id);
+    begun(body.id, tell);
     const own = Array.from({ length: returns }, (_, r) => sampleKey(request.seed, request.index + r));
     const turning = repeated(image, returns), { signal, variance } = levels[k], d = image.length;
     own.forEach((key, r) => normal(foldIn(key, START), d).forEach((z, i) => {

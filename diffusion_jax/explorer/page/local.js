@@ -1,4 +1,5 @@
 // The source of numbers that the page carries itself: its data, and a worker that computes.
+import { wilson } from "elements";
 
 const fromBase64 = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const textOf = (id) => document.getElementById(id).textContent;
@@ -45,10 +46,29 @@ async function decoded(png, [height, width, channels]) {
   });
 }
 
+// How many of the disjoint pairs (0, 1), (2, 3), ... agree.
+function pairsOf(values) {
+  const firsts = values.filter((_, i) => i % 2 === 0 && i + 1 < values.length);
+  const same = firsts.filter((value, i) => value === values[2 * i + 1]).length;
+  return firsts.length ? { same, pairs: firsts.length, ...wilson(same, firsts.length) } : null;
+}
+
+// A fork's body with what its fates say together.
+function counted(body, classes) {
+  const { fates } = body, own = fates.map((fate) => fate.class);
+  const shares = classes.map((_, label) => {
+    const count = own.filter((each) => each === label).length, { value, low, high } = wilson(count, own.length);
+    return { class: label, count, fraction: value, low, high };
+  });
+  const has = classes.length > 0, phi_C = pairsOf(fates.map((fate) => fate.nearest));
+  return { ...body, classes: has && own.length ? shares : null, phi: has ? pairsOf(own) : null, phi_C };
+}
+
 export function makeSource() {
   const { model, regimes, about, images, labels, schedule, gaussian } = JSON.parse(textOf("data"));
-  const ask = started(), { shape, mean } = model, size = shape.reduce((a, b) => a * b), turns = new Map();
-  const scale = images.dtype === "uint8" ? 255 : 1, ends = new Map();
+  const ask = started(), { shape, mean } = model, size = shape.reduce((a, b) => a * b), ends = new Map();
+  const scale = images.dtype === "uint8" ? 255 : 1;
+  let uploads = 0;
   const floats = (text) => new Float32Array(fromBase64(text).buffer);
   const ready = unzipped(images).then(async (pixels) => {
     const rows = { ...gaussian, mean: floats(gaussian.mean), eigenvalues: floats(gaussian.eigenvalues) };
@@ -69,7 +89,7 @@ export function makeSource() {
   }
 
   async function run(name, argument, handlers) {
-    if (argument.request.model !== undefined) known(argument.request.model);
+    known(argument.request.model);
     await ready;
     return ask(name, argument, handlers);
   }
@@ -82,23 +102,19 @@ export function makeSource() {
     model: async (id) => (known(id), model),
     regimes: async (id) => (known(id), regimes),
     image: async (id, index) => ({ index, class: labels ? labels[index] : null, image: await imageAt(index) }),
-    trunk: async (request, handlers) => {
-      known(request.model);
-      await ready;
-      return ask("trunk", request, handlers);
-    },
+    trunk: (request, handlers) => run("trunk", { request }, handlers),
     state: (trunk, step) => run("state", { request: trunk.request, step }),
     denoise: async (id, x, step, names) => (await ready, ask("denoise", { x, step, names })),
     async forks(trunk, request, handlers) {
       const found = await run("forks", { ...request, request: trunk.request }, handlers);
       ends.set(found.body.id, found.ends);
-      return found.body;
+      return counted(found.body, model.classes);
     },
     ends: async (fork) => ends.get(fork.id),
     async uturn({ step, returns, image, ...request }, handlers) {
-      const name = image.index === undefined ? `u${turns.size}` : `i${image.index}`;
+      const name = image.index === undefined ? `u${uploads++}` : `i${image.index}`;
       const values = image.png ? await decoded(image.png, shape) : image.array ? floats(image.array.data) : await imageAt(image.index);
-      return run("uturn", { request, step, returns, image: centred(values), name }, handlers);
+      return counted(await run("uturn", { request, step, returns, image: centred(values), name }, handlers), model.classes);
     },
     cancel: (kind, id) => ask("cancel", id),
   };

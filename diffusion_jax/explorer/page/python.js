@@ -19,8 +19,15 @@ process = backward(schedule, denoiser, ${quoted(sampler)}, ${calls})`;
     ? `${run}
 images, schedule = forking.training_images(run), run.sampler.schedule`
     : `images, schedule = ${load.replace(/(  #.*)?$/, ", dj.linear_schedule()$1")}`;
-  return `${data}
-points, shape, mean = images.centred(), images.images.shape[1:], images.mean
+  const { modes } = model.denoisers.find(({ name }) => name === denoiser); // of a Gaussian of low rank
+  const points = `${data}
+points, shape, mean = images.centred(), images.images.shape[1:], images.mean`;
+  if (modes) {
+    return `${points}
+denoiser = dj.GaussianDenoiser.fit(schedule, points, rank=${modes}, floor="rest")
+process = backward(schedule, denoiser, ${quoted(sampler)}, ${calls})`;
+  }
+  return `${points}
 process = closed_form(
     ${quoted(denoiser)}, schedule, points, images.labels, ${quoted(sampler)}, ${calls}
 )`;
