@@ -3,6 +3,7 @@
 import io
 import re
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -331,7 +332,7 @@ def test_the_python_lines_compute_what_is_seen(opened):
 def test_python_lines_of_a_data_set(opened):
     page = opened()
     of = """import('python').then(({pythonLines}) => pythonLines(
-        {name: 'mnist', kind: 'data'},
+        {name: 'mnist', kind: 'data', denoisers: [{name: 'gaussian'}]},
         {denoiser: 'gaussian', sampler: 'ancestral', calls: 4, seed: 1, branches: [], index: 3},
         {steps: [999, 600, 200, 0, -1]}, 200,
         {index: 3, branches: [], step: 200, clones: 2, first: 5}))"""
@@ -343,6 +344,17 @@ def test_python_lines_of_a_data_set(opened):
     )
     np.testing.assert_allclose(names["x_t"], expected.path[:, 0], atol=1e-4)
     np.testing.assert_allclose(names["ends"], expected.clones[0, 0, 5:], atol=1e-4)
+
+
+def test_python_lines_of_a_run(opened):
+    of = """(name) => import('python').then(({pythonLines}) => pythonLines({name, kind: 'run'},
+        {denoiser: 'trained', sampler: 'ancestral', calls: 4, seed: 1, branches: [], index: 2},
+        {steps: [9, 6, 3, 0, -1]}, -1, null))"""
+    names, folder = {}, Path(__file__).parents[1] / "reference" / "run" / "run"
+    exec(opened().evaluate(of, str(folder)), names)
+    run = names["run"]
+    expected = run.backward("ancestral", 4).sample(jax.random.key(1), 3, run.shape)[2]
+    np.testing.assert_allclose(names["x_t"][0], expected, atol=1e-5)
 
 
 def test_the_potential_is_that_of_the_mixture(opened):
