@@ -41,7 +41,7 @@ class Server:
     def url(self):
         return f"http://127.0.0.1:{self.port}/"
 
-    def start(self):
+    def start(self, token=None):
         self.desk = desk = Desk(Worker(32))
 
         def prepare():
@@ -50,7 +50,7 @@ class Server:
         def failed(error):
             raise error
 
-        application = app.create(desk, None, lambda: desk.worker.start(prepare, failed))
+        application = app.create(desk, token, lambda: desk.worker.start(prepare, failed))
         config = uvicorn.Config(application, log_level="error", timeout_graceful_shutdown=1)
         listener = socket.create_server(("127.0.0.1", self.port))
         self.server = uvicorn.Server(config)
@@ -84,7 +84,7 @@ def opened(browser, server):
     """Opens pages; afterwards none of them has complained, or asked another host for anything."""
     contexts, said = [], []
 
-    def open_page(fragment="calls=40", **options):
+    def open_page(fragment="calls=40", rest=AT_REST, **options):
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
         contexts.append(context)
         page = context.new_page()
@@ -92,7 +92,7 @@ def opened(browser, server):
         page.on("console", lambda line: refused(line.text))
         page.on("request", lambda request: foreign(request.url))
         page.goto(f"{server.url}#{fragment}")
-        until(page, AT_REST)
+        until(page, rest)
         return page
 
     def refused(line):

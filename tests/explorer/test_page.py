@@ -3,6 +3,7 @@
 import io
 import re
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -160,12 +161,15 @@ def test_cancelling_ends_the_work(opened, server, monkeypatch):
     page.fill("input[name=calls]", "1000")
     page.keyboard.press("Enter")
     until(page, "explorer.session.trunk.done > 3 && explorer.worker.busy()")
+    job = server.desk.worker.find(page.evaluate("explorer.session.trunk.id"))
     page.click("#cancel")
     assert page.locator("#doing").inner_text() == "Cancelled"
-    name, end = page.evaluate("explorer.session.trunk.id"), time.monotonic() + 10
-    while server.desk.worker.find(name) is not None:  # one that is cancelled is not found
+    end = time.monotonic() + 10
+    while job.status != "cancelled":
         assert time.monotonic() < end
         time.sleep(0.01)
+    page.wait_for_timeout(300)
+    assert server.desk.worker.find(job.id) is None  # nor does anything begin it again
     assert 3 < page.evaluate("explorer.session.trunk.done") < 1000
     monkeypatch.undo()
     page.fill("input[name=calls]", "40")
@@ -184,6 +188,22 @@ def test_a_lost_server_is_waited_for(opened, server):
     server.start()
     until(page, f"explorer.session.trunk.request.index === 5 && {AT_REST}")
     until(page, "document.getElementById('banner').textContent === ''")
+
+
+def test_a_token_is_taken_from_the_address_once(opened, server):
+    server.stop()
+    server.start("a token of 16 letters")
+    try:
+        page = opened("token=a%20token%20of%2016%20letters&calls=40")
+        until(page, "location.hash.includes('seed=0')")
+        assert "token" not in page.url
+        page.reload()
+        until(page, AT_REST)
+        page = opened("calls=40", rest="document.getElementById('error')?.textContent !== ''")
+        assert "token" in page.locator("#error").inner_text()
+    finally:
+        server.stop()
+        server.start()
 
 
 def test_all_of_it_by_keyboard(opened):
@@ -312,7 +332,7 @@ def test_the_python_lines_compute_what_is_seen(opened):
 def test_python_lines_of_a_data_set(opened):
     page = opened()
     of = """import('python').then(({pythonLines}) => pythonLines(
-        {name: 'mnist', kind: 'data'},
+        {name: 'mnist', kind: 'data', denoisers: [{name: 'gaussian'}]},
         {denoiser: 'gaussian', sampler: 'ancestral', calls: 4, seed: 1, branches: [], index: 3},
         {steps: [999, 600, 200, 0, -1]}, 200,
         {index: 3, branches: [], step: 200, clones: 2, first: 5}))"""
@@ -324,6 +344,17 @@ def test_python_lines_of_a_data_set(opened):
     )
     np.testing.assert_allclose(names["x_t"], expected.path[:, 0], atol=1e-4)
     np.testing.assert_allclose(names["ends"], expected.clones[0, 0, 5:], atol=1e-4)
+
+
+def test_python_lines_of_a_run(opened):
+    of = """(name) => import('python').then(({pythonLines}) => pythonLines({name, kind: 'run'},
+        {denoiser: 'trained', sampler: 'ancestral', calls: 4, seed: 1, branches: [], index: 2},
+        {steps: [9, 6, 3, 0, -1]}, -1, null))"""
+    names, folder = {}, Path(__file__).parents[1] / "reference" / "run" / "run"
+    exec(opened().evaluate(of, str(folder)), names)
+    run = names["run"]
+    expected = run.backward("ancestral", 4).sample(jax.random.key(1), 3, run.shape)[2]
+    np.testing.assert_allclose(names["x_t"][0], expected, atol=1e-5)
 
 
 def test_the_potential_is_that_of_the_mixture(opened):

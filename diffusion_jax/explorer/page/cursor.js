@@ -53,7 +53,7 @@ export function makeCursor(source) {
   }
 
   async function catchUp() {
-    for (let drawn = null; drawn !== wanted; ) {
+    for (let drawn = null; wanted && drawn !== wanted; ) {
       drawn = wanted;
       await draw(drawn);
     }
@@ -61,6 +61,8 @@ export function makeCursor(source) {
 
   return {
     at: () => current,
+    // Asks for no more: a server would run a cancelled trunk again to answer.
+    stop: () => (wanted = null),
     // Draws the state; gives a promise of the latest one asked for being drawn.
     show(asked) {
       wanted = asked;

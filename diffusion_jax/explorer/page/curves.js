@@ -10,6 +10,7 @@ const symbol = (kind) => (kind === "phi" ? ["φ"] : ["φ", shape("tspan", { clas
 
 function drawCurve(svg, kind, curve, scale, width) {
   const kept = curve.time.map((t, i) => [t, i]).filter(([t]) => scale.within(t)).reverse();
+  if (!kept.length) return;
   const line = (values) => kept.map(([t, i]) => [scale.x(t, width), y(values[i])]);
   const low = curve.low ?? curve.mean;
   const high = curve.high ?? curve.mean;

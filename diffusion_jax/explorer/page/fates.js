@@ -4,7 +4,8 @@ import { picture } from "pictures";
 import { bar } from "posterior";
 
 export function fateText(fate, model) {
-  const name = fate.class === null ? "" : `class ${model.classes[fate.class]} with ${fate.probability.toFixed(2)}, `;
+  const sure = fate.probability === null ? "" : ` with ${fate.probability.toFixed(2)}`;
+  const name = fate.class === null ? "" : `class ${model.classes[fate.class]}${sure}, `;
   const copy = fate.memorised ? `copies training image ${fate.nearest}` : `nearest to training image ${fate.nearest}`;
   return `${name}${copy} (distance ratio ${short(fate.ratio)})`;
 }

@@ -120,7 +120,7 @@ async function runChosen(changed) {
 
 async function turn(image) {
   const { returns, file } = turning.elements;
-  if (session.trunk?.done && session.step() >= 0 && turning.reportValidity()) await session.uturn(image, session.step(), Number(returns.value));
+  if (!byId("turn").disabled && turning.reportValidity()) await session.uturn(image, session.step(), Number(returns.value));
   file.value = "";
 }
 
@@ -132,7 +132,8 @@ async function turnFile(file) {
 
 // --- playing and keys ------------------------------------------------------------------------
 
-async function play(on) {
+async function play(wanted) {
+  const on = wanted && Boolean(session.trunk?.done);
   const mine = (playing = on ? {} : null);
   byId("play").textContent = on ? "Pause" : "Play";
   const atEnd = () => session.number >= session.trunk.done - 1;
@@ -178,7 +179,13 @@ on(turning, "drop", (event) => (event.preventDefault(), turnFile(event.dataTrans
 on(document, "keydown", key);
 on(window, "hashchange", restore);
 on(window, "resize", () => draw());
-worker.ended(() => draw());
+worker.ended(async (abandoned) => {
+  draw();
+  if (!abandoned) return;
+  play(false);
+  cursor.stop();
+  await shown; // before it is cancelled: a request that comes later would begin it again
+});
 byId("exports").replaceChildren(...exportButtons(session, cursor, worker.fail));
 watch(source);
 byId("about").textContent = (await source.about?.()) ?? "";

@@ -14,11 +14,11 @@ schedule, centre = dj.linear_schedule(), jnp.full(shape, ${mu}, jnp.float32)
 denoiser = dj.GaussianMixtureDenoiser(schedule, centre, jnp.float32(${sigma}))
 process = backward(schedule, denoiser, ${quoted(sampler)}, ${calls})`;
   }
-  const load = model.mixture ? "mixture_images()" : `load(${quoted(model.name)}, DataOptions(data=None))  # the data set's name or path`;
+  const [images, said] = model.mixture ? ["mixture_images()", ""] : [`load(${quoted(model.name)}, DataOptions(data=None))`, "  # the data set's name or path"];
   const data = model.kind === "run"
     ? `${run}
 images, schedule = forking.training_images(run), run.sampler.schedule`
-    : `images, schedule = ${load.replace(/(  #.*)?$/, ", dj.linear_schedule()$1")}`;
+    : `images, schedule = ${images}, dj.linear_schedule()${said}`;
   const { modes } = model.denoisers?.find(({ name }) => name === denoiser) ?? {}; // of a Gaussian of low rank
   const points = `${data}
 points, shape, mean = images.centred(), images.images.shape[1:], images.mean`;

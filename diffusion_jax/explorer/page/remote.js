@@ -26,31 +26,30 @@ async function problem(answer) {
   return Object.assign(new Error(said.detail ?? `The server answers ${answer.status}.`), { status: answer.status });
 }
 
+// An event's lines `name: value`; one without a name is a comment.
+const fieldsOf = (block) => Object.fromEntries(block.split("\n").map((line) => line.split(/: ?(.*)/)).filter(([name]) => name));
+
 // The events of a stream, until it ends or breaks off.
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   for (let text = ""; ; ) {
     const { value, done } = await reader.read().catch(() => ({ done: true }));
     if (done) return;
-    text = (text + value).replaceAll("\r\n", "\n");
-    const blocks = text.split("\n\n");
+    const blocks = (text + value).split("\n\n");
     text = blocks.pop();
-    for (const block of blocks) {
-      const fields = Object.fromEntries(block.split("\n").filter((line) => !line.startsWith(":")).map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1).trim()]));
-      if (fields.data) yield { id: fields.id, name: fields.event, data: JSON.parse(fields.data) };
-    }
+    for (const { id, event, data } of blocks.map(fieldsOf)) if (data) yield { id, name: event, data: JSON.parse(data) };
   }
 }
 
 export function makeSource() {
-  const secret = token();
-  const authorization = secret ? { Authorization: `Bearer ${secret}` } : {};
   const alive = () => fetch("/health").then((answer) => answer.ok, () => false);
 
   // Requests may be repeated, since the same request has the same id: a lost server is waited for.
   async function call(path, { method = "GET", body, headers } = {}) {
     for (;;) {
       const json = body === undefined ? {} : { "Content-Type": "application/json" };
+      const secret = token();
+      const authorization = secret ? { Authorization: `Bearer ${secret}` } : {};
       const options = { method, headers: { ...authorization, ...json, ...headers }, body: body && JSON.stringify(body) };
       const answer = await fetch(path, options).catch(() => null);
       if (answer?.status === 429) await sleep(1000 * (Number(answer.headers.get("Retry-After")) || 1));

@@ -3,6 +3,7 @@ import { forkText, fromFragment, toFragment } from "address";
 import { makeScale } from "scale";
 
 const PLAIN = { model: null, denoiser: null, sampler: null, calls: null, seed: 0, index: 0, branches: [], step: null, forks: [], uturn: null };
+const FRAME = 40; // ms between drawings of a trunk that runs
 
 // Args: source, worker; draw(what): "state" at the cursor and all else, "fork", or "drawing" alone.
 export function makeSession(source, worker, draw) {
@@ -22,6 +23,7 @@ export function makeSession(source, worker, draw) {
   const step = () => session.trunk.steps[session.number];
   const differs = (chosen) => Object.entries(chosen).some(([name, value]) => state[name] !== value);
   let saying = null;
+  let drawn = 0; // when a running trunk was drawn last
   // At rest, since browsers refuse to be told of every frame.
   function say() {
     clearTimeout(saying);
@@ -41,6 +43,8 @@ export function makeSession(source, worker, draw) {
     trunk.done = number + 1;
     const moves = state.step === null || step >= state.step; // on to where the cursor was
     if (moves) session.number = number;
+    if (performance.now() < drawn + FRAME) return;
+    drawn = performance.now();
     draw(moves ? "state" : "drawing");
   }
 
@@ -87,7 +91,8 @@ export function makeSession(source, worker, draw) {
     if (forks.get(key) !== begun) return false;
     if (done) forks.set(key, { ...done, index, branches });
     else forks.delete(key);
-    state.forks = [...forks.values()].map(({ index, branches, step, clones, first }) => ({ index, branches, step, clones, first }));
+    const others = state.forks.filter((each) => forkText(each) !== key);
+    state.forks = done ? [...others, asked] : others;
     say();
     draw("fork");
     return Boolean(done);

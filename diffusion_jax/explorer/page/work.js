@@ -16,9 +16,10 @@ export function makeWorker(source) {
   }
   async function stop(said) {
     const { kind, id } = current ?? {};
+    const abandoned = current !== null;
     current = null;
     show(said, false);
-    ended();
+    await ended(abandoned);
     if (id) await source.cancel(kind, id);
   }
   byId("cancel").addEventListener("click", () => stop("Cancelled"));
@@ -27,7 +28,7 @@ export function makeWorker(source) {
   return {
     fail,
     busy: () => current !== null,
-    ended: (then) => (ended = then),
+    ended: (then) => (ended = then), // called with whether it was abandoned
     // Runs start(handlers) after cancelling what runs. Gives null where it fails or is cancelled;
     // handlers are then called no more.
     async run(kind, doing, handlers, start) {
@@ -36,6 +37,7 @@ export function makeWorker(source) {
       const mine = (current = { kind, id: null });
       show(doing, true);
       await stopped; // the same work may be asked for again
+      if (mine !== current) return null;
       const progress = ({ done, of, ahead }) => {
         byId("progress").value = of ? done / of : 0;
         byId("doing").textContent = ahead ? `${doing}, after ${ahead} other requests` : doing;
@@ -51,7 +53,7 @@ export function makeWorker(source) {
       if (mine !== current) return null;
       current = null;
       show("", false);
-      ended();
+      ended(false);
       return result?.status === "done" ? result : null;
     },
   };
