@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import uvicorn
 from playwright import sync_api
+from processes import free_port
 
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.serving import app, model, opening
 from diffusion_jax.serving.desk import Desk
 from diffusion_jax.serving.work import Worker
-from tests.processes import free_port
 
 CHROMIUM = "/usr/bin/chromium"
 CLASSES = ("<i>-m</i>", "+m")  # a name is text, whatever it looks like

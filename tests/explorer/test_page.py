@@ -17,8 +17,7 @@ for name in ("fastapi", "uvicorn", "playwright.sync_api"):
     pytest.importorskip(name)
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
-from diffusion_jax.serving import programs  # noqa: E402  (after what it needs)
-from tests.explorer.pages import (  # noqa: E402
+from pages import (  # noqa: E402
     AT_REST,
     CLASSES,
     drawn_at_cursor,
@@ -27,7 +26,9 @@ from tests.explorer.pages import (  # noqa: E402
     until,
 )
 
-pytest_plugins = ["tests.explorer.pages"]
+from diffusion_jax.serving import programs  # noqa: E402  (after what it needs)
+
+pytest_plugins = ["pages"]
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 
