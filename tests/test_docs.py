@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from servers import serving, small_model
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
@@ -99,3 +100,16 @@ def test_memorisation_md():
     expected = 0.5 * (shares.sum() + g * (rest[1] - rest[0]))
     assert names["gap"].low < expected < names["gap"].high
     assert expected > 3
+
+
+def test_serve_md():
+    """The client that is shown asks a server, and has the numbers that it prints."""
+    (block,) = blocks("docs/serve.md")
+    model = small_model()
+    with serving(model) as (address, _):
+        names = {}
+        exec(block.replace("http://127.0.0.1:8000", address), names)
+    assert names["x"].shape == model.shape
+    assert abs(names["state"]["time"] - 1.0) < 0.05
+    assert len(names["fork"]["fates"]) == 32
+    assert sum(each["count"] for each in names["fork"]["classes"]) == 32
