@@ -11,26 +11,26 @@ import dataclasses
 import secrets
 import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import jax
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from diffusion_jax import data, study
 from diffusion_jax.denoisers import DENOISERS
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.transitions import check_accuracy
+from diffusion_jax.runtime.text import shown
 from experiments import run_or_data
 from experiments.command import parse, reports_errors, start
 from experiments.data_options import DataOptions
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from diffusion_jax.serving.opening import Opened
 
 
@@ -122,22 +122,15 @@ def _address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _serve(server: "uvicorn.Server", listener: socket.socket) -> None:
-    """Serves until a signal ends it; Ctrl-C is how it is meant to end."""
-    with suppress(KeyboardInterrupt):
-        server.run(sockets=[listener])
-
-
 @reports_errors
 def main() -> None:
     """Reads what is to be served, and serves it."""
     options = parse(Options, "serve", f"{__doc__}\n{data.listing()}")
     options.check()
     try:
-        import uvicorn
-
         from diffusion_jax.serving import app, guard, opening
         from diffusion_jax.serving.desk import Desk
+        from diffusion_jax.serving.server import Server
         from diffusion_jax.serving.work import Worker
     except ModuleNotFoundError as error:
         raise UserError(
@@ -152,9 +145,9 @@ def main() -> None:
         raise UserError(f"something is named twice: {', '.join(map(str, sorted(folders)))}")
     loopback = guard.is_loopback(options.host)
     token = options.token or (None if loopback else secrets.token_urlsafe(24))
-    socket_ = listening(options.host, options.port)
+    listener = listening(options.host, options.port)
     desk, console = Desk(Worker(options.queue)), Console(emoji=False)
-    address = _address(options.host, socket_.getsockname()[1])
+    address = _address(options.host, listener.getsockname()[1])
     failure: list[Exception] = []
 
     def failed(error: Exception) -> None:
@@ -172,21 +165,17 @@ def main() -> None:
         task = bar.add_task("", total=opening.steps_of(opened))
 
         def said(what: str) -> None:
-            bar.update(task, completed=desk.done, description=what)
+            bar.update(task, completed=desk.done, description=escape(shown(what)))
             if not what:
                 bar.stop()
                 own = "" if token is None else f"#token={token}"
-                console.print(f"Ready on {opening.device()}: {address}/{own}", soft_wrap=True)
-                console.print("Ctrl-C ends it.")
+                ready = f"Ready on {opening.device()}: {address}/{own}\nCtrl-C ends it."
+                console.print(Text(ready), soft_wrap=True)
 
         prepare = opening.prepare(desk, opened, options.accuracy, said)
         application = app.create(desk, token, lambda: desk.worker.start(prepare, failed))
-        config = uvicorn.Config(
-            application, log_level="warning", access_log=False, server_header=False,
-            timeout_graceful_shutdown=2, timeout_keep_alive=30,
-        )  # fmt: skip
-        server = uvicorn.Server(config)
-        _serve(server, socket_)
+        server = Server(application, desk.worker)
+        server.serve_on(listener)
     if failure:
         raise failure[0]
     console.print("Stopped.")

@@ -6,13 +6,13 @@ import time
 from contextlib import contextmanager
 
 import httpx
-import uvicorn
 from tiny_runs import digits
 
 from diffusion_jax.data.images import ImageSet
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.serving import app, model, opening
 from diffusion_jax.serving.desk import Desk
+from diffusion_jax.serving.server import Server
 from diffusion_jax.serving.work import Worker
 
 
@@ -40,9 +40,8 @@ def serving(*models, token=None, most=32, ready=True, port=0, **options):
     desk.ready = ready
     listener = socket.create_server(("127.0.0.1", port))
     application = app.create(desk, token, lambda: desk.worker.start(lambda: None, print))
-    config = uvicorn.Config(application, log_level="error", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    server = Server(application, desk.worker)
+    thread = threading.Thread(target=server.serve_on, args=(listener,), daemon=True)
     thread.start()
     try:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -50,6 +49,7 @@ def serving(*models, token=None, most=32, ready=True, port=0, **options):
             time.sleep(0.01)
         yield address, desk
     finally:
+        desk.worker.stop_soon()
         server.should_exit = True
         thread.join(timeout=10)
         listener.close()

@@ -25,8 +25,9 @@ from diffusion_jax.schedule import NoiseSchedule, linear_schedule
 from diffusion_jax.study import Study, describe
 
 NAME = "explorer.html"
-# Of base64, for the images that travel with a page.
-MOST_BYTES = 5_000_000
+# Of base64, for the images that travel with a page; and of their values, which a call of the exact
+# score runs through twice.
+MOST_BYTES, MOST_VALUES = 5_000_000, 2**24
 NUM_STEPS = 1000
 MOST_MODES = 128
 MOST_CLONES = 128
@@ -169,7 +170,8 @@ def _travelling(images: ImageSet, most_bytes: int) -> tuple[np.ndarray, str]:
     pixels = images.images.astype(_dtype(images), copy=False)
     # How small they get is known from a few, so that a large set is not compressed as a whole.
     few = first_of_each(images.labels, n, min(n, 500))
-    count = min(n, max(classes, int(1.1 * most_bytes * len(few) / len(_zipped(pixels[few])))))
+    fitting = int(1.1 * most_bytes * len(few) / len(_zipped(pixels[few])))
+    count = min(n, max(classes, min(fitting, MOST_VALUES // pixels[0].size)))
     while True:
         chosen = first_of_each(images.labels, n, count)
         text = _zipped(pixels[chosen])

@@ -128,7 +128,7 @@ def _about_models(api: APIRouter, desk: Desk) -> None:
     async def denoise(request: wire.DenoiseRequest) -> wire.Denoised:
         """What denoisers predict of the clean data behind one x_t."""
         job, model = desk.denoise(request), desk.model(request.model)
-        await events.finished(job)
+        await events.finished(job, desk.worker)
         if job.status != "done":
             raise UserError(job.detail or "the computation was cancelled")
         return wire.Denoised(

@@ -11,7 +11,6 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi_swagger import patch_fastapi
 
-import diffusion_jax
 from diffusion_jax.serving import api, problems, wire
 from diffusion_jax.serving.desk import Desk
 from diffusion_jax.serving.guard import Guard
@@ -41,7 +40,7 @@ def create(
 
     app = FastAPI(
         title="diffusion-jax",
-        version=diffusion_jax.__version__,
+        version="1",
         summary="Backward processes of diffusion models, forked at a time of your choice",
         lifespan=life,
         docs_url=None,

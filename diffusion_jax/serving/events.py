@@ -49,6 +49,8 @@ async def stream(job: Job, worker: Worker, after: int = -1) -> AsyncIterator[str
             if progress != told:
                 told = progress
                 yield written("progress", progress | {"ahead": max(0, worker.ahead() - 1)})
+            if worker.stopping and not ended:
+                return
             if ended:
                 yield written("end", {"status": job.status, "detail": job.detail})
                 return
@@ -60,8 +62,8 @@ async def stream(job: Job, worker: Worker, after: int = -1) -> AsyncIterator[str
         job.waiters.discard(wake)
 
 
-async def finished(job: Job) -> None:
-    """Waits for the end of a job."""
+async def finished(job: Job, worker: Worker) -> None:
+    """Waits for the end of a job, or of the worker."""
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
     def wake() -> None:
@@ -69,10 +71,8 @@ async def finished(job: Job) -> None:
 
     job.waiters.add(wake)
     try:
-        while not job.ended:
-            woken.clear()
-            if job.ended:
-                return
+        while not (job.ended or worker.stopping):
             await woken.wait()
+            woken.clear()
     finally:
         job.waiters.discard(wake)

@@ -101,17 +101,29 @@ class Worker:
                 return
             self._run()
 
-        # The thread hands the interpreter over at each program that it runs: by default it would wait
-        # five milliseconds to have it back from one who answers many small requests.
+        # The thread hands the interpreter over at each program that it runs, and would wait five
+        # milliseconds to have it back from the one who answers requests.
         sys.setswitchinterval(5e-4)
         self._thread = threading.Thread(target=run, name="device", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Ends the thread after the step that it is at."""
+    @property
+    def stopping(self) -> bool:
+        """Whether no more work is done."""
+        return self._stopping
+
+    def stop_soon(self) -> None:
+        """Ends the thread after the step that it is at, and wakes all who wait for work."""
         with self._lock:
             self._stopping = True
             self._lock.notify_all()
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            job.changed()
+
+    def stop(self) -> None:
+        """The same, and waits for it."""
+        self.stop_soon()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
 

@@ -393,7 +393,9 @@ def test_cancelling_between_two_steps(page):
           let fork;
           const stopped = await source.forks(whole, {step: 999, clones: 32, first: 0},
             {begun: (given) => { fork = given; }, fates: () => source.cancel("forks", fork)});
-          return {cut, whole, same, stopped};
+          const early = await source.forks({request: {...request, seed: 2}},
+            {step: 999, clones: 8, first: 0}, {begun: (given) => source.cancel("forks", given)});
+          return {cut, whole, same, stopped, early};
         }"""
     )
     assert found["cut"]["status"] == "cancelled"
@@ -404,6 +406,8 @@ def test_cancelling_between_two_steps(page):
     assert found["same"]
     assert found["stopped"]["status"] == "cancelled"
     assert 8 <= found["stopped"]["done"] == len(found["stopped"]["fates"]) < 32
+    assert (found["early"]["status"], found["early"]["done"]) == ("cancelled", 0)
+    assert found["early"]["phi"] is found["early"]["classes"] is None
 
 
 def colour():

@@ -66,6 +66,38 @@ def test_it_opens_from_the_disk_and_asks_for_nothing(browser, tmp_path):
     page.close()
 
 
+def without_labels():
+    return image_set(digits(60, 2).images, None)
+
+
+def flattened():
+    found = digits(60, 2)
+    return ImageSet(found.images.reshape(60, 1, 64, 1), found.labels, found.class_names)
+
+
+def colours():
+    pixels = np.random.default_rng(0).random((40, 5, 7, 3), np.float32)
+    return image_set(pixels, np.arange(40) % 3)
+
+
+@pytest.mark.parametrize("make", [without_labels, flattened, colours])
+def test_other_images(browser, tmp_path, make):
+    images = make()
+    nowhere = {"Lambda": dict.fromkeys(("value", "low", "high")), "phi_floor": None, "curves": {}}
+    text = mailed.page_of(images, "others", RESULT if images.labels is not None else nowhere)
+    page, _, wrong = shown(browser, tmp_path, text)
+    page.locator("#axis").focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowLeft")
+    page.get_by_role("button", name="Fork here").click()
+    page.wait_for_selector("text=32 of 32 clones")
+    page.get_by_role("button", name="Turn at the cursor").click()
+    page.wait_for_selector("text=Up to t")
+    assert not wrong
+    assert not page.inner_text("#error")
+    page.close()
+
+
 @pytest.mark.parametrize("denoiser", ["exact", "gaussian"])
 def test_the_python_lines_compute_what_is_seen(browser, denoiser):
     """But for how the images are read, which the lines leave to the data set's name."""
@@ -195,6 +227,14 @@ def test_a_part_travels_where_all_would_be_too_much(browser):
     message = page.evaluate("i => source.image(model, i).catch((e) => e.message)", count)
     assert f"no image {count}" in message
     page.close()
+
+
+def test_no_more_images_travel_than_a_worker_is_quick_with(monkeypatch):
+    """Empty images take next to no bytes."""
+    monkeypatch.setattr(mailed, "MOST_VALUES", 64 * 50)
+    images = ImageSet(np.zeros((100, 8, 8, 1), np.uint8), np.arange(100) % 2, ("0", "1"))
+    images.images[:2] = 255
+    assert content(mailed.carried(images, "empty", RESULT))["model"]["num_images"] == 50
 
 
 def test_images_that_are_too_large_for_a_page():

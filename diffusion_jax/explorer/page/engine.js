@@ -276,7 +276,7 @@ const operations = {
 
   async forks({ request, step, clones, first }, tell) {
     const process = processOf(request), { steps, known } = process.course, k = nearestOf(steps, step);
-    refuse(!(clones >= 1 && clones <= 128 && first >= 0), "Give 1 to 128 clones, the first numbered from 0.");
+    refuse(!isWhole(clones - 1, 127) || !isWhole(first, 10 ** 6), "Give 1 to 128 clones, the first numbered from 0.");
     const id = `${idOf(request)}~forks.${steps[k]}.${clones}.${first}`;
     begun(id, tell);
     const { trunk, x } = await stateAt(request, steps.length - 1 - k);
@@ -289,7 +289,7 @@ const operations = {
 
   async uturn({ request, step, returns, image, name }, tell) {
     const process = processOf(request), { steps, known, levels } = process.course, k = nearestOf(steps, step);
-    refuse(!(returns >= 1 && returns <= 128), "Give 1 to 128 returns.");
+    refuse(!isWhole(returns - 1, 127), "Give 1 to 128 returns.");
     const body = { id: `${idOf(request)}~uturns.${steps[k]}.${returns}.${name}`, step: steps[k], time: known[k].time, returns };
     begun(body.id, tell);
     const own = Array.from({ length: returns }, (_, r) => sampleKey(request.seed, request.index + r));

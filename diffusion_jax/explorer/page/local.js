@@ -84,7 +84,7 @@ export function makeSource() {
 
   async function imageAt(index) {
     const pixels = await ready;
-    if (!(index >= 0 && index < model.num_images)) throw fails(`There is no image ${index}; there are ${model.num_images}.`, 404);
+    if (!Number.isInteger(index) || index < 0 || index >= model.num_images) throw fails(`There is no image ${index}; there are ${model.num_images}.`, 404);
     return Float32Array.from(pixels.subarray(index * size, (index + 1) * size), (each) => each / scale);
   }
 

@@ -19,7 +19,7 @@ process = backward(schedule, denoiser, ${quoted(sampler)}, ${calls})`;
     ? `${run}
 images, schedule = forking.training_images(run), run.sampler.schedule`
     : `images, schedule = ${images}, dj.linear_schedule()${said}`;
-  const { modes } = model.denoisers.find(({ name }) => name === denoiser); // of a Gaussian of low rank
+  const { modes } = model.denoisers?.find(({ name }) => name === denoiser) ?? {}; // of a Gaussian of low rank
   const points = `${data}
 points, shape, mean = images.centred(), images.images.shape[1:], images.mean`;
   if (modes) {
