@@ -8,33 +8,27 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from axe_playwright_python import sync_playwright as axe
+from pages import AT_REST, CLASSES, drawn_at_cursor, fork, number_of, until
 from PIL import Image
 from scipy.stats import binomtest, norm
 
 from diffusion_jax.regimes.cloning import fork as forked
+from diffusion_jax.serving import programs
 
-for name in ("fastapi", "uvicorn", "playwright.sync_api"):
-    pytest.importorskip(name)
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-
-from pages import (  # noqa: E402
-    AT_REST,
-    CLASSES,
-    drawn_at_cursor,
-    fork,
-    number_of,
-    until,
-)
-
-from diffusion_jax.serving import programs  # noqa: E402  (after what it needs)
-
-pytest_plugins = ["pages"]
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 
 def test_what_is_seen_first(opened):
     page = opened()
     assert page.locator("#axis").get_attribute("role") == "slider"
+    # The cursor rests near t_S, where clones part.
+    t_s = page.evaluate("explorer.session.model.regimes.t_S_phi.value")
+    times = page.evaluate("explorer.session.trunk.times")
+    distances = np.abs(np.log(np.array(times[:-1]) / t_s))
+    assert number_of(page) == distances.argmin()
+    assert page.locator("#fork").is_enabled()
+    page.keyboard.press("End")
     said = page.locator("#axis").get_attribute("aria-valuetext")
     assert re.match(r"t = 0, data: class (<i>-m</i>|\+m) with [01]\.\d\d, (copies|nearest)", said)
     page.keyboard.press("Home")

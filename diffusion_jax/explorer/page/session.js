@@ -5,11 +5,18 @@ import { makeScale } from "scale";
 const PLAIN = { model: null, denoiser: null, sampler: null, calls: null, seed: 0, index: 0, branches: [], step: null, forks: [], uturn: null };
 const FRAME = 40; // ms between drawings of a trunk that runs
 
+// Where the cursor rests: at the state nearest to t_S, where a fork tells most; else at the data.
+function restingPlace({ times, done }, { t_S_phi, t_S_spectrum }) {
+  const t = t_S_phi?.value ?? t_S_spectrum?.value;
+  const distance = (place) => Math.abs(Math.log(times[place] / t));
+  return t > 0 ? times.reduce((best, _, place) => (distance(place) < distance(best) ? place : best), 0) : done - 1;
+}
+
 // Args: source, worker; draw(what): "state" at the cursor and all else, "fork", or "drawing" alone.
 export function makeSession(source, worker, draw) {
   const trunks = new Map(); // done, by their request
   const session = {
-    state: { ...PLAIN }, // what the address holds; step null: the cursor follows the trunk
+    state: { ...PLAIN }, // what the address holds; step null: the cursor follows the trunk, and rests at t_S
     model: null,
     regimes: null,
     scale: null,
@@ -58,6 +65,7 @@ export function makeSession(source, worker, draw) {
     const done = await worker.run("trunks", "The trunk runs", handlers, (guarded) => source.trunk(request, guarded));
     if (!done) return false;
     session.trunk = done;
+    if (state.step === null) session.number = restingPlace(done, session.model.regimes);
     trunks.set(JSON.stringify(request), done);
     draw("state");
     return true;

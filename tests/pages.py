@@ -1,22 +1,17 @@
 """A server of this process and pages of it in Chromium, for the tests of the explorer."""
 
-import socket
-import threading
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import uvicorn
-from playwright import sync_api
+from browsers import chromium
 from processes import free_port
+from servers import serving
 
-from diffusion_jax.schedule import linear_schedule
-from diffusion_jax.serving import app, model, opening
-from diffusion_jax.serving.desk import Desk
-from diffusion_jax.serving.work import Worker
+from diffusion_jax.serving import model, opening
 
-CHROMIUM = "/usr/bin/chromium"
 CLASSES = ("<i>-m</i>", "+m")  # a name is text, whatever it looks like
 AT_REST = "!!window.explorer?.session.trunk?.id && !explorer.worker.busy()"
 
@@ -26,14 +21,11 @@ class Server:
 
     def __init__(self, folder):
         images = replace(opening.mixture_images(), class_names=CLASSES)
-        opened = opening.Opened(
-            "mixture", images, None, folder, ["mixture", "exact", "gaussian"], [], opening.mixture()
-        )
+        law, names = opening.mixture(), ["mixture", "exact", "gaussian"]
+        opened = opening.Opened("mixture", images, None, folder, names, [], law)
         result = opening.regimes(opened, 0.05)
-        schedule, names = linear_schedule(), opened.denoisers
-        self.model = model.make(
-            "mixture", images, schedule, names, result, None, None, opened.mixture
-        )
+        schedule = opened.schedule
+        self.model = model.make("mixture", images, schedule, names, result, None, None, law)
         self.port = free_port()
         self.start()
 
@@ -42,26 +34,12 @@ class Server:
         return f"http://127.0.0.1:{self.port}/"
 
     def start(self, token=None):
-        self.desk = desk = Desk(Worker(32))
-
-        def prepare():
-            desk.models[self.model.id], desk.ready = self.model, True
-
-        def failed(error):
-            raise error
-
-        application = app.create(desk, token, lambda: desk.worker.start(prepare, failed))
-        config = uvicorn.Config(application, log_level="error", timeout_graceful_shutdown=1)
-        listener = socket.create_server(("127.0.0.1", self.port))
-        self.server = uvicorn.Server(config)
-        run = {"target": self.server.run, "kwargs": {"sockets": [listener]}, "daemon": True}
-        self.thread = threading.Thread(**run)
-        self.thread.start()
+        self.running = ExitStack()
+        served = serving(self.model, token=token, port=self.port)
+        _, self.desk = self.running.enter_context(served)
 
     def stop(self):
-        self.server.should_exit = True
-        self.thread.join(timeout=20)
-        assert not self.thread.is_alive()
+        self.running.close()
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +51,8 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture
