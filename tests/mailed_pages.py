@@ -2,7 +2,6 @@
 
 import base64
 import json
-from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 
@@ -11,22 +10,6 @@ from sklearn.datasets import load_digits
 
 from diffusion_jax.data.arrays import image_set
 from diffusion_jax.explorer import mailed
-
-CHROMIUM = {"executable_path": "/usr/bin/chromium", "args": ["--no-sandbox"]}
-
-
-@contextmanager
-def chromium():
-    """A browser without a window."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(**CHROMIUM)
-        try:
-            yield browser
-        finally:
-            browser.close()
-
 
 # As little of a result.json as the page needs.
 RESULT = {

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mailed_pages import chromium, digits, opened
+from browsers import chromium
+from mailed_pages import digits, opened
 from PIL import Image
 from scipy.stats import binomtest
 

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import jax
 import numpy as np
 import pytest
-from mailed_pages import RESULT, chromium, digits, opened
+from browsers import chromium
+from mailed_pages import RESULT, digits, opened
 from scipy.stats import binomtest
 
 from diffusion_jax import study
