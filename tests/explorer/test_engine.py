@@ -214,7 +214,7 @@ def test_clones_are_those_of_fork(page, denoiser):
         assert [found[name]["low"], found[name]["high"]] == pytest.approx(list(interval), abs=1e-9)
     for each in found["classes"]:
         count = int(np.sum(labels == each["class"]))
-        assert (each["count"], each["fraction"]) == (count, count / 9)
+        assert (each["count"], each["value"]) == (count, count / 9)
     assert found["paths"]["steps"] == trunk["steps"][place:]
     assert np.shape(found["paths"]["projection"]) == (9, 61 - place, 2)
 

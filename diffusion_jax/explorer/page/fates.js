@@ -24,7 +24,7 @@ function clone(fork, i, model, take) {
     title: said,
     click: () => take(fork.first + i),
   };
-  return element("button", attributes, seen, element("span", {}, fate.memorised ? `${name}=#${fate.nearest}` : name));
+  return element("button", attributes, seen, element("span", {}, name), element("span", {}, fate.memorised ? `=#${fate.nearest}` : ""));
 }
 
 // Args: fork: its body so far, with ends when they are there; take(clone): makes it the trunk.
@@ -32,8 +32,7 @@ export function drawFates(place, fork, model, take) {
   if (!fork) return place.replaceChildren(element("p", { class: "note" }, "Clones share the trunk up to the cursor and go on with noise of their own."));
   const clones = Array.from({ length: fork.clones }, (_, i) => clone(fork, i, model, take));
   const copies = fork.fates.filter((fate) => fate?.memorised).length;
-  const shares = (fork.classes ?? []).map((each) => ({ value: each.fraction, ...each }));
-  const fractions = shares.map((each) => bar(model.classes[each.class], each.value, each.class, `${each.count} of ${fork.clones}: ${interval(each)}`));
+  const fractions = (fork.classes ?? []).map((each) => bar(model.classes[each.class], each.value, each.class, `${each.count} of ${fork.clones}: ${interval(each)}`));
   const pairs = [["φ", fork.phi], ["φ_C", fork.phi_C]].filter(([, found]) => found?.pairs).map(([name, found]) => `${name} = ${interval(found)}`);
   place.replaceChildren(
     element("p", {}, `${fork.done} of ${fork.clones} clones ended, ${copies} as copies of a training image. ${pairs.join(", ")}${pairs.length ? ` from ${fork.phi_C.pairs} pairs.` : ""}`),

@@ -58,7 +58,7 @@ function counted(body, classes) {
   const { fates } = body, own = fates.map((fate) => fate.class);
   const shares = classes.map((_, label) => {
     const count = own.filter((each) => each === label).length, { value, low, high } = wilson(count, own.length);
-    return { class: label, count, fraction: value, low, high };
+    return { class: label, count, value, low, high };
   });
   const has = classes.length > 0, phi_C = pairsOf(fates.map((fate) => fate.nearest));
   return { ...body, classes: has && own.length ? shares : null, phi: has ? pairsOf(own) : null, phi_C };
