@@ -1,6 +1,7 @@
-"""What a data set is called where its name is part of a folder's."""
+"""What a data set is called where its name is part of a folder's, or of an address."""
 
 import os
+import re
 from pathlib import Path
 
 from diffusion_jax.runtime.files import expanded
@@ -21,3 +22,8 @@ def name_of(data: str) -> str:
     path = Path(os.path.abspath(expanded(data)))
     is_file = path.suffix.lower() in FILES and not path.is_dir()
     return shown(path.stem if is_file else path.name) or "data"
+
+
+def slug(name: str) -> str:
+    """A name in lower-case letters, digits and hyphens, at most 40 of them."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "data"

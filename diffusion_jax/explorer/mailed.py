@@ -17,10 +17,13 @@ import numpy as np
 
 from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.names import slug
 from diffusion_jax.denoisers import GaussianDenoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes import analysis
+from diffusion_jax.regimes.spectrum import signed
 from diffusion_jax.runtime.files import plain
+from diffusion_jax.runtime.text import shown
 from diffusion_jax.schedule import NoiseSchedule, linear_schedule
 from diffusion_jax.study import Study, describe
 
@@ -74,7 +77,7 @@ def page_of(
       UserError: images so large that not one of each class is within the limit.
     """
     held = carried(images, name, result, most_bytes)
-    return _assembled(_file("index.html"), held, html.escape(name))
+    return _assembled(_file("index.html"), held, html.escape(shown(name)))
 
 
 def carried(
@@ -115,17 +118,17 @@ def _assembled(text: str, carried: str, title: str) -> str:
         lambda link: f"<style>\n{_file(link[1])}</style>",
         text,
     )
-    # What the page starts with needs the data, which come before it.
     text = re.sub(
-        r'<script type="module" src="/page/([^"]+)"></script>',
-        lambda script: f'{carried}<script type="module" src="{_as_url(script[1])}"></script>',
+        r'<script type="module" src="/page/([^"]+)">',
+        lambda script: f'<script type="module" src="{_as_url(script[1])}">',
         text,
     )
     policy = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     text = text.replace('<meta charset="utf-8">', f'<meta charset="utf-8">\n{policy}', 1)
     text = re.sub("<title>.*?</title>", lambda _: f"<title>Explorer of {title}</title>", text)
-    assert "/page/" not in text, "every file of the page is written into it"
-    return text
+    assert '"/page/' not in text, "every file of the page is written into it"
+    # What the page starts with needs the data, which come before it.
+    return text.replace('<script type="module"', f'{carried}<script type="module"', 1)
 
 
 def _base64(array: np.ndarray) -> str:
@@ -198,9 +201,9 @@ def _content(
     gaussian = GaussianDenoiser.fit(schedule, points, rank=rank, floor="rest")
     num_modes, regimes = len(gaussian.modes), _regimes(result, classed)
     return {
-        "model": _model(images, name, regimes, schedule, len(chosen), num_modes),
+        "model": _model(images, name, regimes, schedule, len(chosen), num_modes, classed),
         "regimes": regimes,
-        "about": _about(len(images.images), len(chosen), num_modes),
+        "about": _about(len(images.images), len(chosen), num_modes, classed),
         "images": {"dtype": _dtype(images).name, "data": text},
         "labels": images.labels[chosen] if classed and images.labels is not None else None,
         "schedule": {
@@ -209,17 +212,11 @@ def _content(
         },
         "gaussian": {
             "mean": _base64(np.asarray(gaussian.mean, np.float32)),
-            "modes": _base64(_signed(np.asarray(gaussian.modes, np.float32))),
+            "modes": _base64(signed(np.asarray(gaussian.modes, np.float32))),
             "eigenvalues": _base64(np.asarray(gaussian.eigenvalues, np.float32)),
             "floor": float(gaussian.floor),
         },
     }
-
-
-def _signed(modes: np.ndarray) -> np.ndarray:
-    """Modes (k, d) in the sign in which the largest component is positive."""
-    largest = np.abs(modes).argmax(axis=1)[:, None]
-    return modes * np.where(np.take_along_axis(modes, largest, axis=1) < 0, -1, 1).astype("float32")
 
 
 def _regimes(result: dict[str, Any], classed: bool) -> dict[str, Any]:
@@ -242,16 +239,17 @@ def _model(
     schedule: NoiseSchedule,
     count: int,
     num_modes: int,
+    classed: bool,
 ) -> dict[str, Any]:
     """The model as the REST interface describes one."""
     gaussian = f"a Gaussian's, of {num_modes} modes and one variance across them"
     return {
-        "id": f"{_slug(name)}-{fingerprint(images)[:8]}",
-        "name": name,
+        "id": f"{slug(name)}-{fingerprint(images)[:8]}",
+        "name": shown(name),
         "kind": "data",
         "shape": images.images.shape[1:],
         "mean": images.mean,
-        "classes": images.class_names if len(images.class_names) > 1 else (),
+        "classes": [shown(each) for each in images.class_names] if classed else [],
         "num_images": count,
         "num_steps": schedule.num_steps,
         "times": np.asarray(schedule.time),
@@ -273,18 +271,13 @@ def _model(
     }
 
 
-def _slug(name: str) -> str:
-    """A name in lower-case letters, digits and hyphens."""
-    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "data"
-
-
 def _trained_on(images: ImageSet, name: str, count: int) -> str:
     shape = " x ".join(str(side) for side in images.images.shape[1:])
     part = "" if count == len(images.images) else f"{count} of the "
-    return f"{name}: {part}{describe(images)} ({shape})."
+    return f"{shown(name)}: {part}{describe(images)} ({shape})."
 
 
-def _about(n: int, count: int, modes: int) -> str:
+def _about(n: int, count: int, modes: int, classed: bool) -> str:
     """What travels with the page, and what its numbers are of."""
     if count == n:
         images = f"The {n} images travel with this page: who has the page has the images."
@@ -295,8 +288,8 @@ def _about(n: int, count: int, modes: int) -> str:
             f"what clones do are those of the {count}; t_S, t_C, the curves and the Gaussian score "
             f"are of all {n}."
         )
+    fate = " A sample is of the class of its nearest training image." if classed else ""
     return (
         f"{images} Nothing is sent anywhere: this page computes all that it shows. Its Gaussian "
-        f"score has {modes} modes, and one variance for all other directions. A sample is of the "
-        f"class of its nearest training image."
+        f"score has {modes} modes, and one variance for all other directions.{fate}"
     )

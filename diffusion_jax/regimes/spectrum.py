@@ -63,6 +63,12 @@ def eigenmodes(rows: Covariance, num_modes: int) -> tuple[np.ndarray, np.ndarray
     return np.maximum(values[::-1], 0).astype(float), modes.T[::-1]
 
 
+def signed(modes: np.ndarray) -> np.ndarray:
+    """Modes (k, d) in the sign in which the largest component is positive."""
+    largest = np.take_along_axis(modes, np.abs(modes).argmax(axis=1)[:, None], axis=1)
+    return np.where(largest < 0, -modes, modes)
+
+
 def largest_eigenvalue(images: np.ndarray, all_channels: bool = False) -> float:
     """Largest eigenvalue Lambda of the covariance of the flattened images.
 

@@ -1,7 +1,6 @@
 """A model that is served: a run or a data set, with every denoiser that answers for it."""
 
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from diffusion_jax import forking
 from diffusion_jax.covariance import Rows
 from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.data.names import slug
 from diffusion_jax.denoisers import (
     DENOISERS,
     ClippedDenoiser,
@@ -26,7 +26,7 @@ from diffusion_jax.denoisers import (
 from diffusion_jax.errors import UserError
 from diffusion_jax.judging.classifier import TrainedClassifier
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
-from diffusion_jax.regimes.spectrum import eigenmodes
+from diffusion_jax.regimes.spectrum import eigenmodes, signed
 from diffusion_jax.regimes.theories import FAMILIES, modes_cost
 from diffusion_jax.sampling import Backward, backward
 from diffusion_jax.sampling.backward import default_patch
@@ -164,11 +164,6 @@ def digest_of(images: ImageSet, run: TrainedModel | None, schedule: NoiseSchedul
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
-def slug(name: str) -> str:
-    """A name in lower-case letters, digits and hyphens."""
-    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "data"
-
-
 def make(
     name: str,
     images: ImageSet,
@@ -244,15 +239,13 @@ def _clipped(run: TrainedModel, schedule: NoiseSchedule) -> Denoiser:
 def first_modes(points: np.ndarray) -> np.ndarray:
     """The first two modes of the covariance of all channels, orthonormal rows (2, d).
 
-    An image of one value has one: the other row is zero. The sign is that in which the largest
-    component is positive.
+    An image of one value has one: the other row is zero. Their sign is that of `signed`.
     """
     rows = Rows(points, all_channels=True)
     found = eigenmodes(rows, min(2, max(1, rows.d - 1)))[1]
     modes = np.zeros((2, rows.d), np.float32)
     modes[: len(found)] = found
-    largest = np.abs(modes).argmax(axis=1)[:, None]
-    return modes * np.where(np.take_along_axis(modes, largest, axis=1) < 0, -1, 1)
+    return signed(modes)
 
 
 def count_parameters(run: TrainedModel) -> int:

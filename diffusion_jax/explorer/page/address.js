@@ -1,21 +1,26 @@
 // The whole state of the page in the address's fragment, so that a link shows the same.
 const NUMBERS = ["calls", "seed", "index", "step"];
 const NAMES = ["model", "denoiser", "sampler"];
+const MOST = { clones: 128, first: 1e6, index: 2 ** 31 - 1025, returns: 128 };
 
 const branchesText = (branches) => branches.map(({ step, clone }) => `${step}-${clone}`).join("_");
 
-function branchesOf(text) {
-  const pairs = text.split("_").filter(Boolean).map((pair) => pair.split("-").map(Number));
-  return pairs.map(([step, clone]) => ({ step, clone })).filter(({ step, clone }) => Number.isInteger(step) && Number.isInteger(clone));
+// Whole numbers between separators by their names, or null where one is missing, no such or too large.
+function numbersOf(text, separator, names) {
+  const parts = text.split(separator);
+  const fits = names.every((name, i) => /^\d{1,10}$/.test(parts[i]) && Number(parts[i]) <= (MOST[name] ?? Infinity));
+  return fits && parts.length === names.length ? Object.fromEntries(names.map((name, i) => [name, Number(parts[i])])) : null;
 }
+
+const branchesOf = (text) => text.split("_").map((pair) => numbersOf(pair, "-", ["step", "clone"])).filter(Boolean);
 
 export const forkText = ({ index, step, clones, first, branches }) =>
   [index, step, clones, first, branchesText(branches)].join(":").replace(/:$/, "");
 
 function forkOf(text) {
-  const [index, step, clones, first] = text.split(":").slice(0, 4).map(Number);
-  const fork = { index, step, clones, first, branches: branchesOf(text.split(":")[4] ?? "") };
-  return [index, step, clones, first].every(Number.isInteger) ? fork : null;
+  const parts = text.split(":");
+  const fork = numbersOf(parts.slice(0, 4).join(":"), ":", ["index", "step", "clones", "first"]);
+  return fork?.clones ? { ...fork, branches: branchesOf(parts[4] ?? "") } : null;
 }
 
 export function toFragment(state) {
@@ -36,7 +41,6 @@ export function fromFragment(fragment) {
   for (const name of NUMBERS) if (/^-?\d+$/.test(given.get(name) ?? "")) state[name] = Number(given.get(name));
   state.branches = branchesOf(given.get("branches") ?? "");
   state.forks = (given.get("forks") ?? "").split(",").filter(Boolean).map(forkOf).filter(Boolean);
-  const [index, step, returns] = (given.get("uturn") ?? "").split(":").map(Number);
-  state.uturn = [index, step, returns].every(Number.isInteger) ? { index, step, returns } : null;
+  state.uturn = numbersOf(given.get("uturn") ?? "", ":", ["index", "step", "returns"]);
   return state;
 }

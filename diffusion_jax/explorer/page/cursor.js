@@ -21,9 +21,10 @@ export function makeCursor(source) {
 
   async function stateOf(trunk, step) {
     const key = `${trunk.id} ${step}`;
-    if (!states.has(key)) states.set(key, await source.state(trunk, step));
+    const state = states.get(key) ?? (await source.state(trunk, step));
+    if (state) states.set(key, state);
     if (states.size > KEPT) states.delete(states.keys().next().value);
-    return states.get(key);
+    return state;
   }
 
   // x_t, and from it E[x_0 | x_t] of every denoiser, with its difference from the chosen one's.
@@ -39,9 +40,11 @@ export function makeCursor(source) {
     byId("states").replaceChildren(figure(name, picture(x, shape, mean, `${name} at t = ${short(time)}`)), ...figures);
   }
 
+  // Gives whether the state was there.
   async function draw(asked) {
     const { model, trunk, step } = asked;
     const state = await stateOf(trunk, step);
+    if (!state) return false;
     if (model.mixture) drawPotential(byId("potential"), model.mixture, state.time, state.x);
     const names = model.denoisers.map(({ name }) => name);
     const [denoised] = await Promise.all([
@@ -50,18 +53,22 @@ export function makeCursor(source) {
     ]);
     drawStates(asked, state, denoised);
     current = { ...state, denoised };
+    return true;
   }
 
   async function catchUp() {
     for (let drawn = null; wanted && drawn !== wanted; ) {
-      drawn = wanted;
-      await draw(drawn);
+      const asked = wanted;
+      const there = await draw(asked).catch((error) => {
+        if (wanted === asked) throw error;
+      });
+      if (there) drawn = asked;
     }
   }
 
   return {
     at: () => current,
-    // Asks for no more: a server would run a cancelled trunk again to answer.
+    // Asks for no more: what is cancelled is no longer there.
     stop: () => (wanted = null),
     // Draws the state; gives a promise of the latest one asked for being drawn.
     show(asked) {

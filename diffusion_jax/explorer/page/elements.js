@@ -16,10 +16,22 @@ export const element = (name, attributes = {}, ...children) =>
 export const shape = (name, attributes = {}, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
 
+// Puts children into a place anew; a button that had the focus keeps it, or the time axis takes it.
+export function refill(place, ...children) {
+  const at = [...place.querySelectorAll("button")].indexOf(document.activeElement);
+  place.replaceChildren(...children);
+  if (at >= 0) (place.querySelectorAll("button")[at] ?? byId("axis")).focus({ preventScroll: true });
+}
+
+// A class by its name, which may begin with the word itself.
+export const classText = (name) => (/^class\b/i.test(name) ? name : `class ${name}`);
+
 // Three significant digits, without an exponent where it can be helped.
 export function short(value) {
   if (value === null || !Number.isFinite(value)) return "–";
-  return Math.abs(value) < 1e-4 && value !== 0 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
+  if (Math.abs(value) < 1e-4 && value !== 0) return value.toExponential(1);
+  const text = value.toPrecision(3);
+  return Number.isInteger(value) || text.includes("e") ? String(Number(text)) : text;
 }
 
 // A fraction with its interval.

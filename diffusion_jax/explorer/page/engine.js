@@ -112,6 +112,13 @@ const idOf = ({ denoiser, sampler, calls, seed, index, branches = [], noise }) =
 const nearestOf = (steps, step) => steps.reduce(
   (best, each, k) => (Math.abs(each - step) < Math.abs(steps[best] - step) ? k : best), 0);
 
+// The same of a step that somebody asks for.
+function placeOf(steps, step, least = 0) {
+  const last = data.levels.length - 1;
+  refuse(!isWhole(step - least, last - least), `step = ${step} lies outside the schedule, whose steps are ${least} to ${last}.`);
+  return nearestOf(steps, step);
+}
+
 const cloneKey = (key, b, clone) => foldIn(foldIn(key, START - 1 - clone), b);
 const sampleKey = (seed, number) => foldIn(keyOf(seed), number);
 
@@ -132,7 +139,7 @@ function trunkOf(request, again = false) {
   const id = idOf(request), kept = trunks.get(id);
   if (kept && !(again && kept.status === "cancelled")) return kept;
   const process = processOf(request), { steps, known } = process.course, { d } = data.points;
-  const branches = (request.branches ?? []).map(({ step, clone }) => ({ b: nearestOf(steps, step) + 1, clone }));
+  const branches = (request.branches ?? []).map(({ step, clone }) => ({ b: placeOf(steps, step) + 1, clone }));
   refuse(branches.some(({ clone }) => !isWhole(clone, 10 ** 6)), "A branch needs the number of a clone, from 0.");
   refuse(branches.some(({ b }, i) => i && b >= branches[i - 1].b), "Branches come in the descending order of their steps.");
   const trunk = {
@@ -263,7 +270,7 @@ const operations = {
 
   async state({ request, step }) {
     const { steps, known } = processOf(request).course, all = [...steps.toReversed(), -1];
-    const place = nearestOf(all, step), level = known[steps.length - 1 - place], { x } = await stateAt(request, place);
+    const place = placeOf(all, step, -1), level = known[steps.length - 1 - place], { x } = await stateAt(request, place);
     return { step: all[place], time: level?.time ?? 0, x, posterior: level ? posteriorOf(x, level) : null };
   },
 
@@ -275,7 +282,7 @@ const operations = {
   },
 
   async forks({ request, step, clones, first }, tell) {
-    const process = processOf(request), { steps, known } = process.course, k = nearestOf(steps, step);
+    const process = processOf(request), { steps, known } = process.course, k = placeOf(steps, step);
     refuse(!isWhole(clones - 1, 127) || !isWhole(first, 10 ** 6), "Give 1 to 128 clones, the first numbered from 0.");
     const id = `${idOf(request)}~forks.${steps[k]}.${clones}.${first}`;
     begun(id, tell);
@@ -288,7 +295,7 @@ const operations = {
   },
 
   async uturn({ request, step, returns, image, name }, tell) {
-    const process = processOf(request), { steps, known, levels } = process.course, k = nearestOf(steps, step);
+    const process = processOf(request), { steps, known, levels } = process.course, k = placeOf(steps, step);
     refuse(!isWhole(returns - 1, 127), "Give 1 to 128 returns.");
     const body = { id: `${idOf(request)}~uturns.${steps[k]}.${returns}.${name}`, step: steps[k], time: known[k].time, returns };
     begun(body.id, tell);

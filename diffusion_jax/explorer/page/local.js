@@ -114,7 +114,8 @@ export function makeSource() {
     async uturn({ step, returns, image, ...request }, handlers) {
       const name = image.index === undefined ? `u${uploads++}` : `i${image.index}`;
       const values = image.png ? await decoded(image.png, shape) : image.array ? floats(image.array.data) : await imageAt(image.index);
-      return counted(await run("uturn", { request, step, returns, image: centred(values), name }, handlers), model.classes);
+      const body = await run("uturn", { request, step, returns, image: centred(values), name }, handlers);
+      return { ...counted(body, model.classes), start: Float32Array.from(values) }; // in [0, 1], as it was given
     },
     cancel: (kind, id) => ask("cancel", id),
   };

@@ -2,7 +2,7 @@
 import { jumps, makeAxis } from "axis";
 import { makeCursor } from "cursor";
 import { drawCurves, pooled } from "curves";
-import { byId, element, short } from "elements";
+import { byId, classText, element, refill, short } from "elements";
 import { drawFates, fateText } from "fates";
 import { exportButtons } from "files";
 import { pythonLines } from "python";
@@ -28,8 +28,18 @@ function placeText({ trunk, number, model }) {
   if (trunk.steps[number] < 0) return `t = 0, data${trunk.fate ? `: ${fateText(trunk.fate, model)}` : ""}`;
   const p = trunk.along.classes?.[number];
   const c = p ? p.indexOf(Math.max(...p)) : -1;
-  const of = c < 0 ? "" : `, class ${model.classes[c]} with ${p[c].toFixed(2)}`;
+  const of = c < 0 ? "" : `, ${classText(model.classes[c])} with ${p[c].toFixed(2)}`;
   return `t = ${short(trunk.times[number])}, step ${trunk.steps[number]}${of}`;
+}
+
+// Why there can be no fork, or U-turn, here and now.
+function whyNot(isFork) {
+  const { trunk, model, state } = session;
+  if (worker.busy()) return "Wait until what runs has ended, or cancel it.";
+  if (!trunk.done) return "Run a trunk first.";
+  if (session.step() < 0) return "There is nothing left to run at t = 0: go back in time first.";
+  const equal = isFork && model.samplers.some(({ name, noisy }) => name === state.sampler && !noisy);
+  return equal ? `${state.sampler} adds no noise, so that all clones would be equal: choose the ancestral sampler.` : "";
 }
 
 function drawTime() {
@@ -41,7 +51,11 @@ function drawTime() {
   drawCurves(byId("curves"), { scale, regimes, points: pooled([...forks.values()]), cursor: trunk.done ? trunk.times[number] : null });
   const own = [...forks.values()].filter((fork) => fork.index === session.state.index);
   drawTree(byId("tree"), there(trunk.along.projection), own, number);
-  byId("fork").disabled = byId("turn").disabled = !trunk.done || session.step() < 0 || worker.busy();
+  for (const id of ["fork", "turn"]) {
+    const why = whyNot(id === "fork");
+    byId(id).setAttribute("aria-disabled", why !== ""); // and keeps the focus, which disabled buttons lose
+    byId(`${id}-why`).textContent = why;
+  }
 }
 
 function drawFork() {
@@ -54,6 +68,7 @@ function drawFork() {
   byId("shown").parentElement.hidden = !names.length;
   const take = (clone) => {
     session.goTo(fork.index, [...fork.branches, { step: fork.step, clone }], fork.step);
+    fillControls(); // it may be of another sample
     byId("axis").focus();
   };
   drawFates(byId("fates"), fork, model, take);
@@ -66,7 +81,7 @@ function drawBranches({ branches, index }) {
   const name = (i) => (i ? `clone ${branches[i - 1].clone}` : "trunk");
   const back = branches.map(({ step }, i) => element("button", { type: "button", class: "quiet", click: () => session.goTo(index, branches.slice(0, i), step) }, name(i)));
   const here = branches.length ? `${name(branches.length)}, from step ${branches.at(-1).step}` : "";
-  byId("branches").replaceChildren(...back.flatMap((button) => [button, " › "]), here);
+  refill(byId("branches"), ...back.flatMap((button) => [button, " › "]), here);
 }
 
 function draw(what) {
@@ -99,12 +114,13 @@ function fillControls() {
   byId("trained").textContent = model.trained_on;
   byId("potential-panel").hidden = !model.mixture;
   const go = (t) => session.moveTo(nearestTime(session.trunk.times.slice(0, session.trunk.done), t));
-  byId("jumps").replaceChildren("Go to", ...jumps(model.regimes, session.scale, go));
+  refill(byId("jumps"), "Go to", ...jumps(model.regimes, session.scale, go));
   drawFork();
 }
 
 async function runChosen(changed) {
   play(false);
+  worker.note("");
   const { model, denoiser, sampler, calls, seed, index } = form.elements;
   if (changed?.name === "model") {
     Object.assign(session.state, { calls: null, step: null });
@@ -118,9 +134,11 @@ async function runChosen(changed) {
   await session.run();
 }
 
+const isOn = (id) => byId(id).getAttribute("aria-disabled") === "false";
+
 async function turn(image) {
   const { returns, file } = turning.elements;
-  if (!byId("turn").disabled && turning.reportValidity()) await session.uturn(image, session.step(), Number(returns.value));
+  if (isOn("turn") && turning.reportValidity()) await session.uturn(image, session.step(), Number(returns.value));
   file.value = "";
 }
 
@@ -163,13 +181,13 @@ async function restore() {
   play(false);
   const models = await source.models();
   choices(form.elements.model, models.map(({ id, name }) => [id, name]));
-  await session.restore(fragment, fillControls);
+  await session.restore(fragment, (wrong) => (fillControls(), worker.note(wrong)));
 }
 
 const on = (node, event, act) => node.addEventListener(event, (what) => Promise.resolve(act(what)).catch(worker.fail));
 on(form, "submit", (event) => (event.preventDefault(), runChosen()));
 on(form, "change", ({ target }) => runChosen(target));
-on(byId("fork"), "click", () => session.forkHere(Number(byId("clones").value)));
+on(byId("fork"), "click", () => isOn("fork") && session.forkHere(Number(byId("clones").value)));
 on(byId("shown"), "change", ({ target }) => ((session.shown = target.value), draw("fork")));
 on(byId("play"), "click", () => play(!playing));
 on(turning, "submit", (event) => (event.preventDefault(), turn({ index: Number(turning.elements.image.value) })));
@@ -179,12 +197,11 @@ on(turning, "drop", (event) => (event.preventDefault(), turnFile(event.dataTrans
 on(document, "keydown", key);
 on(window, "hashchange", restore);
 on(window, "resize", () => draw());
-worker.ended(async (abandoned) => {
+worker.changed((abandoned) => {
   draw();
   if (!abandoned) return;
   play(false);
   cursor.stop();
-  await shown; // before it is cancelled: a request that comes later would begin it again
 });
 byId("exports").replaceChildren(...exportButtons(session, cursor, worker.fail));
 watch(source);

@@ -36,7 +36,7 @@ export function difference(x, other, shape) {
 }
 
 // Pictures, or lines of text between them, one below the other.
-export const figure = (...content) => element("figure", {}, ...content.map((each) => (typeof each === "string" ? element("span", {}, each) : each)));
+export const figure = (...content) => element("figure", {}, ...content.filter(Boolean).map((each) => (typeof each === "string" ? element("span", { title: each.length > 12 && each }, each) : each)));
 
 // Canvases side by side on one, `columns` in a row, each enlarged by a whole number.
 export function sheet(canvases, columns, scale = 4) {

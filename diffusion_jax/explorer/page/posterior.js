@@ -1,12 +1,12 @@
 // The exact posterior over training images at the cursor: classes, entropy, nearest images.
-import { element, short } from "elements";
+import { classText, element, short } from "elements";
 import { figure, picture } from "pictures";
 
 // A named bar of a share in [0, 1].
 export function bar(name, share, c, said = share.toFixed(2)) {
   const filled = element("span", { class: `c${c % 10}` });
   filled.style.width = `${100 * share}%`;
-  return element("li", {}, element("span", { class: "what" }, name), element("span", { class: "bar" }, filled), element("span", { class: "number" }, said));
+  return element("li", {}, element("span", { class: "what", title: name }, name), element("span", { class: "bar" }, filled), element("span", { class: "number" }, said));
 }
 
 const measure = (name, value) => [element("dt", {}, name), element("dd", {}, value)];
@@ -19,8 +19,8 @@ export async function drawPosterior(place, posterior, model, images) {
   const pictures = nearest.map(({ image }, i) => {
     const { index, weight, class: c } = posterior.nearest[i];
     const name = model.classes[c] ?? "";
-    const said = `training image ${index}${name && `, class ${name}`}`;
-    return figure(picture(image, model.shape, [0, 0, 0], said), short(weight), `${name && `${name} `}#${index}`);
+    const said = `training image ${index}${name && `, ${classText(name)}`}`;
+    return figure(picture(image, model.shape, [0, 0, 0], said), short(weight), name, `#${index}`);
   });
   place.replaceChildren(
     element("ul", { class: "bars", "aria-label": "Probability of each class" }, ...bars),

@@ -47,16 +47,18 @@ function combined({ values, n, d }, weights, count) {
   return result;
 }
 
-// p(nu | x_t) = softmax(-|x_t - e^-t a_nu|^2/(2 Delta_t)) over the training points, (count, n).
-function posterior(xs, count, { signal, variance }) {
-  const weights = products(data.points, xs, count), { n } = data.points;
+// -|x_t - e^-t a_nu|^2/(2 Delta_t) + |x_t|^2/(2 Delta_t) of the training points, (count, n).
+function logitsOf(xs, count, { signal, variance }) {
+  const { squares, points } = data;
+  return products(points, xs, count).map((along, i) => signal * (along - signal * squares[i % points.n] / 2) / variance);
+}
+
+// p(nu | x_t), the softmax of the logits, over the training points, (count, n).
+function posterior(xs, count, level, weights = logitsOf(xs, count, level)) {
+  const { n } = data.points;
   for (let from = 0; from < count * n; from += n) {
     let top = -Infinity, total = 0;
-    for (let i = 0; i < n; i++) {
-      const logit = signal * (weights[from + i] - signal * data.squares[i] / 2) / variance;
-      weights[from + i] = logit;
-      if (logit > top) top = logit;
-    }
+    for (let i = 0; i < n; i++) if (weights[from + i] > top) top = weights[from + i];
     for (let i = 0; i < n; i++) total += weights[from + i] = Math.exp(weights[from + i] - top);
     for (let i = 0; i < n; i++) weights[from + i] /= total;
   }
@@ -87,10 +89,10 @@ function said(weights, from = 0) {
 
 const classOf = (index) => (data.labels ? data.labels[index] : null);
 
-// The same with the eight nearest training images, those of the largest weights.
+// The same with the eight nearest training images, by their logits: the weights may be 0.
 function posteriorOf(x, level) {
-  const weights = posterior(x, 1, level);
-  const order = Array.from(weights.keys()).sort((a, b) => weights[b] - weights[a] || a - b).slice(0, 8);
+  const logits = logitsOf(x, 1, level), weights = posterior(x, 1, level, logits.slice());
+  const order = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a] || a - b).slice(0, 8);
   return { ...said(weights), nearest: order.map((index) => ({ index, weight: weights[index], class: classOf(index) })) };
 }
 

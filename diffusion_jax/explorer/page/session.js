@@ -113,6 +113,13 @@ export function makeSession(source, worker, draw) {
     Object.assign(session, { shown: null, turn: null });
   }
 
+  // The U-turn shown is of the sample that was, whose noise it took.
+  function toSample(index) {
+    if (index === state.index) return;
+    Object.assign(state, { index, branches: [], uturn: null });
+    session.turn = null;
+  }
+
   return Object.assign(session, {
     step,
     run,
@@ -133,7 +140,8 @@ export function makeSession(source, worker, draw) {
       return fork({ ...at, clones, first: Math.max(0, ...there.map((each) => each.first + each.clones)) });
     },
     goTo(index, branches, step) {
-      Object.assign(state, { index, branches, step });
+      toSample(index);
+      Object.assign(state, { branches, step });
       return run();
     },
     // image: {index}, or {png} of a file, which no address can hold.
@@ -150,7 +158,7 @@ export function makeSession(source, worker, draw) {
     // Other settings than the sample's index: forks of the old ones are no longer comparable.
     choose(chosen) {
       if (differs({ ...chosen, index: state.index })) clear();
-      if (chosen.index !== state.index) state.branches = [];
+      toSample(chosen.index);
       Object.assign(state, chosen);
     },
     async open(id) {
@@ -160,13 +168,14 @@ export function makeSession(source, worker, draw) {
       const known = (list, name) => (list.some((each) => each.name === name) ? name : list[0].name);
       Object.assign(state, { model: id, denoiser: known(model.denoisers, state.denoiser), sampler: known(model.samplers, state.sampler), calls: state.calls ?? model.calls.default });
     },
-    // All that an address holds, computed again.
+    // All that an address holds, computed again. ready(wrong): before it runs, with what is not as asked.
     async restore(fragment, ready) {
       const asked = { ...PLAIN, ...fromFragment(fragment) };
       Object.assign(state, asked);
       await session.open(asked.model ?? (await source.models())[0].id);
       Object.assign(state, { branches: asked.branches, forks: asked.forks, uturn: asked.uturn });
-      ready();
+      const unknown = ["denoiser", "sampler"].filter((name) => asked[name] && asked[name] !== state[name]);
+      ready(unknown.map((name) => `There is no ${name} “${asked[name]}”: this is ${state[name]}.`).join(" "));
       if (!(await run())) return;
       for (const each of asked.forks) if (!(await fork(each))) return;
       if (asked.uturn) await session.uturn({ index: asked.uturn.index }, asked.uturn.step, asked.uturn.returns);

@@ -1,5 +1,5 @@
 // U-turns: an image up to the cursor's t, and back several times.
-import { element, short } from "elements";
+import { classText, element, short } from "elements";
 import { fateText } from "fates";
 import { figure, picture } from "pictures";
 
@@ -22,10 +22,10 @@ export function drawTurn(place, turn, model) {
     const up = picture(part(turn.turning, i), model.shape, model.mean, `turning point ${i + 1}`);
     const end = picture(part(turn.ends, i), model.shape, model.mean, `end ${i + 1}: ${fateText(fate, model)}`);
     const name = fate.class === null ? "" : model.classes[fate.class];
-    shown.push(figure(up, end, fate.memorised ? `${name}=#${fate.nearest}` : name));
+    shown.push(figure(up, end, name, fate.memorised ? `=#${fate.nearest}` : ""));
   });
   const same = turn.fates.filter((fate) => fate.class === turn.start_fate?.class).length;
-  const kept = turn.start_fate && turn.start_fate.class !== null ? ` ${same} of ${turn.fates.length} keep its class, ${model.classes[turn.start_fate.class]}.` : "";
+  const kept = turn.start_fate && turn.start_fate.class !== null ? ` ${same} of ${turn.fates.length} stay in ${classText(model.classes[turn.start_fate.class])}.` : "";
   place.replaceChildren(
     element("p", {}, `Up to t = ${short(turn.time)} and back.${kept}`),
     element("div", { class: "pictures small" }, ...shown),
