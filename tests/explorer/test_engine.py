@@ -328,10 +328,51 @@ def test_u_turns(page, given):
     key = jax.random.key(SEED)
     turning = cloning.turning_points(made.sampler, key, 45, start, INDEX)
     ends = cloning.u_turns(made.sampler, made.denoiser, key, [45], start, INDEX)
-    assert np.abs(found["start"] - start[0].ravel()).max() < 1e-6
+    given = images.images[12].ravel() / 255  # as the server sends it, with its mean
+    assert np.abs(found["start"] - given).max() < 1e-6
     assert np.abs(np.array(found["turning"]) - turning.ravel()).max() < CLOSE
     assert np.abs(np.array(found["ends"]) - ends.ravel()).max() < CLOSE
     assert (found["step"], found["start_fate"]["nearest"]) == (step, 12)
+
+
+def test_the_nearest_are_the_nearest_where_their_weights_are_zero(functions):
+    """At the least noise, squares that differ by 0.2 make weights that differ by exp(-1000)."""
+    points = np.random.default_rng(0).integers(0, 9, (50, 16)) / 8
+    x = points[31] + 0.01
+    found = functions.evaluate(
+        """([values, x]) => {
+          const squares = values.map((row) => row.reduce((sum, each) => sum + each * each, 0));
+          const points = {values: Float32Array.from(values.flat()), n: 50, d: 16};
+          data = {points, squares, labels: null, names: []};
+          return posteriorOf(Float32Array.from(x), {signal: 1, variance: 1e-4});
+        }""",
+        [points.tolist(), x.tolist()],
+    )
+    near = found["nearest"]
+    assert [each["weight"] for each in near] == [1] + 7 * [0]
+    squares = np.sum((x - points) ** 2, axis=1)
+    assert [each["index"] for each in near] == np.argsort(squares)[:8].tolist()
+
+
+STEP_REFUSED = """async ([name, step]) => {
+  const request = {model, denoiser: "exact", sampler: "ancestral", calls: 9, seed: 0, index: 0,
+    branches: []};
+  const asked = {
+    uturn: () => source.uturn({...request, step, returns: 4, image: {index: 0}}, {}),
+    forks: () => source.forks({request}, {step, clones: 2, first: 0}, {}),
+    state: () => source.state({request}, step),
+    trunk: () => source.trunk({...request, branches: [{step, clone: 0}]}, {}),
+  };
+  try { await asked[name](); return null; } catch (error) { return [error.message, error.status]; }
+}"""
+
+
+@pytest.mark.parametrize("step", [99999, -2, 3.5])
+@pytest.mark.parametrize("name", ["uturn", "forks", "state", "trunk"])
+def test_steps_outside_the_schedule_are_refused(page, name, step):
+    message, status = page.evaluate(STEP_REFUSED, [name, step])
+    assert message.startswith(f"step = {step} lies outside the schedule")
+    assert status == 422
 
 
 REFUSED = """async (change) => {

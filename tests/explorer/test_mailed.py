@@ -201,6 +201,25 @@ def test_names_do_not_end_the_element_that_holds_them():
     assert text.count("</script") == 2
 
 
+def test_names_that_are_no_text_or_look_like_paths():
+    """A byte that is not UTF-8 is shown escaped, as everywhere; /page/ is no file of the page."""
+    found = digits(60, 2)
+    images = ImageSet(found.images, found.labels, ("caf\udce9", '"/page/left'))
+    text = mailed.page_of(images, 'a"/page/\udce9', RESULT)
+    held = content(text)["model"]
+    assert held["classes"] == [r"caf\xe9", '"/page/left']
+    assert held["name"] == r'a"/page/\xe9'
+    assert held["trained_on"].startswith(r'a"/page/\xe9: ')
+    text.encode()
+
+
+def test_what_is_said_of_classes_where_there_are_none():
+    said = "class of its nearest training image"
+    assert said in content(mailed.carried(digits(60, 2), "digits", RESULT))["about"]
+    nowhere = {"Lambda": dict.fromkeys(("value", "low", "high")), "phi_floor": None, "curves": {}}
+    assert said not in content(mailed.carried(without_labels(), "digits", nowhere))["about"]
+
+
 def test_a_part_travels_where_all_would_be_too_much(browser):
     """The first of each class in proportion; the page says of how many, and what is of all."""
     rng = np.random.default_rng(0)
