@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.text import shown
 from diffusion_jax.serving import answers, events, ids, paths, wire
 from diffusion_jax.serving.desk import Desk, Unknown, training_image
 from diffusion_jax.serving.model import Model
@@ -70,7 +71,7 @@ def _array(
 def _ended(job: Job) -> Response:
     """The answer about work that came to no end: a new POST begins it anew."""
     if job.status == "failed":
-        return problem(422, job.detail or "it failed")
+        return problem(500 if job.is_fault else 422, job.detail or "it failed")
     return problem(410, "it was cancelled: post it again, and it begins anew")
 
 
@@ -96,7 +97,7 @@ def _about_models(api: APIRouter, desk: Desk) -> None:
         """All models that are served."""
         return wire.Models(
             models=[
-                wire.Listed(id=each.id, name=each.name, kind="run" if each.run else "data")
+                wire.Listed(id=each.id, name=shown(each.name), kind="run" if each.run else "data")
                 for each in desk.models.values()
             ]
         )

@@ -38,6 +38,7 @@ class Job:
       result: what the work fills in; of a kind of its own.
       events: what happened, as (name, data), in order.
       detail: why it failed or was cancelled.
+      is_fault: whether it failed by a fault of the program.
       num_bytes: of the result.
       waiters: called, from any thread, after each change.
     """
@@ -49,6 +50,7 @@ class Job:
     of: int = 1
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     detail: str | None = None
+    is_fault: bool = False
     num_bytes: int = 0
     cancelled: bool = False
     waiters: set[Callable[[], None]] = field(default_factory=set)
@@ -207,6 +209,7 @@ class Worker:
             job.detail, job.status = str(error), "failed"
         except Exception:
             traceback.print_exc()
+            job.is_fault = True
             job.detail, job.status = "the computation failed; the server's log says how", "failed"
         return True
 

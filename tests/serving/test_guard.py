@@ -15,23 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from schemathesis.checks import not_a_server_error
-from servers import client, posted, serving, settled, small_model
+from servers import client, posted, serving, settled
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.serving import ids, programs
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def http(model):
-    with serving(model) as (address, _), client(address) as made:
-        yield made
 
 
 def problem(answer, status):
@@ -348,8 +337,8 @@ def test_work_that_fails_says_why_until_it_is_posted_again(model, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(programs, "advance", lambda *arguments: 1 / 0)
             place = http.post("/v1/trunks", json=body).headers["Location"]
-            assert "server's log" in problem(settled(http, place), 422)
-        assert "server's log" in problem(http.get(place), 422)
+            assert "server's log" in problem(settled(http, place), 500)
+        assert "server's log" in problem(http.get(place), 500)
         assert posted(http, "/v1/trunks", body).json()["status"] == "done"
 
 

@@ -26,17 +26,6 @@ pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 CALLS, SEED = 60, 3
 
 
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def http(model):
-    with serving(model) as (address, _), client(address) as made:
-        yield made
-
-
 def array(found):
     return np.frombuffer(base64.b64decode(found["data"]), "<f4").reshape(found["shape"])
 
