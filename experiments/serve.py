@@ -13,6 +13,7 @@ import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import jax
 import tyro
@@ -22,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from diffusion_jax import data, study
+from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.denoisers import DENOISERS
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.transitions import check_accuracy
@@ -32,6 +34,10 @@ from experiments.data_options import DataOptions
 
 if TYPE_CHECKING:
     from diffusion_jax.serving.opening import Opened
+
+
+# Where regimes and classifiers of data sets are kept, below the current folder.
+_ROOM = Path("runs/serve")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,7 @@ class Options(DataOptions):
     look at. The exact score always does."""
     out: Path | None = None
     """Folder that keeps the regimes and the classifier, for one WHAT; by default RUN_DIR/serve, of
-    a data set runs/serve/NAME."""
+    a data set runs/serve/NAME-DIGEST."""
     accuracy: float = 5e-3
     """Standard error asked for of phi and phi_C."""
     queue: int = 32
@@ -105,11 +111,13 @@ def _open(what: str, options: Options) -> "Opened":
     law, run = None, None
     if what == opening.MIXTURE:
         law, images = opening.mixture(), opening.mixture_images()
-        name, folder = what, options.out or Path("runs/serve") / what
+        name, folder = what, options.out or _ROOM / what
     else:
         run, images = run_or_data.opened(what, options)
-        folder = run_or_data.folder_of(what, options, options.out, "serve")
-        name = data.name_of(what) if run is None else run_or_data.expanded(what).resolve().name
+        place = run_or_data.expanded(what)
+        name = data.name_of(what) if run is None else place.resolve().name
+        own = place / "serve" if run else _ROOM / f"{model.slug(name)}-{fingerprint(images)[:8]}"
+        folder = options.out or own
     warnings = study.warnings_of(images, options.memory_gib)
     trained, asked = run is not None, options.denoisers
     names = model.chosen_denoisers(images, trained, law is not None, asked)
@@ -168,7 +176,7 @@ def main() -> None:
             bar.update(task, completed=desk.done, description=escape(shown(what)))
             if not what:
                 bar.stop()
-                own = "" if token is None else f"#token={token}"
+                own = "" if token is None else f"#token={quote(token, safe='')}"
                 ready = f"Ready on {opening.device()}: {address}/{own}\nCtrl-C ends it."
                 console.print(Text(ready), soft_wrap=True)
 

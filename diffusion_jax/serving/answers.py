@@ -8,12 +8,11 @@ import numpy as np
 from PIL import Image as Pictures
 
 from diffusion_jax import study
-from diffusion_jax.runtime.files import plain
 from diffusion_jax.runtime.text import shown
 from diffusion_jax.sampling import SAMPLERS
 from diffusion_jax.serving import ids, judging, paths, wire
 from diffusion_jax.serving.desk import default_calls
-from diffusion_jax.serving.model import MIXTURE, Model, count_parameters
+from diffusion_jax.serving.model import Model, count_parameters
 from diffusion_jax.serving.programs import Reading, is_noisy
 from diffusion_jax.serving.work import Job
 
@@ -48,7 +47,7 @@ def described(model: Model) -> wire.Described:
         trained_on=study.describe(model.images),
         network=None if run is None else {"parameters": count_parameters(run), "updates": run.step},
         mixture=None
-        if law is None or MIXTURE not in model.denoisers
+        if law is None
         else {"dimension": law.dimension, "mu": law.mu, "sigma": law.sigma},
         most_clones=ids.MOST_CLONES,
     )
@@ -64,7 +63,7 @@ def posterior(model: Model, found: Reading) -> wire.Posterior:
     return wire.Posterior(
         classes=[float(each) for each in found.classes] if has else None,
         entropy=max(0.0, float(found.class_entropy)) if has else None,
-        effective=float(np.exp(found.entropy)),
+        effective=judging.effective(found),
         nearest=near,
     )
 
@@ -94,7 +93,7 @@ def trunk(model: Model, job: Job) -> wire.Trunk:
         along=wire.Along(
             classes=[each.classes.tolist() for each in told] if has else None,
             entropy=[max(0.0, float(each.class_entropy)) for each in told] if has else None,
-            effective=[float(np.exp(each.entropy)) for each in told],
+            effective=[judging.effective(each) for each in told],
             projection=found.projection[:done],
         ),
     )
@@ -163,8 +162,17 @@ def _classes(model: Model, labels: list[int]) -> list[wire.ClassShare] | None:
 
 def result(model: Model) -> dict[str, Any]:
     """What experiments.regimes says of the training images."""
-    found: dict[str, Any] = plain(model.result)
+    found: dict[str, Any] = _legible(model.result)
     return found
+
+
+def _legible(value: Any) -> Any:
+    """The same with all texts legible: names of classes, which may be any file's."""
+    if isinstance(value, dict):
+        return {shown(name): _legible(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_legible(each) for each in value]
+    return shown(value) if isinstance(value, str) else value
 
 
 def npy(array: np.ndarray) -> bytes:

@@ -10,8 +10,9 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime.text import shown
 from diffusion_jax.serving import answers, events, ids, paths, wire
-from diffusion_jax.serving.desk import Desk, Unknown, picture
+from diffusion_jax.serving.desk import Desk, Unknown, training_image
 from diffusion_jax.serving.model import Model
 from diffusion_jax.serving.problems import RESPONSES, RETRY_AFTER, problem
 from diffusion_jax.serving.work import Job
@@ -44,7 +45,9 @@ def _json(answer: BaseModel) -> bytes:
 def _answer(
     job: Job, place: str, made: Callable[[], BaseModel], known: str | None = None
 ) -> Response:
-    """What is known of a job: 200 with a tag once it is done, 202 before."""
+    """What is known of a job: 200 with a tag once it is done, 202 before, else a problem."""
+    if job.status in ("failed", "cancelled"):
+        return _ended(job)
     if job.status == "done":
         return _kept(_json(made()), "application/json", known, {"Location": place})
     headers = {"Location": place, "Retry-After": "1", "Cache-Control": "no-store"}
@@ -63,6 +66,13 @@ def _array(
         return _kept(answers.npy(images), "application/octet-stream", known, headers)
     many = images if images.ndim == 4 else images[None]
     return _kept(answers.png(model, many), "image/png", known, headers)
+
+
+def _ended(job: Job) -> Response:
+    """The answer about work that came to no end: a new POST begins it anew."""
+    if job.status == "failed":
+        return problem(500 if job.is_fault else 422, job.detail or "it failed")
+    return problem(410, "it was cancelled: post it again, and it begins anew")
 
 
 def _not_yet(place: str) -> Response:
@@ -87,7 +97,7 @@ def _about_models(api: APIRouter, desk: Desk) -> None:
         """All models that are served."""
         return wire.Models(
             models=[
-                wire.Listed(id=each.id, name=each.name, kind="run" if each.run else "data")
+                wire.Listed(id=each.id, name=shown(each.name), kind="run" if each.run else "data")
                 for each in desk.models.values()
             ]
         )
@@ -101,13 +111,13 @@ def _about_models(api: APIRouter, desk: Desk) -> None:
     @api.get("/models/{id}/images/{index}", responses=_PICTURES)
     def image(
         id: Name,
-        index: Annotated[int, Path(ge=0, le=2**31)],
+        index: Annotated[int, Path(ge=0)],
         form: As = "json",
         known: Known = None,
     ) -> wire.TrainingImage:
         """A training image, in [0, 1]."""
         found = desk.model(id)
-        values, _ = picture(found, wire.Image(index=index))
+        values = training_image(found, index)
         if form == "json":
             labels = found.images.labels if found.has_classes else None
             own = wire.TrainingImage(
@@ -140,14 +150,14 @@ def _about_models(api: APIRouter, desk: Desk) -> None:
 
 
 def _about_trunks(api: APIRouter, desk: Desk) -> None:
-    def answer(trunk: ids.TrunkId, known: str | None) -> Response:
-        job, model = desk.trunk(trunk), desk.model(trunk.model)
+    def answer(trunk: ids.TrunkId, known: str | None, anew: bool = False) -> Response:
+        job, model = desk.trunk(trunk, anew), desk.model(trunk.model)
         return _answer(job, f"/v1/trunks/{trunk}", lambda: answers.trunk(model, job), known)
 
     @api.post("/trunks", status_code=202, responses={200: {"model": wire.Trunk}})
     def post(request: wire.TrunkRequest) -> wire.Trunk:
         """Begins a trunk, a backward trajectory from pure noise; its events tell of its states."""
-        return answer(desk.trunk_id(request), None)  # type: ignore[return-value]
+        return answer(desk.trunk_id(request), None, anew=True)  # type: ignore[return-value]
 
     @api.get("/trunks/{id}", responses={202: {"model": wire.Trunk}})
     def get(id: Name, known: Known = None) -> wire.Trunk:
@@ -158,13 +168,14 @@ def _about_trunks(api: APIRouter, desk: Desk) -> None:
     def states(id: Name, step: wire.Step, form: As = "json", known: Known = None) -> wire.State:
         """The trunk's state nearest to a step; the header Step names the one that it is."""
         trunk = _trunk(id)
-        job, model = desk.trunk(trunk), desk.model(trunk.model)
+        model = desk.model(trunk.model)
         desk.step_of(model, step, least=-1)
+        job = desk.trunk(trunk)
         found: paths.Trunk = job.result
         place = found.place(step)
         if place >= len(found.projection):
             if job.ended:
-                raise Unknown(f"the trunk did not come to step {step}: {job.detail}")
+                return _ended(job)  # type: ignore[return-value]
             return _not_yet(f"/v1/trunks/{trunk}")  # type: ignore[return-value]
         headers = {"Step": str(found.steps[place])}
         if form == "json":
@@ -187,14 +198,14 @@ def _parsed(kind: type[ids.Id], name: str) -> ids.Id:
 
 
 def _about_forks(api: APIRouter, desk: Desk) -> None:
-    def answer(fork: ids.ForkId, known: str | None) -> Response:
-        job, model = desk.fork(fork), desk.model(fork.trunk.model)
+    def answer(fork: ids.ForkId, known: str | None, anew: bool = False) -> Response:
+        job, model = desk.fork(fork, anew), desk.model(fork.trunk.model)
         return _answer(job, f"/v1/forks/{fork}", lambda: answers.ends(model, job), known)
 
     @api.post("/trunks/{id}/forks", status_code=202, responses={200: {"model": wire.Fork}})
     def post(id: Name, request: wire.ForkRequest) -> wire.Fork:
         """Lets clones go from a trunk's state; each ends with noise of its own."""
-        return answer(desk.fork_id(_trunk(id), request), None)  # type: ignore[return-value]
+        return answer(desk.fork_id(_trunk(id), request), None, anew=True)  # type: ignore[return-value]
 
     @api.get("/forks/{id}", responses={202: {"model": wire.Fork}})
     def get(id: Name, known: Known = None) -> wire.Fork:
@@ -231,27 +242,27 @@ def _ends(
     if number is not None and number >= count:
         raise UserError(f"there is no image {number}: they are 0 to {count - 1}")
     if job.status != "done":
-        if job.ended:
-            raise Unknown(f"there are no images: {job.detail}")
-        return _not_yet(place)
+        return _ended(job) if job.ended else _not_yet(place)
     found: list[np.ndarray] = job.result.ends
     images = np.stack(found) if number is None else found[number]
     return _array(desk.model(name.trunk.model), images, form, {}, known)
 
 
 def _about_turns_and_samples(api: APIRouter, desk: Desk) -> None:
-    def turned(turn: ids.TurnId, image: np.ndarray | None, known: str | None) -> Response:
-        job, model = desk.turn(turn, image), desk.model(turn.trunk.model)
+    def turned(
+        turn: ids.TurnId, image: np.ndarray | None, known: str | None, anew: bool = False
+    ) -> Response:
+        job, model = desk.turn(turn, anew, image), desk.model(turn.trunk.model)
         return _answer(job, f"/v1/uturns/{turn}", lambda: answers.ends(model, job), known)
 
-    def drawn(samples: ids.SampleId, known: str | None) -> Response:
-        job, model = desk.samples(samples), desk.model(samples.trunk.model)
+    def drawn(samples: ids.SampleId, known: str | None, anew: bool = False) -> Response:
+        job, model = desk.samples(samples, anew), desk.model(samples.trunk.model)
         return _answer(job, f"/v1/samples/{samples}", lambda: answers.ends(model, job), known)
 
     @api.post("/uturns", status_code=202, responses={200: {"model": wire.Turn}})
     def post_turn(request: wire.TurnRequest) -> wire.Turn:
         """Takes an image up to a time with noise, and back."""
-        return turned(*desk.turn_id(request), None)  # type: ignore[return-value]
+        return turned(*desk.turn_id(request), None, anew=True)  # type: ignore[return-value]
 
     @api.get("/uturns/{id}", responses={202: {"model": wire.Turn}})
     def get_turn(id: Name, known: Known = None) -> wire.Turn:
@@ -263,7 +274,8 @@ def _about_turns_and_samples(api: APIRouter, desk: Desk) -> None:
     @api.post("/samples", status_code=202, responses={200: {"model": wire.Samples}})
     def post_samples(request: wire.SampleRequest) -> wire.Samples:
         """Draws samples."""
-        return drawn(ids.SampleId(desk.trunk_id(request), request.count), None)  # type: ignore[return-value]
+        samples = ids.SampleId(desk.trunk_id(request), request.count)
+        return drawn(samples, None, anew=True)  # type: ignore[return-value]
 
     @api.get("/samples/{id}", responses={202: {"model": wire.Samples}})
     def get_samples(id: Name, known: Known = None) -> wire.Samples:
@@ -312,10 +324,13 @@ def _about_events(api: APIRouter, desk: Desk) -> None:
 
         @api.delete(f"/{noun}/{{id}}", status_code=204, name=f"cancel {noun}")
         async def cancel(id: Name) -> Response:
-            """Ends the work before its next step."""
-            name = str(_parsed(kinds[noun], id))
-            if not desk.worker.cancel(name):
+            """Ends the work before its next step, unless others listen to it."""
+            job = desk.worker.find(str(_parsed(kinds[noun], id)))
+            if job is None:
                 return problem(404, "there is nothing of this id that could be cancelled")
+            if len(job.waiters) > 1:
+                return problem(409, "others listen to this work, so that it goes on")
+            desk.worker.cancel(job)
             return Response(status_code=204)
 
     for noun in begin:

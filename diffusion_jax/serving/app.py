@@ -59,7 +59,7 @@ def create(
 
     _page(app)
     app.include_router(api.router(desk))
-    problems.describe(app)
+    problems.describe(app, token is not None)
 
     def closed() -> str | None:
         if desk.ready:

@@ -13,7 +13,6 @@ from PIL import Image as Pictures
 
 from diffusion_jax.data.images import UNREADABLE, open_image
 from diffusion_jax.errors import UserError
-from diffusion_jax.runtime.text import shown
 from diffusion_jax.sampling import SAMPLERS
 from diffusion_jax.serving import ids, paths, wire
 from diffusion_jax.serving.ids import ForkId, SampleId, TrunkId, TurnId
@@ -54,7 +53,7 @@ class Desk:
         """
         if name not in self.models:
             raise Unknown(
-                f"there is no model {shown(name[:80])!r}; GET /v1/models lists those that there are"
+                f"there is no model '{name[:80]}'; GET /v1/models lists those that there are"
             )
         return self.models[name]
 
@@ -112,8 +111,8 @@ class Desk:
         visited = tuple((int(process.steps[process.number(s)]), clone) for s, clone in branches)
         return TrunkId(*words, calls, request.seed, request.index, visited)
 
-    def trunk(self, trunk: TrunkId) -> Job:
-        """The trunk's job: the one that there is, or a new one.
+    def trunk(self, trunk: TrunkId, anew: bool = False) -> Job:
+        """The trunk's job: the one that there is, or a new one; see `Worker.submit`.
 
         Raises:
           UserError: see `process`.
@@ -123,7 +122,7 @@ class Desk:
         _require_visited(process, [step for step, _ in trunk.branches])
         made = paths.begun(model, process, trunk)
         return self.worker.submit(
-            str(trunk), made, lambda job: paths.run_trunk(model, process, job)
+            str(trunk), made, lambda job: paths.run_trunk(model, process, job), anew
         )
 
     def fork_id(self, trunk: TrunkId, request: wire.ForkRequest) -> ForkId:
@@ -137,7 +136,7 @@ class Desk:
         visited = int(process.steps[process.number(step)])
         return ForkId(trunk, visited, request.clones, request.first)
 
-    def fork(self, fork: ForkId) -> Job:
+    def fork(self, fork: ForkId, anew: bool = False) -> Job:
         """The job of a fork."""
         process, model = self.process(fork.trunk), self.model(fork.trunk.model)
         if not is_noisy(type(process.sampler)):
@@ -155,7 +154,9 @@ class Desk:
             )
         known = self.worker.find(str(fork.trunk))
         kept = None if known is None else known.result
-        return self._ends(fork, process, lambda job: paths.run_forks(model, process, job, kept))
+        return self._ends(
+            fork, process, lambda job: paths.run_forks(model, process, job, kept), anew
+        )
 
     def turn_id(self, request: wire.TurnRequest) -> tuple[TurnId, np.ndarray]:
         """The id of a U-turn, and the image that it is about, mean removed.
@@ -169,11 +170,12 @@ class Desk:
         image, name = picture(model, request.image)
         return TurnId(trunk, step, request.returns, name), image
 
-    def turn(self, turn: TurnId, image: np.ndarray | None = None) -> Job:
+    def turn(self, turn: TurnId, anew: bool = False, image: np.ndarray | None = None) -> Job:
         """The job of a U-turn.
 
         Args:
           turn: which.
+          anew: see `Worker.submit`.
           image: where it starts from, mean removed; an image that was sent is not kept.
 
         Raises:
@@ -184,32 +186,35 @@ class Desk:
         if not 1 <= turn.returns <= ids.MOST_CLONES:
             raise UserError(f"returns = {turn.returns} must be 1 to {ids.MOST_CLONES}")
         if image is None and turn.image.startswith("i"):
-            image, _ = picture(model, wire.Image(index=int(turn.image[1:])))
+            image = training_image(model, int(turn.image[1:]))
         if image is None:
             if (job := self.worker.find(str(turn))) is not None:
                 return job
             raise Unknown("the image of this U-turn is not kept: post it again to /v1/uturns")
         return self._ends(
-            turn, process, lambda job: paths.run_turns(model, process, job), start=image
+            turn, process, lambda job: paths.run_turns(model, process, job), anew, image
         )
 
-    def samples(self, samples: SampleId) -> Job:
+    def samples(self, samples: SampleId, anew: bool = False) -> Job:
         """The job of samples."""
         process, model = self.process(samples.trunk), self.model(samples.trunk.model)
         if not 1 <= samples.count <= ids.MOST_CLONES or samples.trunk.branches:
             raise UserError(f"count = {samples.count} must be 1 to {ids.MOST_CLONES}")
-        return self._ends(samples, process, lambda job: paths.run_samples(model, process, job))
+        return self._ends(
+            samples, process, lambda job: paths.run_samples(model, process, job), anew
+        )
 
     def _ends(
         self,
         name: ForkId | TurnId | SampleId,
         process: Process,
         work: Callable[[Job], Steps],
+        anew: bool,
         start: np.ndarray | None = None,
     ) -> Job:
         first = process.num_steps - 1 if isinstance(name, SampleId) else process.number(name.step)
         steps = [*map(int, process.steps[first::-1]), -1]
-        return self.worker.submit(str(name), paths.Ends(name, steps, start=start), work)
+        return self.worker.submit(str(name), paths.Ends(name, steps, start=start), work, anew)
 
     def denoise(self, request: wire.DenoiseRequest) -> Job:
         """The job of asking denoisers of one x_t."""
@@ -222,7 +227,7 @@ class Desk:
         known = hashlib.sha256(x.tobytes()).hexdigest()
         name = f"denoise {model.id} {step} {','.join(names)} {known}"
         work = paths.run_denoise(model, list(dict.fromkeys(names)), x, step)
-        return self.worker.submit(name, {"denoised": {}}, work)
+        return self.worker.submit(name, {"denoised": {}}, work, anew=True)
 
 
 def _require_visited(process: Process, steps: list[int]) -> None:
@@ -243,13 +248,27 @@ def check_name(what: str, name: str, known: Any) -> None:
       UserError: it is not.
     """
     if name not in known:
-        raise UserError(f"there is no {what} {shown(name)!r} here; choose from {', '.join(known)}")
+        raise UserError(f"there is no {what} '{name}' here; choose from {', '.join(known)}")
 
 
 def default_calls(model: Model, denoiser: str) -> int:
     """Calls of the denoiser where none are named."""
     wanted = _CALLS_OF_NETWORK if denoiser == "trained" else _CALLS
     return min(wanted, model.schedule.num_steps)
+
+
+def training_image(model: Model, index: int) -> np.ndarray:
+    """A training image, mean removed.
+
+    Raises:
+      UserError: there is none of this number.
+    """
+    if not 0 <= index < len(model.points):
+        raise UserError(
+            f"there is no training image {index}: they are 0 to {len(model.points) - 1}"
+        )
+    image: np.ndarray = model.points[index]
+    return image
 
 
 def picture(model: Model, image: wire.Image) -> tuple[np.ndarray, str]:
@@ -263,11 +282,7 @@ def picture(model: Model, image: wire.Image) -> tuple[np.ndarray, str]:
     if len(given) != 1:
         raise UserError("an image is one of index, png and array: give one of them")
     if image.index is not None:
-        if not image.index < len(model.points):
-            raise UserError(
-                f"there is no training image {image.index}: they are 0 to {len(model.points) - 1}"
-            )
-        return model.points[image.index], f"i{image.index}"
+        return training_image(model, image.index), f"i{image.index}"
     if image.array is not None:
         values = image.array.numpy(model.shape)
         if values.min() < 0 or values.max() > 1:

@@ -21,6 +21,7 @@ _POLICY = (
     "form-action 'none'; frame-ancestors 'none'"
 )
 _TOO_LARGE = f"the body is longer than the {MOST_BODY} bytes that are taken"
+_INTERFACE = "/v1"
 # Swagger's page, which holds nothing but the interface's description.
 _DOCS = "/docs"
 
@@ -73,6 +74,8 @@ class Guard:
         if (refusal := self._refusal(scope["path"], headers)) is not None:
             await _refuse(send, *refusal)
             return
+        if scope["method"] == "HEAD" and not scope["path"].endswith("/events"):
+            scope = {**scope, "method": "GET"}  # the server leaves the body out
         policy = self._docs_policy if scope["path"] == _DOCS else self._policy
         await self._app(scope, _limited(receive), _with_headers(send, policy))
 
@@ -81,10 +84,9 @@ class Guard:
         name = _name(host)
         if self._token is None and not is_loopback(name):
             return 421, "this server answers to the names of this machine's loopback alone"
-        origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin.decode("latin-1")).netloc != host:
+        if _is_foreign(headers, host) and path.startswith(_INTERFACE):
             return 403, "pages of other sites may not use this server"
-        if self._token is not None and path.startswith("/v1"):
+        if self._token is not None and path.startswith(_INTERFACE):
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, self._token):
                 return (
@@ -97,7 +99,7 @@ class Guard:
             return 400, "the length of the body is no number"
         if length > MOST_BODY:
             return 413, _TOO_LARGE
-        if path.startswith("/v1") and (reason := self._closed()) is not None:
+        if path.startswith(_INTERFACE) and (reason := self._closed()) is not None:
             return 503, reason
         return None
 
@@ -115,6 +117,14 @@ def _with_headers(send: Send, policy: bytes) -> Send:
         await send(message)
 
     return sending
+
+
+def _is_foreign(headers: dict[bytes, bytes], host: str) -> bool:
+    """Whether a page of another origin asks: browsers say so, of images and the like too."""
+    if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
+        return True
+    origin = headers.get(b"origin")
+    return origin is not None and origin.decode("latin-1").partition("://")[2] != host
 
 
 def _name(host: str) -> str:

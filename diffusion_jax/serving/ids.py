@@ -106,7 +106,7 @@ def parse(kind: type[Id], text: str) -> Id:
     expected = {TrunkId: "", ForkId: "forks", TurnId: "uturns", SampleId: "samples"}[kind]
     front, back = _BASE.fullmatch(base), _REST[expected].fullmatch(tail)
     if front is None or back is None or name != expected or len(text) > 500:
-        raise UserError(f"{text[:80]!r} is no id of {NOUNS[kind]} that this server gives")
+        raise _foreign(kind, text)
     words: list[str] = [front[1], front[2], front[3]]
     numbers = (int(front[4]), int(front[5]), int(front[6]))
     pairs = [each.split("-") for each in front[7].split(".")[1:]]
@@ -114,10 +114,17 @@ def parse(kind: type[Id], text: str) -> Id:
     found = [*numbers, *(number for pair in branches for number in pair)]
     found += [int(word) for word in back.groups() if word.isdigit()]
     if max(found) > 2**32 - 1:
-        raise UserError(f"{text[:80]!r} holds a number that no id of this server has")
+        raise _foreign(kind, text)
     model, denoiser, sampler = words
     trunk = TrunkId(model, denoiser, sampler, *numbers, branches=branches)
-    return _made(kind, trunk, back.groups())
+    made = _made(kind, trunk, back.groups())
+    if str(made) != text:  # other scripts' digits, or zeros before them
+        raise _foreign(kind, text)
+    return made
+
+
+def _foreign(kind: type[Id], text: str) -> UserError:
+    return UserError(f"'{text[:80]}' is no id of {NOUNS[kind]} that this server gives")
 
 
 def _made(kind: type[Id], trunk: TrunkId, words: tuple[str, ...]) -> Id:

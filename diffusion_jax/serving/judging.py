@@ -30,6 +30,11 @@ def reading(model: Model, x: jax.Array, step: int) -> Reading:
     return jax.tree.map(np.asarray, found)
 
 
+def effective(found: Reading) -> float:
+    """The effective number of training images, exp H(p(. | x_t)): 1 at least."""
+    return max(1.0, float(np.exp(found.entropy)))
+
+
 def fates(model: Model, denoiser: str, ends: np.ndarray, batch: int) -> list[Fate]:
     """What became of images (N, ...), mean removed.
 

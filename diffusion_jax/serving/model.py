@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -111,7 +112,12 @@ class Model:
 
     def process(self, denoiser: str, sampler: str, calls: int) -> Process:
         """The same in tables of one length, see `programs.padded`."""
-        return padded(self.backward(denoiser, sampler, calls), self.schedule.num_steps)
+        return _process(self, denoiser, sampler, calls)
+
+
+@lru_cache(maxsize=64)  # every request about a trunk asks for its process
+def _process(model: Model, denoiser: str, sampler: str, calls: int) -> Process:
+    return padded(model.backward(denoiser, sampler, calls), model.schedule.num_steps)
 
 
 def chosen_denoisers(

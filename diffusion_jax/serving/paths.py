@@ -17,7 +17,7 @@ from diffusion_jax.regimes.cloning import clone_keys
 from diffusion_jax.runtime.devices import fold_in_each
 from diffusion_jax.serving import programs
 from diffusion_jax.serving.ids import ForkId, SampleId, TrunkId, TurnId
-from diffusion_jax.serving.judging import Fate, fates, reading
+from diffusion_jax.serving.judging import Fate, effective, fates, reading
 from diffusion_jax.serving.model import Model
 from diffusion_jax.serving.programs import Process, Reading
 from diffusion_jax.serving.work import Job, Steps
@@ -135,7 +135,7 @@ def light(model: Model, found: Reading) -> dict[str, Any]:
     return {
         "classes": [float(each) for each in found.classes] if has else None,
         "entropy": max(0.0, float(found.class_entropy)) if has else None,
-        "effective": float(np.exp(found.entropy)),
+        "effective": effective(found),
     }
 
 

@@ -37,6 +37,10 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 def _sentence(error: RequestValidationError) -> str:
     """The first thing that is wrong with a request, and where."""
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return f"the body is no JSON: {first['ctx']['error']}"
+    if first["loc"] == ("body",) and isinstance(first["input"], bytes | str):
+        return "the body is taken as JSON where its Content-Type is application/json: say so"
     place = ".".join(str(each) for each in first["loc"] if each not in ("body", "query", "path"))
     message = str(first["msg"])
     return f"{place[:100]}: {message}" if place else message
@@ -73,13 +77,17 @@ def install(app: FastAPI) -> None:
         return problem(500, "this is a fault of the server; its log says how it came about")
 
 
-def describe(app: FastAPI) -> None:
-    """Adds the problem document to what the application's OpenAPI document describes."""
+def describe(app: FastAPI, with_token: bool) -> None:
+    """Adds the problem document, and the token, to the application's OpenAPI document."""
     plain = app.openapi
 
     def described() -> dict[str, Any]:
         document = plain()
         document["components"]["schemas"]["Problem"] = wire.Problem.model_json_schema()
+        if with_token:
+            token = {"type": "http", "scheme": "bearer"}
+            document["components"]["securitySchemes"] = {"token": token}
+            document["security"] = [{"token": []}]
         return document
 
     app.openapi = described  # type: ignore[method-assign]
@@ -93,6 +101,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     for status, what in {
         401: "A token is needed.",
         404: "There is no such thing.",
+        409: "Others listen to the work.",
+        410: "It was cancelled.",
         413: "The body is too large.",
         422: "Something about the request is wrong.",
         429: "There is as much work as may wait.",

@@ -144,10 +144,13 @@ class Reading(NamedTuple):
 def read(exact: EmpiricalDenoiser, member: Array, x: Array, step: Array) -> Reading:
     """Reads x_t (B, ...) at a step, with `member` (n, C) one where an image is of a class."""
     log_p = exact.posterior(x, jnp.full(len(x), step))
-    p = jnp.exp(log_p)
+    p = jax.nn.softmax(log_p)  # again: what rounding all logarithms share is gone
     classes = jnp.matmul(p, member, precision="highest")
-    weights, nearest = jax.lax.top_k(p, min(NEAREST, p.shape[1]))
-    return Reading(classes, _entropy(classes), -jnp.sum(p * _finite(log_p), 1), nearest, weights)
+    # By the logarithms, which tell points apart whose weights are all 0 to rounding.
+    _, nearest = jax.lax.top_k(log_p, min(NEAREST, p.shape[1]))
+    weights = jnp.take_along_axis(p, nearest, axis=1)
+    entropy = -jnp.sum(p * _finite(log_p), 1)
+    return Reading(classes, _entropy(classes), entropy, nearest, weights)
 
 
 def _finite(log_p: Array) -> Array:

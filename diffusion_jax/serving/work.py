@@ -38,6 +38,7 @@ class Job:
       result: what the work fills in; of a kind of its own.
       events: what happened, as (name, data), in order.
       detail: why it failed or was cancelled.
+      is_fault: whether it failed by a fault of the program.
       num_bytes: of the result.
       waiters: called, from any thread, after each change.
     """
@@ -49,6 +50,7 @@ class Job:
     of: int = 1
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     detail: str | None = None
+    is_fault: bool = False
     num_bytes: int = 0
     cancelled: bool = False
     waiters: set[Callable[[], None]] = field(default_factory=set)
@@ -128,27 +130,30 @@ class Worker:
             self._thread.join(timeout=5)
 
     def find(self, name: str) -> Job | None:
-        """The job of this name, if it is known, has not failed and was not cancelled."""
+        """The job of this name, if it is known."""
         with self._lock:
-            job = self._jobs.get(name)
-            if job is None or job.status in ("failed", "cancelled") or job.cancelled:
-                return None
-            self._jobs.move_to_end(name)
-            return job
+            if name in self._jobs:
+                self._jobs.move_to_end(name)
+            return self._jobs.get(name)
 
-    def submit(self, name: str, result: Any, work: Callable[[Job], Steps]) -> Job:
+    def submit(
+        self, name: str, result: Any, work: Callable[[Job], Steps], anew: bool = False
+    ) -> Job:
         """The job of this name: one that is known, or a new one.
 
         Args:
           name: a function of all that the result depends on.
           result: what the work fills in.
           work: makes the generator of a new job.
+          anew: whether one that failed or was cancelled is begun again.
 
         Raises:
           Busy: there is too much unfinished work.
         """
         with self._lock:
-            if (job := self.find(name)) is not None:
+            job = self.find(name)
+            lost = job is not None and (job.cancelled or job.status == "failed")
+            if job is not None and not (lost and anew):
                 return job
             if len(self._turns) >= self.most:
                 raise Busy
@@ -162,16 +167,11 @@ class Worker:
         """Pieces of work that are not finished."""
         return len(self._turns)
 
-    def cancel(self, name: str) -> bool:
-        """Asks a job to end before its next step; whether there is one of this name."""
+    def cancel(self, job: Job) -> None:
+        """Asks a job to end before its next step."""
         with self._lock:
-            job = self._jobs.get(name)
-            if job is None:
-                return False
-            if not job.ended:
-                job.cancelled = True
-                self._lock.notify_all()
-            return True
+            job.cancelled = not job.ended
+            self._lock.notify_all()
 
     def _run(self) -> None:
         while True:
@@ -209,6 +209,7 @@ class Worker:
             job.detail, job.status = str(error), "failed"
         except Exception:
             traceback.print_exc()
+            job.is_fault = True
             job.detail, job.status = "the computation failed; the server's log says how", "failed"
         return True
 

@@ -15,23 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from schemathesis.checks import not_a_server_error
-from servers import client, posted, serving, settled, small_model
+from servers import client, posted, serving, settled
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.serving import ids
+from diffusion_jax.serving import ids, programs
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def http(model):
-    with serving(model) as (address, _), client(address) as made:
-        yield made
 
 
 def problem(answer, status):
@@ -53,6 +42,7 @@ def picture(size, mode="L", kind="PNG"):
     return base64.b64encode(file.getvalue()).decode()
 
 
+JSON = {"Content-Type": "application/json"}
 NAMES = ("x", "a b", "../../etc/passwd", "a\u202eb", "%2e%2e", "digits-00000000", "é" * 300)
 
 
@@ -141,6 +131,15 @@ def test_wrong_steps_and_clones_of_a_trunk(http, model):
     assert "adds no noise" in problem(refused, 422)
     fork = posted(http, f"{place}/forks", {"step": 300, "clones": 3}).json()["id"]
     problem(http.get(f"/v1/forks/{fork}/ends", params={"clone": 3}), 422)
+    for number in (80, 2**31 - 1, 2**31, 10**30):
+        problem(http.get(f"/v1/models/{model.id}/images/{number}"), 422)
+    far = f"/v1/uturns/{name}~uturns.{trunk['steps'][5]}.2.i4000000000"
+    problem(http.get(far), 422)
+    problem(http.get(f"{far}/events"), 422)
+    for other in (name.replace(".20.", ".020."), name.replace(".20.", ".\u0662\u0660.")):
+        problem(http.get(f"/v1/trunks/{other}"), 404)
+    far = http.get(f"/v1/trunks/{name.replace('.0.0', '.0.99')}/states", params={"step": 10**6})
+    problem(far, 422)
     lost = f"/v1/uturns/{name}~uturns.{trunk['steps'][5]}.2.u{'0' * 32}"
     assert "post it again" in problem(http.get(lost), 404)
 
@@ -167,6 +166,7 @@ def test_the_token_opens_and_nothing_else_does(model):
             answer = http.get("/v1/models", headers=headers)
             assert "token" in problem(answer, 401)
             assert answer.headers["www-authenticate"] == "Bearer"
+        assert http.get("/openapi.json").json()["security"] == [{"token": []}]
         right = {"Authorization": "Bearer a token of sixteen"}
         assert http.get("/v1/models", headers=right).status_code == 200
         # From other machines, by whatever name.
@@ -178,6 +178,10 @@ def test_pages_of_other_sites_reach_nothing(http):
     problem(http.get("/v1/models", headers={"Host": "127.0.0.1.evil.example"}), 421)
     problem(http.get("/v1/models", headers={"Origin": "https://evil.example"}), 403)
     problem(http.get("/v1/models", headers={"Origin": "null"}), 403)
+    problem(http.get("/v1/models", headers={"Origin": "http://["}), 403)
+    # What an <img> of another site would ask for, without an Origin.
+    problem(http.get("/v1/models", headers={"Sec-Fetch-Site": "cross-site"}), 403)
+    assert http.get("/v1/models", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200
     answer = http.get("/v1/models", headers={"Host": "localhost:1"})
     assert answer.status_code == 200
     assert "access-control-allow-origin" not in answer.headers
@@ -193,6 +197,9 @@ def test_a_body_past_the_limit_is_refused_before_it_is_read(http):
     pieces = (b"x" * 2**20 for _ in range(9))  # of no stated length
     problem(http.post("/v1/trunks", content=pieces), 413)
     problem(http.post("/v1/trunks", content=b"{"), 422)
+    assert "no JSON" in problem(http.post("/v1/trunks", content=b"{", headers=JSON), 422)
+    plain = http.post("/v1/trunks", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert "application/json" in problem(plain, 422)
     deep = b"[" * 200_000
     assert http.post("/v1/trunks", content=deep).status_code == 422
 
@@ -274,7 +281,16 @@ def test_cancelling_ends_the_work_between_two_steps(model):
         with http.stream("GET", f"/v1/trunks/{name}/events") as stream:
             events(stream, 5)
         assert http.delete(f"/v1/trunks/{name}").status_code == 204
-        # It is begun anew where it is asked for again.
+        # Those who look find that out, and begin nothing.
+        place = f"/v1/trunks/{name}"
+        end = time.monotonic() + 10
+        while http.get(place).status_code == 202 and time.monotonic() < end:
+            time.sleep(0.02)
+        for each in (place, f"{place}/states?step=0"):
+            assert "post it again" in problem(http.get(each), 410)
+        with http.stream("GET", f"{place}/events") as stream:
+            assert events(stream)[-1][2]["status"] == "cancelled"
+        # It is begun anew where it is posted again.
         whole = posted(http, "/v1/trunks", body).json()
         assert whole["status"] == "done"
         assert whole["done"] == 1001
@@ -282,14 +298,48 @@ def test_cancelling_ends_the_work_between_two_steps(model):
         problem(http.delete("/v1/forks/nothing"), 404)
 
 
-def test_one_who_listens_is_told_of_the_end_that_another_made(model):
+def test_nobody_ends_the_work_that_others_listen_to(model):
+    with serving(model) as (address, desk), client(address) as http:
+        name = http.post("/v1/trunks", json={"model": model.id, "calls": 1000}).json()["id"]
+        place = f"/v1/trunks/{name}"
+        found = []
+
+        def listen():
+            with httpx.stream("GET", f"{address}{place}/events", timeout=60) as stream:
+                found.append(events(stream)[-1][2]["status"])
+
+        listeners = [threading.Thread(target=listen) for _ in range(2)]
+        for each in listeners:
+            each.start()
+        job = desk.worker.find(name)
+        while len(job.waiters) < 2:
+            time.sleep(0.01)
+        assert "others listen" in problem(httpx.delete(f"{address}{place}"), 409)
+        for each in listeners:
+            each.join()
+    assert found == ["done", "done"]
+
+
+def test_one_who_listens_alone_may_end_it(model):
     with serving(model) as (address, _), client(address) as http:
         name = http.post("/v1/trunks", json={"model": model.id, "calls": 1000}).json()["id"]
         with http.stream("GET", f"/v1/trunks/{name}/events") as stream:
-            threading.Timer(0.2, lambda: httpx.delete(f"{address}/v1/trunks/{name}")).start()
-            found = events(stream)
-    assert found[-1][1] == "end"
-    assert found[-1][2]["status"] in ("cancelled", "done")
+            lines = stream.iter_lines()
+            next(lines)
+            assert httpx.delete(f"{address}/v1/trunks/{name}").status_code == 204
+            last = [line for line in lines if line.startswith("data")][-1]
+    assert json.loads(last.partition(": ")[2])["status"] == "cancelled"
+
+
+def test_work_that_fails_says_why_until_it_is_posted_again(model, monkeypatch):
+    with serving(model) as (address, _), client(address) as http:
+        body = {"model": model.id, "calls": 20}
+        with monkeypatch.context() as patch:
+            patch.setattr(programs, "advance", lambda *arguments: 1 / 0)
+            place = http.post("/v1/trunks", json=body).headers["Location"]
+            assert "server's log" in problem(settled(http, place), 500)
+        assert "server's log" in problem(http.get(place), 500)
+        assert posted(http, "/v1/trunks", body).json()["status"] == "done"
 
 
 def test_a_client_that_goes_away_leaves_nothing_behind(model):
@@ -321,6 +371,9 @@ def test_the_interface_describes_itself_with_examples_and_needs_no_other_site(ht
     page = http.get("/docs")
     assert page.status_code == 200
     assert "http" not in page.text.replace(str(http.base_url), "")
+    for place in ("/", "/health", "/v1/models"):
+        assert http.head(place).status_code == 200
+        assert http.head(place).content == b""
     text = json.dumps(document)
     for schema in (
         "TrunkRequest",

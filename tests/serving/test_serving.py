@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +24,6 @@ from diffusion_jax.training import run
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 CALLS, SEED = 60, 3
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def http(model):
-    with serving(model) as (address, _), client(address) as made:
-        yield made
 
 
 def array(found):
@@ -329,3 +319,25 @@ def test_the_regimes_are_the_study_s(http, model):
     assert described["regimes"]["t_S_phi"] == found["t_S_phi"]
     np.testing.assert_allclose(described["times"], model.schedule.time, rtol=1e-6)
     assert json.dumps(found)
+
+
+def test_nearest_images_are_told_apart_where_all_other_weights_underflow(http, model):
+    found = trunk(http, model, index=3)
+    answer = state(http, found["id"], 0)
+    x = array(answer["x"]).reshape(-1).astype(np.float64)
+    signal = np.exp(-answer["time"])
+    points = model.points.reshape(len(model.points), -1)
+    order = np.argsort(np.linalg.norm(x - signal * points, axis=1))[:8]
+    said = [near["index"] for near in answer["posterior"]["nearest"]]
+    assert answer["posterior"]["nearest"][7]["weight"] == 0
+    assert said == order.tolist()
+    assert answer["posterior"]["effective"] >= 1
+
+
+def test_names_that_are_no_text_are_shown_escaped():
+    images = replace(digit_set(20), class_names=("caf\udce9", "<b>"))
+    made = small_model(images=images)
+    with serving(made) as (address, _), client(address) as http:
+        described = http.get(f"/v1/models/{made.id}").json()
+        assert described["classes"] == ["caf\\xe9", "<b>"]
+        assert list(http.get(f"/v1/regimes/{made.id}").json()["per_class"]) == described["classes"]
