@@ -220,6 +220,35 @@ def test_what_is_said_of_classes_where_there_are_none():
     assert said not in content(mailed.carried(without_labels(), "digits", nowhere))["about"]
 
 
+def test_long_names_fit_a_phone(browser, tmp_path):
+    """Nothing is wider than the page, and no name has "class" said before it twice."""
+    found = digits(100, 10)
+    names = (*(f"class number {label}" for label in range(9)), "long" * 45)
+    text = mailed.page_of(ImageSet(found.images, found.labels, names), "names", RESULT)
+    page, _, wrong = shown(browser, tmp_path, text)
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.locator("canvas").first.wait_for()
+    page.locator("#axis").focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowLeft")
+    page.get_by_role("button", name="Fork here").click()
+    page.wait_for_selector("text=32 of 32 clones")
+    page.get_by_role("button", name="Turn at the cursor").click()
+    page.wait_for_selector("text=Up to t")
+    for _ in range(2):
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert "class class" not in page.inner_html("body").lower()
+        page.select_option("#controls [name=sampler]", "ddim")
+        page.locator("#axis").focus()
+        page.keyboard.press("End")
+    tall = page.evaluate(
+        "Math.max(...[...document.querySelectorAll('.what')].map((e) => e.offsetHeight))"
+    )
+    assert tall < 50
+    assert not wrong
+    page.close()
+
+
 def test_a_part_travels_where_all_would_be_too_much(browser):
     """The first of each class in proportion; the page says of how many, and what is of all."""
     rng = np.random.default_rng(0)
