@@ -178,3 +178,12 @@ def test_three_digits(opened):
         "import('elements').then(({short}) => [1.0149, 1.0001, 0.5, 0, 1, 1234.5, 3e-5].map(short))"
     )
     assert opened().evaluate(of) == ["1.01", "1.00", "0.500", "0", "1", "1230", "3.0e-5"]
+
+
+def test_names_where_there_is_little_room(opened):
+    of = "(names) => import('elements').then(({brief}) => brief(names))"
+    page = opened()
+    assert page.evaluate(of, ["class number 7", "class number 10"]) == ["7", "10"]
+    assert page.evaluate(of, ["a cat", "a", "a dog"]) == ["a cat", "a", "a dog"]
+    assert page.evaluate(of, ["new york", "new"]) == ["new york", "new"]
+    assert page.evaluate(of, []) == []

@@ -26,6 +26,14 @@ export function refill(place, ...children) {
 // A class by its name, which may begin with the word itself.
 export const classText = (name) => (/^class\b/i.test(name) ? name : `class ${name}`);
 
+// Names less the words that all of them begin with, for where there is little room.
+export function brief(names) {
+  const words = names.map((name) => name.split(" "));
+  let same = 0;
+  while (words.length && words.every((each) => each.length > same + 1 && each[same] === words[0][same])) same++;
+  return words.map((each) => each.slice(same).join(" "));
+}
+
 // Three significant digits, without an exponent where it can be helped.
 export function short(value) {
   if (value === null || !Number.isFinite(value)) return "–";

@@ -1,5 +1,5 @@
 // Where the clones of a fork end: a grid of buttons, and the classes' fractions.
-import { classText, element, interval, refill, short } from "elements";
+import { brief, classText, element, interval, refill, short } from "elements";
 import { picture } from "pictures";
 import { bar } from "posterior";
 
@@ -15,7 +15,7 @@ function clone(fork, i, model, take) {
   if (!fate) return element("span", { class: "clone waiting", "aria-hidden": "true" });
   const size = model.shape.reduce((a, b) => a * b);
   const said = `Clone ${fork.first + i}: ${fateText(fate, model)}`;
-  const name = fate.class === null ? "" : model.classes[fate.class];
+  const name = fate.class === null ? "" : brief(model.classes)[fate.class];
   const seen = fork.ends ? picture(fork.ends.subarray(i * size, (i + 1) * size), model.shape, model.mean) : "";
   const attributes = {
     type: "button",

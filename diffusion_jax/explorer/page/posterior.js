@@ -1,5 +1,5 @@
 // The exact posterior over training images at the cursor: classes, entropy, nearest images.
-import { classText, element, short } from "elements";
+import { brief, classText, element, short } from "elements";
 import { figure, picture } from "pictures";
 
 // A named bar of a share in [0, 1].
@@ -20,7 +20,7 @@ export async function drawPosterior(place, posterior, model, images) {
     const { index, weight, class: c } = posterior.nearest[i];
     const name = model.classes[c] ?? "";
     const said = `training image ${index}${name && `, ${classText(name)}`}`;
-    return figure(picture(image, model.shape, [0, 0, 0], said), short(weight), name, `#${index}`);
+    return figure(picture(image, model.shape, [0, 0, 0], said), short(weight), brief(model.classes)[c] ?? "", `#${index}`);
   });
   place.replaceChildren(
     element("ul", { class: "bars", "aria-label": "Probability of each class" }, ...bars),

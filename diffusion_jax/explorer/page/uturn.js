@@ -1,5 +1,5 @@
 // U-turns: an image up to the cursor's t, and back several times.
-import { classText, element, short } from "elements";
+import { brief, classText, element, short } from "elements";
 import { fateText } from "fates";
 import { figure, picture } from "pictures";
 
@@ -21,7 +21,7 @@ export function drawTurn(place, turn, model) {
   turn.fates.forEach((fate, i) => {
     const up = picture(part(turn.turning, i), model.shape, model.mean, `turning point ${i + 1}`);
     const end = picture(part(turn.ends, i), model.shape, model.mean, `end ${i + 1}: ${fateText(fate, model)}`);
-    const name = fate.class === null ? "" : model.classes[fate.class];
+    const name = fate.class === null ? "" : brief(model.classes)[fate.class];
     shown.push(figure(up, end, name, fate.memorised ? `=#${fate.nearest}` : ""));
   });
   const same = turn.fates.filter((fate) => fate.class === turn.start_fate?.class).length;
