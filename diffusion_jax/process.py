@@ -5,10 +5,10 @@ Also the conversions between what a network may predict: the noise, the score an
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
 
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.schedule import NoiseSchedule, broadcast_right
 
 
@@ -68,7 +68,7 @@ def x_0_to_noise(schedule: NoiseSchedule, x_0: Array, x_t: Array, step: Array) -
     return (x_t - a * x_0) / b
 
 
-@struct.dataclass
+@pytrees.dataclass
 class VPSDE:
     """Variance-preserving SDE  dx = -1/2 beta(t) x dt + sqrt(beta(t)) dW  (Song et al. 2021).
 

@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import pytrees
 
 
-@struct.dataclass
+@pytrees.dataclass
 class NoiseSchedule:
     """Tables of a discrete noise schedule, all of shape (num_steps,).
 

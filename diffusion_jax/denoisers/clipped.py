@@ -1,15 +1,15 @@
 """A denoiser that never predicts data outside their range."""
 
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
 from diffusion_jax.denoisers.protocol import Denoiser
 from diffusion_jax.process import noise_to_x_0, x_0_to_noise
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.schedule import NoiseSchedule
 
 
-@struct.dataclass
+@pytrees.dataclass
 class ClippedDenoiser:
     """A denoiser whose prediction of the data is bounded, and the noise made from it again.
 

@@ -12,11 +12,12 @@ from jax import Array
 from diffusion_jax.denoisers.protocol import require_inputs
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import x_0_to_noise
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.schedule import NoiseSchedule, broadcast_right
 from diffusion_jax.symmetry import Group, require_group
 
 
-@struct.dataclass
+@pytrees.dataclass
 class EmpiricalDenoiser:
     """The exact score of the noisy training set: a denoiser that needs no training.
 

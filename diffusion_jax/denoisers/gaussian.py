@@ -4,17 +4,17 @@ from typing import Self
 
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 from jax.typing import ArrayLike
 
 from diffusion_jax.denoisers.low_rank import Floor, LowRankGaussian, level
 from diffusion_jax.denoisers.protocol import require_inputs
 from diffusion_jax.process import x_0_to_noise
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.schedule import NoiseSchedule
 
 
-@struct.dataclass
+@pytrees.dataclass
 class GaussianDenoiser:
     """The exact score of a Gaussian with the mean and the covariance of a training set.
 

@@ -5,7 +5,6 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 
 from diffusion_jax.denoisers.labels import class_counts
@@ -13,10 +12,11 @@ from diffusion_jax.denoisers.low_rank import Floor, LowRankGaussian, checked, le
 from diffusion_jax.denoisers.protocol import require_inputs
 from diffusion_jax.errors import UserError
 from diffusion_jax.process import x_0_to_noise
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.schedule import NoiseSchedule
 
 
-@struct.dataclass
+@pytrees.dataclass
 class GaussianClassesDenoiser:
     """The exact score of sum_c pi_c N(m_c, C_c): of each class its first two moments alone.
 

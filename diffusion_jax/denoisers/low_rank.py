@@ -14,12 +14,12 @@ from typing import Literal, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.covariance import Rows, principal_modes
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.schedule import NoiseSchedule
 
 Floor = float | Literal["rest"]
@@ -29,7 +29,7 @@ def _product(one: Array, other: Array) -> Array:
     return jnp.matmul(one, other, precision="highest")
 
 
-@struct.dataclass
+@pytrees.dataclass
 class LowRankGaussian:
     """The law N(m, C) of data in d dimensions, C = V'diag(l) V + f (1 - V'V), and that of x_t.
 

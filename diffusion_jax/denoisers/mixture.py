@@ -1,14 +1,14 @@
 """The exact score of a Gaussian mixture."""
 
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
 from diffusion_jax.process import score_to_noise
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.schedule import NoiseSchedule, broadcast_right
 
 
-@struct.dataclass
+@pytrees.dataclass
 class GaussianMixtureDenoiser:
     """The exact score of two balanced Gaussians N(+-m, sigma^2 I).
 

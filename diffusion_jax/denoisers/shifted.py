@@ -1,14 +1,14 @@
 """A denoiser for data from which another mean was removed than from its own."""
 
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
 from diffusion_jax.denoisers.protocol import Denoiser
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.schedule import NoiseSchedule, broadcast_right
 
 
-@struct.dataclass
+@pytrees.dataclass
 class ShiftedDenoiser:
     """eps(x, s) = eps'(x + sqrt(alpha_bar_s) shift, s): of data a where eps' knows a + shift.
 

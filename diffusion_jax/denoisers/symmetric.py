@@ -6,10 +6,11 @@ from flax import struct
 from jax import Array
 
 from diffusion_jax.denoisers.protocol import Denoiser
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.symmetry import Group, require_group
 
 
-@struct.dataclass
+@pytrees.dataclass
 class SymmetricDenoiser:
     """A denoiser averaged over a group G of linear maps that keep the norm.
 

@@ -6,9 +6,10 @@ from flax import struct
 from jax import Array
 
 from diffusion_jax.nn.network import Network
+from diffusion_jax.runtime import pytrees
 
 
-@struct.dataclass
+@pytrees.dataclass
 class TrainedDenoiser:
     """A network with its parameters, without dropout."""
 

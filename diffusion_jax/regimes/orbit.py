@@ -22,6 +22,7 @@ from flax import struct
 from jax import Array
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.runtime.devices import replicate
 from diffusion_jax.symmetry import Group
 
@@ -32,7 +33,7 @@ _BLOCK_BYTES = 2**26
 _NEVER = -1e30
 
 
-@struct.dataclass
+@pytrees.dataclass
 class Orbit:
     """The orbit of n images as columns: column nu |G| + g is g a_nu, and g = 0 is a_nu itself.
 

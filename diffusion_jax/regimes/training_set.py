@@ -9,11 +9,12 @@ from jax import Array
 from diffusion_jax.denoisers.labels import class_counts
 from diffusion_jax.errors import UserError
 from diffusion_jax.regimes.orbit import Orbit, common_mean, orbit_of
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.runtime.devices import replicate
 from diffusion_jax.symmetry import Group
 
 
-@struct.dataclass
+@pytrees.dataclass
 class TrainingSet:
     """Training points on the devices, in the order of their classes.
 

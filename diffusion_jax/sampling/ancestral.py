@@ -5,11 +5,12 @@ from flax import struct
 from jax import Array
 
 from diffusion_jax.denoisers import Denoiser
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.sampling.loop import Sampler, normal
 from diffusion_jax.schedule import NoiseSchedule
 
 
-@struct.dataclass
+@pytrees.dataclass
 class AncestralSampler(Sampler):
     """Ancestral sampling with variance beta (Ho et al. 2020, alg. 2).
 

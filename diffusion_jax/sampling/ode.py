@@ -17,11 +17,11 @@ few steps. After step 0, at sigma' = 0, x is D.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
 from diffusion_jax.denoisers import Denoiser
 from diffusion_jax.process import noise_to_x_0
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.sampling.loop import Sampler
 from diffusion_jax.schedule import NoiseSchedule
 
@@ -41,7 +41,7 @@ def _exponential_step(schedule: NoiseSchedule, x: Array, data: Array, step: Arra
     return ratio.astype(x.dtype) * x + (alpha_end - alpha * ratio).astype(x.dtype) * data
 
 
-@struct.dataclass
+@pytrees.dataclass
 class DDIMSampler(Sampler):
     """DDIM without noise (Song, Meng & Ermon 2021, eq. 12 with sigma = 0): D~ = D at the start.
 
@@ -72,7 +72,7 @@ class _TwoStep(NamedTuple):
     log_snr: Array
 
 
-@struct.dataclass
+@pytrees.dataclass
 class DPMSolver2M(Sampler):
     """DPM-Solver++(2M) (Lu et al. 2022, alg. 2): D extrapolated from two steps.
 

@@ -8,11 +8,11 @@ from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 
 from diffusion_jax.denoisers import Denoiser, require_steps
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.schedule import NoiseSchedule, from_time
 
 Clock = Literal["step", "time", "log-snr", "sigma"]
@@ -119,7 +119,7 @@ def respaced(schedule: NoiseSchedule, steps: np.ndarray) -> NoiseSchedule:
     return from_time(np.asarray(schedule.time, np.float64)[steps])
 
 
-@struct.dataclass
+@pytrees.dataclass
 class RespacedDenoiser:
     """A denoiser of L steps as one of N: its step k is the other's step s_k.
 

@@ -2,13 +2,13 @@
 
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.schedule import NoiseSchedule
 
 
-@struct.dataclass
+@pytrees.dataclass
 class GaussianStart:
     """A Gaussian with one variance along a direction and one across it, from pure noise z.
 

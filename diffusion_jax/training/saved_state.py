@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import struct
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.runtime import pytrees
 from diffusion_jax.training.step import TrainState
 
 # Of what a checkpoint holds; its metadata say which, as `format`. Raise it with every change, and
@@ -21,7 +21,7 @@ from diffusion_jax.training.step import TrainState
 FORMAT = 2
 
 
-@struct.dataclass
+@pytrees.dataclass
 class SavedState:
     """`TrainState`, its parameters and their average as the model takes them.
 

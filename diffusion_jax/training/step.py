@@ -18,7 +18,7 @@ from diffusion_jax.denoisers import require_steps
 from diffusion_jax.errors import UserError
 from diffusion_jax.nn.network import Network
 from diffusion_jax.process import diffuse
-from diffusion_jax.runtime import backend
+from diffusion_jax.runtime import backend, pytrees
 from diffusion_jax.runtime.devices import AXIS, all_devices, replicate, replicated, sharded
 from diffusion_jax.schedule import NoiseSchedule
 
@@ -30,7 +30,7 @@ _MAP = 2**31 - 1
 _MOMENTUM = 0.95
 
 
-@struct.dataclass
+@pytrees.dataclass
 class TrainState:
     """Everything a run needs to go on, as one pytree of few arrays.
 
