@@ -120,7 +120,7 @@ def run_trunk(model: Model, process: Process, job: Job) -> Steps:
             event |= light(model, found)
         trunk.states.append(on_host)
         trunk.projection.append(along)
-        job.num_bytes += on_host.nbytes + 1000
+        job.num_bytes += on_host.nbytes + 4000  # with its event and what is read off it
         if step < 0:
             trunk.fate = fates(model, trunk.id.denoiser, on_host[None], 1)[0]
         job.tell("state", event | {"projection": along})
