@@ -131,6 +131,37 @@ async def _crowd(options: Options, model: str, seconds: float, seen: Seen, first
     await asyncio.gather(*(_client(options, model, number, end, seen) for number in numbers))
 
 
+def _alone(options: Options, model: str) -> dict[str, float]:
+    """One client: seconds per state of a trunk of 200 calls, and for 32 clones from t_S."""
+    import httpx
+
+    with httpx.Client(base_url=_address(options), timeout=60) as http:
+
+        def done(place: str, body: dict[str, Any]) -> tuple[float, Any]:
+            began = time.monotonic()
+            answer = http.post(place, json=body)
+            location = answer.headers["Location"]
+            with http.stream("GET", f"{location}/events") as events:
+                for _ in events.iter_lines():
+                    pass
+            return time.monotonic() - began, http.get(location).json()
+
+        told = http.get(f"/v1/models/{model}").json()
+        t_s = told["regimes"]["t_S_phi"]["value"]
+        step = min(range(told["num_steps"]), key=lambda s: abs(told["times"][s] - t_s))
+        states, forks = [], []
+        for index in range(5):
+            body = {"model": model, "calls": 200, "seed": 123, "index": index}
+            seconds, trunk = done("/v1/trunks", body)
+            states.append(seconds / 200)
+            place = f"/v1/trunks/{trunk['id']}/forks"
+            forks.append(done(place, {"step": step, "clones": 32})[0])
+    return {
+        "state_of_200_s": statistics.median(states),
+        "fork_of_32_from_t_S_s": statistics.median(forks),
+    }
+
+
 async def _flood(options: Options, model: str) -> Counter[int]:
     """Statuses of two hundred trunks of a thousand calls, asked for at once; then all are ended."""
     import httpx
@@ -173,12 +204,14 @@ def _measure(options: Options, server: subprocess.Popen[bytes]) -> dict[str, Any
 
     listed = httpx.get(f"{_address(options)}/v1/models").json()["models"]
     model, process = listed[0]["id"], psutil.Process(server.pid)
+    alone = _alone(options, model)
     asyncio.run(_crowd(options, model, min(10.0, options.seconds), Seen(), 0))
     before, seen = process.memory_info().rss, Seen()
     asyncio.run(_crowd(options, model, options.seconds, seen, options.clients))
     after = process.memory_info().rss
     flood = asyncio.run(_flood(options, model))
     return {
+        "alone": alone,
         "clients": options.clients,
         "seconds": options.seconds,
         "statuses": {str(status): count for status, count in sorted(seen.statuses.items())},
