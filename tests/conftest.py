@@ -36,6 +36,8 @@ LONG = (
     *("test_contributing", "test_transitions", "test_torture", "test_backend"),
     *("test_theories_command", "test_equivariant", "test_symmetric", "test_symmetry_training"),
     *("test_orbit", "test_exact_orbit", "test_gaussian_classes", "test_regimes_command"),
+    *("test_memorisation_command", "test_forking", "test_serving", "test_guard", "test_mailed"),
+    *("test_page", "test_page_work", "test_serve_command", "test_two_moments", "test_front_door"),
 )
 
 
