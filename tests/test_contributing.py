@@ -1,4 +1,4 @@
-"""What CONTRIBUTING shows to be added is added, each from outside the package, and then used."""
+"""What the guide shows to be added is added, each from outside the package, and then used."""
 
 import importlib
 import json
@@ -26,7 +26,7 @@ from diffusion_jax.sampling import backward
 from experiments import cloning, regimes, train_lsun
 from experiments import sample as sampling_command
 
-PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "guides" / "extend.md").read_text()
 KINDS = ("sampler", "schedule", "data set", "measure", "denoiser")
 
 

@@ -11,7 +11,7 @@ odds of the classes, the backward process dx = (x + 2 score_w) dtau + sqrt(2) dW
 dx = (x + score_w) dtau become, on the clock k = 1/2 log s, dk = dtau/Gamma (derived here),
 
     du = (-u + 2 w sqrt(s) (1 - tanh v)) dk + sqrt(2) dW        (diffusion)
-    du/dsqrt(s) = w (1 - tanh v)                                (flow)
+    du/d sqrt(s) = w (1 - tanh v)                                (flow)
 
 from u ~ N(0, 1) at s = 0. So for a constant w the law at s is the same for all d, mu and sigma,
 which only set where it ends, at s_0 = d mu^2/sigma^2. What follows (derived here):

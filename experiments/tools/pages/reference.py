@@ -1,0 +1,101 @@
+"""The reference: a page for each module of the library, and one of all commands' options."""
+
+import ast
+import contextlib
+import importlib
+import io
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+from experiments import __main__ as commands
+
+ROOT = Path(__file__).parents[3]
+PACKAGES = ("diffusion_jax", "torch_ref")
+
+
+def modules() -> list[str]:
+    """Repository paths of all modules that have a page."""
+    return [
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if not path.stem.startswith("_") or path.stem == "__init__"
+    ]
+
+
+def page_of(source: str) -> str | None:
+    """The page of a source file, both as paths from their roots; None where it has none."""
+    path = Path(source)
+    if path.parts[0] not in PACKAGES or path.suffix not in (".py", ".pyi"):
+        return None
+    inside = path.with_suffix("").as_posix().removesuffix("/__init__")
+    return f"reference/{inside}/index.md" if path.stem == "__init__" else f"reference/{inside}.md"
+
+
+def pages() -> dict[str, str]:
+    """All pages of the reference by their place in the site."""
+    made = {str(page_of(source)): _module(source) for source in modules()}
+    return made | {"reference/commands.md": _commands()}
+
+
+def _name(source: str) -> str:
+    return source.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _summary(source: str) -> str:
+    docstring = ast.get_docstring(ast.parse((ROOT / source).read_text())) or ""
+    return " ".join(docstring.partition("\n\n")[0].split())
+
+
+def _module(source: str) -> str:
+    name = _name(source)
+    text = f"# {name}\n\n::: {name}\n"
+    if not source.endswith("__init__.py"):
+        return text
+    folder = Path(source).parent
+    inside = [
+        each
+        for each in modules()
+        if Path(each).parent == folder
+        and each != source
+        or (each.endswith("__init__.py") and Path(each).parent.parent == folder)
+    ]
+    rows = [
+        f"| [`{_name(each).rpartition('.')[2]}`]({_relative(each, folder)}) | {_summary(each)} |"
+        for each in inside
+    ]
+    return "\n".join([text, "| module | |", "| --- | --- |", *rows, ""])
+
+
+def _relative(source: str, folder: Path) -> str:
+    path = Path(source).relative_to(folder)
+    return (
+        path.parent / "index.md" if path.stem == "__init__" else path.with_suffix(".md")
+    ).as_posix()
+
+
+def _commands() -> str:
+    """What --help prints, of every command."""
+    parts = [
+        "# Commands\n\n`python -m experiments.NAME`, in a checkout `./launch.sh python -m "
+        "experiments.NAME`, or where the project is installed `diffusion-jax NAME`.\n",
+        f"```text\n{commands.overview()}\n```\n",
+    ]
+    for name in commands.COMMANDS:
+        parts.append(f"## {name}\n\n```text\n{_help(name)}\n```\n")
+    return "\n".join(parts)
+
+
+def _help(name: str) -> str:
+    words = [f"diffusion-jax {name}", "--help"]
+    out = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", words),
+        mock.patch.dict(os.environ, COLUMNS="88", NO_COLOR="1"),
+        contextlib.redirect_stdout(out),
+        contextlib.suppress(SystemExit),
+    ):
+        importlib.import_module(f"experiments.{commands.COMMANDS[name]}").main()
+    return out.getvalue().strip()
