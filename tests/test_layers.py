@@ -2,64 +2,11 @@
 
 import ast
 from graphlib import TopologicalSorter
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-# From the ground up. Rooms of one line may not import each other; CONTRIBUTING.md draws them.
-LAYERS = (
-    "errors",
-    "runtime",
-    "schedule",
-    "schedules",
-    "process nn symmetry covariance",
-    "denoisers config",
-    "data",
-    "presets",
-    "sampling",
-    "judging",
-    "regimes",
-    "plots",
-    "training",
-    "study forking",
-    "comparing memorising explorer",
-    "serving",
-    "diffusion_jax",  # the front door, which opens all of them
-    "torch_ref",
-    "experiments",
-)
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms.split()}
-
-
-def modules():
-    """All modules of the project by name."""
-    found = {}
-    for package in ("diffusion_jax", "torch_ref", "experiments"):
-        for path in (ROOT / package).rglob("*.py"):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
+from experiments.tools.architecture import LEVEL, PICTURE, drawing, graph, modules, room
 
 MODULES = modules()
-
-
-def imports(path):
-    """What a file imports, wherever in it: modules, and what may be a module of a package."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if name in MODULES else node.module for name in names)
-
-
-GRAPH = {name: set(imports(path)) for name, path in MODULES.items()}
-
-
-def room(module):
-    package, _, rest = module.partition(".")
-    return rest.partition(".")[0] if package == "diffusion_jax" and rest else package
+GRAPH = graph(MODULES)
 
 
 def test_every_file_lies_in_a_room_that_has_a_place():
@@ -79,6 +26,11 @@ def test_imports_run_downwards():
 def test_no_imports_run_in_a_circle():
     known = {name: others & set(MODULES) for name, others in GRAPH.items()}
     TopologicalSorter(known).prepare()  # raises a CycleError that names the circle
+
+
+def test_the_drawing_is_that_of_the_imports():
+    """To draw it anew: python -m experiments.tools.architecture."""
+    assert PICTURE.read_text() == drawing()
 
 
 def test_the_library_knows_neither_torch_nor_the_commands():
