@@ -82,6 +82,7 @@ needed() {
     # The earlier names, without tools, work too.
     experiments.tools.benchmark | experiments.benchmark) echo torch ;;
     experiments.tools.regimes_speed | experiments.regimes_speed) echo torch ;;
+    experiments.tools.site) echo docs ;;
     experiments.tools.gpu_report | experiments.gpu_report) echo gpu-report ;;
   esac
 }

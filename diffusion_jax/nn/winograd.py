@@ -85,7 +85,7 @@ def parities(y: Array, axis: int) -> Parts:
 
 
 def from_parities(columns: Iterable[Parts], batch: int, height: int, width: int) -> Array:
-    """(batch, 2 height, 2 width, features) from its pixels (2 t + i, 2 u + j), columns[j][i]."""
+    """(batch, 2 height, 2 width, features) from its pixels (2 t + i, 2 u + j), `columns[j][i]`."""
     left, right = (
         [part.reshape(batch, height, width, -1) for part in column] for column in columns
     )

@@ -32,9 +32,9 @@ def main() -> None:
     build = ROOT / "build"
     for folder in ("pages", "site"):
         shutil.rmtree(build / folder, ignore_errors=True)
-    assembly.assemble(build / "pages")
-    zensical = [sys.executable, "-m", "zensical"]
-    if subprocess.run([*zensical, "build", "--strict", "--clean"], cwd=ROOT).returncode:
+    settings = assembly.assemble(build)
+    zensical = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    if subprocess.run([*zensical, "--config-file", settings], cwd=ROOT).returncode:
         raise UserError("the site was not made, for the reasons above")
     built.typeset(build / "site")
     if wrong := built.broken_links(build / "site"):

@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from posixpath import normpath, relpath
 
+import yaml
+
 from experiments.tools.pages import notebooks, reference
 
 ROOT = Path(__file__).parents[3]
@@ -19,12 +21,17 @@ PAGES = {
     "CONTRIBUTING.md": "developers/contributing.md",
 }
 # Not for readers: what notebooks are made from, runs, and data of tests and figures.
-_LEFT = shutil.ignore_patterns("*.json", "*.py", "digits", ".*")
+_LEFT = shutil.ignore_patterns("*.json", "*.py", "*.yml", "digits", ".*")
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
 
-def assemble(folder: Path) -> None:
-    """Writes all pages, and the files that they show, into a new folder."""
+def assemble(build: Path) -> Path:
+    """Writes all pages, and the files that they show, into build/pages; and the site's settings.
+
+    Returns:
+      The file of settings, which is docs/site.yml with the reference in its menu.
+    """
+    folder = build / "pages"
     shutil.copytree(ROOT / "docs", folder, ignore=_LEFT)
     for notebook in sorted(folder.rglob("*.ipynb")):
         notebooks.write(notebook)
@@ -38,6 +45,11 @@ def assemble(folder: Path) -> None:
     for path in sorted(folder.rglob("*.md")):
         page = path.relative_to(folder).as_posix()
         path.write_text(_led(path.read_text(), sources.get(page, f"docs/{page}"), page))
+    settings = yaml.safe_load((ROOT / "docs" / "site.yml").read_text())
+    menu = next(each["Reference"] for each in settings["nav"] if "Reference" in each)
+    menu.extend(reference.menu())
+    (build / "site.yml").write_text(yaml.safe_dump(settings))
+    return build / "site.yml"
 
 
 def _led(text: str, source: str, page: str) -> str:

@@ -1,4 +1,4 @@
-r"""Formulas as docstrings write them, in LaTeX: alpha_bar_s = exp(-2 t_s) as \bar\alpha_s=\exp(...).
+"""Formulas as docstrings write them, in LaTeX.
 
 Docstrings are read in terminals, so their formulas are plain text. The grammar is small: Greek
 letters by their names, `_` and `^` with a name, a number, (...) or {...} after them, sqrt(...), the
@@ -8,13 +8,14 @@ names of functions, words of text, and two spaces where a gap is meant.
 import re
 
 _GREEK = (
-    "alpha beta gamma Gamma delta Delta epsilon zeta eta theta kappa lambda Lambda mu nu xi pi "
-    "rho sigma Sigma tau phi Phi psi chi omega Omega"
-).split()
-_SYMBOLS = {name: rf"\{name}" for name in _GREEK}
-_SYMBOLS |= {name: rf"\{name}" for name in "log exp tanh min max sum prod int cos sin det".split()}
+    *("alpha", "beta", "gamma", "Gamma", "delta", "Delta", "epsilon", "zeta", "eta", "theta"),
+    *("kappa", "lambda", "Lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "Sigma", "tau"),
+    *("phi", "Phi", "psi", "chi", "omega", "Omega"),
+)
+_FUNCTIONS = ("log", "exp", "tanh", "min", "max", "sum", "prod", "int", "cos", "sin", "det")
+_SYMBOLS = {name: rf"\{name}" for name in (*_GREEK, *_FUNCTIONS)}
 _SYMBOLS |= {"eps": r"\varepsilon", "inf": r"\infty", "E": r"\mathbb{E}"}
-_OPERATORS = "softmax Var Cov tr diag div mean div_x rank cosh ln".split()
+_OPERATORS = ("softmax", "Var", "Cov", "tr", "diag", "div", "mean", "rank", "cosh")
 _SIGNS = {
     "<=": r"\le ",
     ">=": r"\ge ",

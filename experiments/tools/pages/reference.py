@@ -1,14 +1,16 @@
-"""The reference: a page for each module of the library, and one of all commands' options."""
+"""The reference: the front door, a page for each module, and one of all commands' options."""
 
 import ast
 import contextlib
 import importlib
+import inspect
 import io
 import os
 import sys
 from pathlib import Path
 from unittest import mock
 
+import diffusion_jax as dj
 from experiments import __main__ as commands
 
 ROOT = Path(__file__).parents[3]
@@ -25,6 +27,23 @@ def modules() -> list[str]:
     ]
 
 
+def menu() -> list[dict[str, object]]:
+    """The pages of modules as a site's menu, rooms as its sections."""
+    found: list[dict[str, object]] = []
+    for package in PACKAGES:
+        rooms: list[object] = [page_of(f"{package}/__init__.py")]
+        for source in modules():
+            path = Path(source)
+            if path.parent.as_posix() == package and path.stem != "__init__":
+                rooms.append({path.stem: page_of(source)})
+            elif path.stem == "__init__" and path.parent.parent.as_posix() == package:
+                inside = [each for each in modules() if Path(each).parent == path.parent]
+                pages = [{Path(each).stem: page_of(each)} for each in inside if each != source]
+                rooms.append({path.parent.name: [page_of(source), *pages]})
+        found.append({package: rooms})
+    return found
+
+
 def page_of(source: str) -> str | None:
     """The page of a source file, both as paths from their roots; None where it has none."""
     path = Path(source)
@@ -37,7 +56,7 @@ def page_of(source: str) -> str | None:
 def pages() -> dict[str, str]:
     """All pages of the reference by their place in the site."""
     made = {str(page_of(source)): _module(source) for source in modules()}
-    return made | {"reference/commands.md": _commands()}
+    return made | {"reference/front_door.md": _front_door(), "reference/commands.md": _commands()}
 
 
 def _name(source: str) -> str:
@@ -55,13 +74,7 @@ def _module(source: str) -> str:
     if not source.endswith("__init__.py"):
         return text
     folder = Path(source).parent
-    inside = [
-        each
-        for each in modules()
-        if Path(each).parent == folder
-        and each != source
-        or (each.endswith("__init__.py") and Path(each).parent.parent == folder)
-    ]
+    inside = [each for each in modules() if each != source and _holder(each) == folder]
     rows = [
         f"| [`{_name(each).rpartition('.')[2]}`]({_relative(each, folder)}) | {_summary(each)} |"
         for each in inside
@@ -69,11 +82,39 @@ def _module(source: str) -> str:
     return "\n".join([text, "| module | |", "| --- | --- |", *rows, ""])
 
 
+def _holder(source: str) -> Path:
+    """The folder in whose table a module stands."""
+    path = Path(source)
+    return path.parent.parent if path.stem == "__init__" else path.parent
+
+
 def _relative(source: str, folder: Path) -> str:
     path = Path(source).relative_to(folder)
     return (
         path.parent / "index.md" if path.stem == "__init__" else path.with_suffix(".md")
     ).as_posix()
+
+
+def _front_door() -> str:
+    """Every name of `import diffusion_jax as dj`."""
+    rows = []
+    for name in sorted(dir(dj), key=str.lower):
+        each = getattr(dj, name)
+        where = getattr(each, "__module__", "diffusion_jax.presets")
+        summary = " ".join((inspect.getdoc(each) or "").partition("\n\n")[0].split())
+        about = "runs by name" if isinstance(each, dict) else summary.replace("|", "\\|")
+        rows.append(f"| [`dj.{name}`][{where}.{name}] | {about} |")
+    return "\n".join(
+        [
+            "# The front door",
+            "`import diffusion_jax as dj` gives the names that most users need, each from the "
+            "module that it lives in. Everything else is imported from there.\n",
+            "| name | |",
+            "| --- | --- |",
+            *rows,
+            "",
+        ]
+    )
 
 
 def _commands() -> str:
@@ -85,14 +126,16 @@ def _commands() -> str:
     ]
     for name in commands.COMMANDS:
         parts.append(f"## {name}\n\n```text\n{_help(name)}\n```\n")
+        if name == "convert":
+            each = (f"```text\n{_help(name, way)}\n```\n" for way in ("from-torch", "to-torch"))
+            parts.extend(each)
     return "\n".join(parts)
 
 
-def _help(name: str) -> str:
-    words = [f"diffusion-jax {name}", "--help"]
+def _help(name: str, *words: str) -> str:
     out = io.StringIO()
     with (
-        mock.patch.object(sys, "argv", words),
+        mock.patch.object(sys, "argv", [f"diffusion-jax {name}", *words, "--help"]),
         mock.patch.dict(os.environ, COLUMNS="88", NO_COLOR="1"),
         contextlib.redirect_stdout(out),
         contextlib.suppress(SystemExit),
