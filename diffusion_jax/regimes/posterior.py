@@ -12,7 +12,7 @@ numbers a draw. What two clones of a forked trajectory do then needs no trajecto
 independent draws from p(. | x_t), so that
 
     phi_C(t) = E sum_nu p(nu | x_t)^2        (same training point)
-    phi(t)   = E sum_c  p(c | x_t)^2         (same class)
+    phi(t)   = E sum_c p(c | x_t)^2          (same class)
     f^e(t)   = E H(p(. | x_t))/d             (the excess entropy)
 
 The last holds because P_t^e(x_t) = (1/n) (2 pi Delta_t)^(-d/2) e^(-|z|^2/2)/p(mu | x_t). The
