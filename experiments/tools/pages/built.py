@@ -11,6 +11,8 @@ import lxml.html
 from latex2mathml.converter import convert
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
+# Functions that no bracket follows, after which the converter leaves no space.
+_FUNCTION = re.compile(r"(<mi>(?:log|exp|tanh|cosh|ln)</mi>)(?=<m(?!o))")
 
 
 def typeset(site: Path) -> None:
@@ -23,6 +25,7 @@ def typeset(site: Path) -> None:
 def _mathml(latex: str, element: str) -> str:
     block = element == "div"
     math = convert(unescape(latex).strip(), display="block" if block else "inline")
+    math = _FUNCTION.sub(r'\1<mspace width="0.17em"/>', math)
     # A wide formula scrolls by itself, with the keyboard too.
     return f'<div class="formula" tabindex="0">{math}</div>' if block else math
 
