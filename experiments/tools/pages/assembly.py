@@ -21,7 +21,7 @@ PAGES = {
     "CONTRIBUTING.md": "developers/contributing.md",
 }
 # Not for readers: what notebooks are made from, runs, and data of tests and figures.
-_LEFT = shutil.ignore_patterns("*.json", "*.py", "*.yml", "digits", ".*")
+_LEFT = shutil.ignore_patterns("*.json*", "*.py", "*.yml", "*.np[yz]", "checkpoints", ".*")
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
 
