@@ -38,6 +38,7 @@ LONG = (
     *("test_orbit", "test_exact_orbit", "test_gaussian_classes", "test_regimes_command"),
     *("test_memorisation_command", "test_forking", "test_serving", "test_guard", "test_mailed"),
     *("test_page", "test_page_work", "test_serve_command", "test_two_moments", "test_front_door"),
+    "test_doc_python",
 )
 
 
