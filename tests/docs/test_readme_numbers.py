@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.]*\d)")
+NUMBER = re.compile(r"(?<![\w.-])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.]*\d)")
 
 
 def interval(found, key):
@@ -29,7 +29,7 @@ ROWS = {
         f"{found['errors'][dtype]['whole model']['output']:.1e}" for dtype in ("float64", "float32")
     ],
     "every gradient": lambda found: [
-        f"{found['errors'][dtype]['whole model']['gradients']:.1e}"
+        f"{found['errors'][dtype]['whole model']['gradient']:.1e}"
         for dtype in ("float64", "float32")
     ],
     "trainings killed": lambda found: [str(sum(found["kills"].values())), found["lost"]],
