@@ -249,7 +249,7 @@ def missing(kept: list[tuple[int, int]], count: int, size: int) -> list[tuple[in
     """The batches that are still to be run.
 
     A stretch of missing trunks is cut into equal batches, so that one program does for all of them;
-    behind the last trunk kept, up to one trunk a batch is then run beyond those asked for.
+    behind the last trunk kept, up to one trunk per batch is then run beyond those asked for.
 
     Args:
       kept: see `_kept`.
@@ -301,7 +301,7 @@ def run_batches(
     Args:
       folder: where batches are kept.
       count: trunks in all.
-      size: trunks a batch, at most; batches that are kept may have other sizes.
+      size: trunks per batch, at most; batches that are kept may have other sizes.
       calls: of the denoiser, for each trunk.
       measure: called with first, last and progress; see `commitment.measure`.
       console: shows the progress.

@@ -216,8 +216,8 @@ def analyse(
     Args:
       images: (n, height, width), (n, height, width, channels) or flattened (n, d); integers from 0
         to 255, or floats in [0, 1]. Or an `ImageSet`, as `load_images` returns, labels and all.
-      labels: one integer or string an image (n,); without them phi and its t_S are missing.
-      accuracy: standard error asked for of phi, phi_C and f^e/alpha, at every time.
+      labels: one integer or string per image (n,); without them phi and its t_S are missing.
+      accuracy: target standard error of phi, phi_C and f^e/alpha, at every time.
       max_draws: most draws of the posterior engine.
       seed: of the draws.
       name: of the data set, for the report's title.

@@ -6,8 +6,8 @@ errors against float64, a profile, float32, a resume, the posterior engine, opti
 batches, and the paper's MNIST model. --list names the items, --tiny tries all of them on a CPU.
 
 DIR/results.jsonl gets a line as an item ends, DIR/table.md the table that is printed last. An item
-that fails leaves the others; what it had found by then is kept. Exits with status 1 where one
-failed or a bound was broken.
+that fails does not stop the others; what it had found by then is kept. Exits with status 1 where
+one failed or a bound was broken.
 """
 
 import importlib.metadata

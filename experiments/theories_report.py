@@ -202,7 +202,7 @@ def _text(estimate: Estimate, digits: int = 2) -> str:
 
 
 def header(times: np.ndarray) -> list[str]:
-    """A table's header: a column a time."""
+    """A table's header: one column per time."""
     return ["t", *(f"{t:.2g}" for t in times)]
 
 

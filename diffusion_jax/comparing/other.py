@@ -46,12 +46,12 @@ class Other:
         return f"other_{forking.digest(self.model.denoiser.params)[:8]}"
 
     def make(self) -> Denoiser:
-        """Its network, of images less the first run's mean."""
+        """Its network, of images minus the first run's mean."""
         shift = jnp.asarray(self.mean - self.model.mean, jnp.float32)
         return ShiftedDenoiser(self.model.denoiser, self.model.sampler.schedule, shift)
 
     def points(self) -> np.ndarray:
-        """Its training images, less the first run's mean (n, ...)."""
+        """Its training images, minus the first run's mean (n, ...)."""
         return np.asarray(dataclasses.replace(self.images, kept_mean=self.mean).centred())
 
     def source(self, count: int, key: Array, schedule: NoiseSchedule) -> Source:

@@ -55,7 +55,7 @@ class Judge:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Classes of images (n,) and of their returns (n, R), and each layer's cosine (n, R, L).
 
-        The cosine of what a layer makes of an image and of its return, less the layer's mean.
+        The cosine of what a layer makes of an image and of its return, minus the layer's mean.
         """
         count, returns = after.shape[:2]
         if self.classifier is None or self.shift is None:

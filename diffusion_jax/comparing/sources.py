@@ -235,7 +235,7 @@ def trajectories(
     batch_size: int,
     console: Console,
 ) -> Source:
-    """The states of the model's own samples by the way: sample i is that of `sampling.sample`.
+    """The states of the model's own samples along the way: sample i is that of `sampling.sample`.
 
     They are run where they are not kept yet, a batch after the other and from stop to stop; after
     a kill they go on from the last stop, and new stops from the one before them. All processes

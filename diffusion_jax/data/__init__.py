@@ -1,4 +1,4 @@
-"""Data sets, one file a source; `load` picks by the configuration, `load_images` by the path."""
+"""Data sets, one file per source; `load` picks by the configuration, `load_images` by the path."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -200,8 +200,8 @@ def load_images(
     Args:
       path: a folder (see `folder.load`), a table of images or Parquet files that hold them (see
         `contents.find`), or an .npy or .npz file (see `arrays.load`).
-      image_size: pixels a side, or (height, width), to which the files of a folder are cropped and
-        resized.
+      image_size: pixels per side, or (height, width), to which the files of a folder are cropped
+        and resized.
       images_per_class: at most the first so many of each class; of all, without labels.
       memory_gib: memory that loading may take, in GiB; by default what is free.
       classes: names of the classes wanted, all by default.

@@ -29,7 +29,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.
     Args:
       seed: the run's seed.
       step: number k of the update, from 0.
-      batch_size: images a batch.
+      batch_size: images per batch.
       num_images: size of the data set.
 
     Returns:
@@ -65,7 +65,7 @@ def device_batches(
       images: uint8 (n, height, width, channels), in memory or mapped from a file.
       seed: the run's seed.
       start: first update.
-      batch_size: images a batch over all devices, a multiple of their number.
+      batch_size: images per batch over all devices, a multiple of their number.
       ahead: what is gathered and sent before it is asked for, in items of `updates`.
       updates: for how many updates the batches are yielded together, each time.
 

@@ -128,7 +128,7 @@ def check_maps(images: ImageSet, group: Group) -> list[str]:
 
     Args:
       images: the data set.
-      group: maps of its images less their mean.
+      group: maps of its images minus their mean.
 
     Returns:
       At most one warning.

@@ -70,7 +70,7 @@ class Selection:
           names: their names, for messages.
 
         Returns:
-          Increasing indices into the source, an array a class.
+          Increasing indices into the source, one array per class.
 
         Raises:
           UserError: see `ranks`.

@@ -22,7 +22,7 @@ class Defaults(NamedTuple):
     Attributes:
       classes: names of classes.
       images_per_class: the first so many of each.
-      image_size: pixels a side.
+      image_size: pixels per side.
     """
 
     classes: tuple[str, ...]
@@ -66,7 +66,7 @@ class Source:
       preprocessing: what is done to its images.
       files: the files wanted in its folder; none by default.
       origin: where they come from.
-      sizes: pixels a side that it has; by default any that `load` takes.
+      sizes: pixels per side that it has; by default any that `load` takes.
       has_folder: whether it reads or writes files in a folder, which --data-dir names.
       in_paper: its n and Lambda in Table 1 of the paper.
       fetched: its published files, where anybody may fetch them.

@@ -88,7 +88,7 @@ class EmpiricalDenoiser:
         return jax.nn.log_softmax(self._logits(x, step), axis=1)
 
     def _logits(self, x: Array, step: Array) -> Array:
-        """Log p(nu | x) but for a constant that every map of x leaves as it is (batch, n)."""
+        """Log p(nu | x) up to a constant that every map of x leaves as it is (batch, n)."""
         signal = jnp.sqrt(self.schedule.alpha_bar[step]).astype(x.dtype)[:, None]
         variance = self.schedule.noise_variance[step].astype(x.dtype)[:, None]
         points = self.points.reshape(len(self.points), -1)

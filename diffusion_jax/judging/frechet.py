@@ -49,7 +49,7 @@ def frechet(real: np.ndarray, fake: np.ndarray) -> float:
 
     |mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^{1/2})    (Frechet 1957, Dowson & Landau 1982)
 
-    With A the real features less their mean over sqrt(m - 1), and B those of the generated ones,
+    With A the real features minus their mean over sqrt(m - 1), and B those of the generated ones,
     S_x = A'A and S_y = B'B. The eigenvalues of S_x S_y = A'(A B' B) that are not zero are those of
     (A B')(A B')', and so
 

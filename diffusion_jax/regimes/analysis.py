@@ -74,7 +74,7 @@ class Symmetry:
 class Analysis:
     """The regimes of a data set, or of its orbit under a group of symmetries.
 
-    With a group everything but `lipschitz` is that of the orbit {g a} of the images less their
+    With a group everything but `lipschitz` is that of the orbit {g a} of the images minus their
     mean, as the process starts from them.
 
     Attributes:
@@ -219,13 +219,13 @@ def measure(
     Args:
       images: (n, height, width, channels); uint8 is scaled to [0, 1].
       labels: classes 0..C-1 (n,), or None.
-      class_names: one name a class.
+      class_names: one name per class.
       mean: per-channel mean of the images on the scale of [0, 1], which the process starts less of.
       key: typed PRNG key.
       accuracy: largest standard error of phi, phi_C and f^e/alpha.
       max_draws: most draws.
       progress: see `transitions.measure`.
-      group: symmetries of the images less their mean, each of the class of its image.
+      group: symmetries of the images minus their mean, each of the class of its image.
       partition: labels of classes in groups, see `class_information.groups_named`.
       with_pairs: whether pairs of classes are told, which takes a while where there are many.
 

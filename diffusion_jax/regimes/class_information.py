@@ -177,7 +177,7 @@ def part(
     Args:
       draws: from the posterior engine; NaN marks what was not taken.
       class_weights: share of each class (C,).
-      class_names: one name a class.
+      class_names: one name per class.
       groups: labels of the classes in each group, see `groups_named`.
       seed: of the bootstrap.
     """

@@ -80,7 +80,7 @@ class Forks:
       steps: number of steps b that each fork's clones have to go (B,), descending.
       trunk: the trunks' ends (N, ...).
       clones: the clones' ends (N, B, clones, ...).
-      path: the trunks' states by the way, where asked for (N, W, ...).
+      path: the trunks' states along the way, where asked for (N, W, ...).
     """
 
     steps: np.ndarray
@@ -158,14 +158,14 @@ def trunks(
     steps: Sequence[int],
     at: int | None = None,
 ) -> Iterator[tuple[int, Array]]:
-    """Runs trunks from pure noise down, stopping by the way.
+    """Runs trunks from pure noise down, stopping along the way.
 
     Args:
       sampler: see `sampling.Sampler`. What it remembers of its past steps, if anything, is
         forgotten at each stop.
       denoiser: see `denoisers.Denoiser`.
       x: pure noise (batch, ...), or the states with `at` steps to go.
-      keys: one PRNG key a trunk (batch,).
+      keys: one PRNG key per trunk (batch,).
       steps: steps still to go at each stop, descending; 0 is clean data.
       at: steps to go of x; by default all.
 
@@ -194,7 +194,7 @@ def fork(
 ) -> Forks:
     """Runs the trunks number first..last-1 and their clones, all of one batch on all devices.
 
-    Trunk i and its clones depend on `key` and i alone, but for rounding; the trunk ends where
+    Trunk i and its clones depend on `key` and i alone, up to rounding; the trunk ends where
     `sampling.sample` with this key ends its sample i. So many trunks are run, and a broken run is
     taken up, batch by batch. All this is true of samplers without memory: one that remembers its
     past steps forgets them at each stop, and ends elsewhere with other stops.

@@ -59,7 +59,7 @@ class LipschitzCurve:
 
 
 def _rows(points: np.ndarray) -> np.ndarray:
-    """The points flattened (n, d), less their mean, which nothing here depends on but rounding."""
+    """The points flattened (n, d), minus their mean, which changes nothing here except rounding."""
     if not np.issubdtype(points.dtype, np.floating):
         raise UserError(
             f"the points must be of a float type, scaled and flattened, not {points.dtype}"
@@ -198,7 +198,7 @@ class _Score:
     flat: bool
 
     def covariance_range(self, x: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
-        """k_min and k_max at each x (batch, d), less e^-t times the points' mean; (batch,) each."""
+        """k_min and k_max (batch,) at each x (batch, d) minus e^-t times the points' mean."""
         n, d = self.rows.shape
         per_draw = 4 * (3 * n + (_LANCZOS_STEPS + 4) * d) if self.flat else 4 * (3 * n + d)
         at_most = max(1, _CHUNK_BYTES // per_draw) * jax.device_count()
@@ -223,7 +223,7 @@ class _Score:
         return np.zeros(len(x)), largest
 
     def constants(self, x: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
-        """See `local_constants`; x less e^-t times the points' mean."""
+        """See `local_constants`; x is given minus e^-t times the points' mean."""
         k_min, k_max = self.covariance_range(x, time)
         variance = -np.expm1(-2 * time)
         ratio = np.exp(-2 * time) / variance**2

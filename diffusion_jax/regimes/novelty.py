@@ -70,7 +70,7 @@ def novelty(
         spurious    g < d_1/3, and not memorised
         novel       neither
 
-    The first line is the rule of `neighbours.Neighbours.memorised`, but for training points that
+    The first line is the rule of `neighbours.Neighbours.memorised`, except for training points that
     are equal to the last bit: they count as one here, so that a copy of a point that has a copy is
     memorised. (There d_1 = d_2 = 0 is not.) Training points that are nearly equal are left apart: a
     sample near both has d_1 about d_2 and is not memorised by either rule. The second line is the

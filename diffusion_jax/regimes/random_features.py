@@ -216,7 +216,7 @@ class FeatureSpectrum:
           nodes: for each bulk.
 
         Returns:
-          Eigenvalues (N,), their masses in the spectrum (N,), which sum to 1 less the delta's (to
+          Eigenvalues (N,), their masses in the spectrum (N,), which sum to 1 minus the delta's (to
           1e-8; to 1e-5 where two bulks all but touch and to 1e-4 at p = n + d), and their masses
           in the measure 1/d sum_k |V^T o_k|^2 delta(lambda - lambda_k), of the cross
           matrix V = E h xi^T in U's eigenvectors o_k: how much there is to learn (N,).

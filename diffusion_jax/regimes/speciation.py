@@ -64,8 +64,8 @@ def log_ratio(
 
     u = log P_t(x|S_1) - log P_t(x|S_2)
 
-    P_t(x|S) is the mean of N(x; e^-t a_nu, Delta_t I) over the training points nu in S but for the
-    point mu that x started from, which would pull its own class below the collapse:
+    P_t(x|S) is the mean of N(x; e^-t a_nu, Delta_t I) over the training points nu in S except for
+    the point mu that x started from, which would pull its own class below the collapse:
 
     log P_t(x|S) = log sum_{c in S} exp(log_evidence_c) - log(sum_{c in S} n_c - [mu in S]) + const.
 

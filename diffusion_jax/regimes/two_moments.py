@@ -38,7 +38,7 @@ def _draw(
     Args:
       classes: the laws, and log pi_c (C,).
       label: the class.
-      keys: one a draw.
+      keys: one per draw.
       levels: e^-t and Delta, each (T,).
     """
     own: LowRankGaussian = jax.tree.map(lambda leaf: leaf[label], classes[0])

@@ -159,7 +159,7 @@ def _keep_compiled_programs() -> None:
 
 
 def _settle_cache(folder: Path, limited: bool) -> None:
-    """Makes a folder JAX's cache, perhaps of limited size, but for what the environment says."""
+    """Makes a folder JAX's cache, perhaps of limited size, except for what the environment says."""
     # What a GPU tunes is kept within the programs. JAX's folder for it would make the cache's own
     # path a part of every program's name, so that a folder mounted elsewhere would hold none.
     settings: dict[str, Any] = {"jax_persistent_cache_enable_xla_caches": "none"}

@@ -41,7 +41,7 @@ _any = jax.jit(jnp.max)
 class StopRequest:
     """Whether one of SIGNALS asked this process, or another of the run, to stop.
 
-    Another one within a second is the same request. After that one ends the process at once, but
+    Another one within a second is the same request. After that one ends the process at once, except
     for SIGXCPU, which the system repeats.
 
     To be used as a context manager, which puts the signals' handlers back. Python lets the main

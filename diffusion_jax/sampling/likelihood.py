@@ -42,7 +42,7 @@ def basis_probes(batch: int, shape: tuple[int, ...]) -> Array:
 def _slope(
     denoiser: Denoiser, schedule: NoiseSchedule, x_hat: Array, step: Array, probes: Array
 ) -> tuple[Array, Array]:
-    """The velocity eps, and for each example e^-t div eps less that of unit Gaussian data.
+    """The velocity eps, and for each example e^-t div eps minus that of unit Gaussian data.
 
     The latter is d sqrt(alpha_bar (1 - alpha_bar)), whose integral over rho is d (T - t_0): left
     in, it would make up most of the method's error.
@@ -127,7 +127,7 @@ def image_bits(
 ) -> np.ndarray:
     """Bits per dimension of images of grey levels, dequantized once each, on all devices.
 
-    An image's value depends on `key`, its place and the image alone, but for rounding.
+    An image's value depends on `key`, its place and the image alone, up to rounding.
 
     Args:
       denoiser: a denoiser that is a pytree, see `Denoiser`.
@@ -135,7 +135,7 @@ def image_bits(
       images: grey levels, uint8 (n, height, width, channels).
       mean: per-channel mean of the training set on the scale of [0, 1], (channels,).
       key: typed PRNG key.
-      num_probes: Hutchinson's probes an image.
+      num_probes: Hutchinson's probes per image.
       batch_size: images at a time, rounded up to a multiple of the number of devices.
 
     Returns:

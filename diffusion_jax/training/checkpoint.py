@@ -46,7 +46,7 @@ class Checkpoints:
         """Opens the folder, making it if it is missing.
 
         Args:
-          folder: where the checkpoints lie, one folder a step.
+          folder: where the checkpoints lie, one folder per step.
           keep: how many of the latest are kept; all, by default.
           read_only: nothing is written below the folder, which must exist.
         """

@@ -49,7 +49,7 @@ def time_bands(schedule: NoiseSchedule, faithful: bool = False) -> list[Band]:
       faithful: leave out step 0, which the authors' code never trains.
 
     Returns:
-      Bands between the times 0, 0.05, 0.2, 0.5, 1, 2 and infinity, but for those without a step.
+      Bands between the times 0, 0.05, 0.2, 0.5, 1, 2 and infinity, except for those without a step.
     """
     cuts = np.searchsorted(np.asarray(schedule.time, np.float64), _EDGES)
     cuts = np.maximum(cuts, int(faithful))
@@ -90,9 +90,9 @@ def denoising_losses(
 
     E |noise - eps(sqrt(alpha_bar_s) x_0 + sqrt(1 - alpha_bar_s) noise, s)|^2 / d, s in the band
 
-    Each image is taken once a band. Its step and noise follow from `key`, the band's first step and
-    the image's place alone, so that with one key the losses of two denoisers differ by what these
-    predict; the steps of all images are spread evenly over the band, in random order.
+    Each image is taken once per band. Its step and noise follow from `key`, the band's first step
+    and the image's place alone, so that with one key the losses of two denoisers differ by what
+    these predict; the steps of all images are spread evenly over the band, in random order.
 
     Args:
       denoiser: a denoiser that is a pytree, see `Denoiser`.

@@ -36,7 +36,7 @@ class Options:
     out: Path = Path("runs/regimes_speed")
     """Folder for speed.json."""
     repeats: int = 5
-    """Timed runs of each, of which the median counts."""
+    """Timed runs of each; the median counts."""
 
 
 def measure_cloning(repeats: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whether options of XLA, or more updates a dispatch, make training quicker."""
+"""Whether options of XLA, or more updates per dispatch, make training quicker."""
 
 import json
 import os

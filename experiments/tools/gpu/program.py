@@ -44,7 +44,7 @@ def lower_step(
     Args:
       model: the noise predictor.
       config: training configuration, with the batch over all devices.
-      image_size: pixels a side.
+      image_size: pixels per side.
       mesh: from `target.gpu_mesh`; other devices will do where nothing is to be compiled.
       updates: how many in one dispatch; 0 for the step of one update.
 

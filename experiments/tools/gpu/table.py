@@ -53,7 +53,7 @@ def table(title: str, memory: float, rows: Sequence[dict[str, Any]]) -> Table:
     Args:
       title: what was compiled for what.
       memory: of a GPU, in GiB.
-      rows: one a program, from `gpu_report.report_row`.
+      rows: one per program, from `gpu_report.report_row`.
     """
     result = Table(Column("", no_wrap=True), title=title)
     names = {
