@@ -125,7 +125,7 @@ def _claim(folder: Path, settings: dict[str, Any], work: str = "forks a run") ->
         except ValueError as error:
             raise UserError(
                 f"{path} is damaged ({error}), and it alone says which experiment the results "
-                f"beside it are of: to go on with the very command that made them remove this "
+                f"beside it are of: to go on with the very command that made them, remove this "
                 f"file; if that is not certain, remove {folder}, and all is computed again"
             ) from error
         found = _EARLIER | found

@@ -95,7 +95,7 @@ class Study:
         fewer = f" ({points} points, since some maps leave an image as it is)" * (points < maps)
         law = (
             f"With the symmetry {symmetry.name} the law is that of the {maps} maps of the images "
-            f"less their mean{fewer}: so are Lambda, the times, the curves and the schedule. Only "
+            f"minus their mean{fewer}: so are Lambda, the times, the curves and the schedule. Only "
             f"the Lipschitz constants are those of the images alone."
         )
         return "\n".join([law, *last])

@@ -279,7 +279,7 @@ def time_rows(findings: Findings) -> list[list[str]]:
             rows.append([f"{name[:3]}: {meaning}", _text(exact.times[name], 3)])
     if findings.two_moments is not None:
         time = findings.two_moments.times["t_S_phi"]
-        rows.append(["t_S: the same, of two moments a class", _text(time, 3)])
+        rows.append(["t_S: the same, of two moments per class", _text(time, 3)])
     return rows
 
 

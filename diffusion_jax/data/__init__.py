@@ -140,7 +140,7 @@ def _in_color(config: DataConfig, first: int, count: int | None) -> ImageSet:
         )
     if source.sizes and size not in source.sizes:
         sizes = " or ".join(map(str, source.sizes))
-        raise UserError(f"image_size = {size}: {config.data} has {sizes} pixels a side")
+        raise UserError(f"image_size = {size}: {config.data} has {sizes} pixels per side")
     if not isinstance(source.classes, str):
         selection.of(config.data, source.classes)
     return _grey_levels(config.data, source.load(data_dir, size, selection, store))

@@ -293,7 +293,7 @@ def _check_labels(
         raise UserError(f"{name} of {path} are {dtype}: labels are integers or strings")
     if shape not in (images[:1], (*images[:1], 1)):
         raise UserError(
-            f"{name} of {path} have shape {shape} for images of shape {images}: give one label an "
+            f"{name} of {path} have shape {shape} for images of shape {images}: give one label per "
             f"image, {images[:1]}"
         )
 

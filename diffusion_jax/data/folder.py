@@ -108,8 +108,8 @@ def _classes(folder: Path, selection: Selection, ignored: list[str]) -> dict[Pat
             if _first_image(folder, subfolder, ignored):
                 raise UserError(
                     f"{folder} holds images, such as {images[0].name}, beside subfolders of images,"
-                    f" such as {subfolder.name}: give either a subfolder a class or images alone, "
-                    f"or take the images at every depth as one class with --flat"
+                    f" such as {subfolder.name}: give either one subfolder per class or images "
+                    f"alone, or take the images at every depth as one class with --flat"
                 )
         selection.of(str(folder), ())
         if not images:

@@ -270,5 +270,5 @@ def centre_crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
     """
     width, height = image.size
     if min(width, height) < CROP:
-        raise ValueError(f"it is {width} x {height} pixels, less than {CROP} a side")
+        raise ValueError(f"it is {width} x {height} pixels, less than {CROP} per side")
     return crop_and_resize(image.convert("RGB"), CROP, size)

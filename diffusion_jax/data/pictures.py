@@ -84,7 +84,7 @@ def inspect(picture: Picture) -> Header:
     with _opened(picture) as image:
         if (bits := _bits(image)) > 8:
             raise UserError(
-                f"{picture.name} has more than 8 bits a channel ({bits}): convert to 8 bits, or "
+                f"{picture.name} has more than 8 bits per channel ({bits}): convert to 8 bits, or "
                 f"save the images as floats in [0, 1] in an .npy file"
             )
         frames = getattr(image, "n_frames", 1)

@@ -76,7 +76,7 @@ def names_of(path: Path) -> list[str]:
         names: dict[str, None] = {}
         for place, row in _objects(path):
             if row is None and not names:
-                raise UserError(f"{place} of {path} is no JSON object: write one a line")
+                raise UserError(f"{place} of {path} is no JSON object: write one per line")
             names.update(dict.fromkeys(map(str, row or ())))
         return list(names)
 

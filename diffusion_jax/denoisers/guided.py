@@ -234,7 +234,8 @@ def _require_values(weight: Array | np.ndarray, num_steps: int | None) -> None:
     if weight.ndim > 1 or (weight.ndim == 1 and num_steps not in (None, len(weight))):
         steps = "num_steps" if num_steps is None else num_steps
         raise UserError(
-            f"guidance weights of shape {weight.shape}: give one number, or one a step, ({steps},)"
+            f"guidance weights of shape {weight.shape}: give one number, or one per step, "
+            f"({steps},)"
         )
     if isinstance(weight, jax.core.Tracer):
         return

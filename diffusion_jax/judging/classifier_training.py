@@ -119,7 +119,7 @@ def checked_labels(images: ImageSet) -> np.ndarray:
         )
     if min(images.images.shape[1:3]) < LEAST_SIZE:
         raise UserError(
-            f"the classifier takes images of at least {LEAST_SIZE} pixels a side, not "
+            f"the classifier takes images of at least {LEAST_SIZE} pixels per side, not "
             f"{images.images.shape[1]} x {images.images.shape[2]}"
         )
     return images.labels

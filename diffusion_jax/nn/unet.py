@@ -186,7 +186,7 @@ class UNet(nn.Module):
             )
         if not self.multiples or min(self.multiples) < 1 or self.num_res_blocks < 1:
             raise UserError(
-                f"the UNet needs at least one level, multiples >= 1 and one residual block a "
+                f"the UNet needs at least one level, multiples >= 1 and one residual block per "
                 f"level, not multiples = {self.multiples}, num_res_blocks = {self.num_res_blocks}"
             )
         if not set(self.attention_levels) <= set(range(1, len(self.multiples) + 1)):

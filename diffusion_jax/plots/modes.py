@@ -55,7 +55,7 @@ def draw_open_modes(
                 markersize=7,
                 markerfacecolor="white",
             )
-        axes.plot([], [], "^", color="0.4", markerfacecolor="white", label="at least so many")
+        axes.plot([], [], "^", color="0.4", markerfacecolor="white", label="at least this many")
         axes.axhline(leading, color="0.8", linewidth=0.6, zorder=0)
         axes.set_ylim(-0.04 * leading, 1.08 * leading)
         axes.set_title(source, fontsize=10, pad=11)

@@ -64,7 +64,7 @@ def draw_losses(
         axes.set_ylim(bottom=max(axes.get_ylim()[0], _NEGLIGIBLE * most))
         log_time_axis(axes, panel.limits(times))
         panel.marks(axes, marks, named=True)
-    panels[0].set_ylabel("squared error of the predicted noise, a component")
+    panels[0].set_ylabel("squared error of the predicted noise, per component")
     return panel.legend(figure, panels[0])
 
 
@@ -110,7 +110,7 @@ def draw_patches(
         axes.minorticks_off()
         log_time_axis(axes, panel.limits(times))
         panel.marks(axes, marks, named=True)
-    panels[0].set_ylabel("best patch, pixels a side")
+    panels[0].set_ylabel("best patch, pixels per side")
     return panel.legend(figure, panels[0])
 
 

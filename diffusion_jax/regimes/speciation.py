@@ -121,7 +121,7 @@ def separation(
     t_rs is interpolated linearly in D/sqrt(V) between the draws' times, its interval taken from a
     bootstrap over draws. With n points in d dimensions P_t(x|c) is a sum of n Gaussians: below the
     collapse, where one of them outweighs all others, u compares the nearest points of the classes
-    and no more their laws.
+    and no longer their laws.
 
     Args:
       draws: the engine's pass over the training points.

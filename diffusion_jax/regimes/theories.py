@@ -88,13 +88,13 @@ FAMILIES: dict[str, Family] = {
         by_modes=True,
     ),
     "local": Family(
-        "the exact score, were each pixel to see a patch around it alone",
+        "the exact score if each pixel saw only a patch around it",
         lambda schedule, points, labels, patch: LocalDenoiser(schedule, points, patch),
         _every_patch,
         local=True,
     ),
     "equivariant": Family(
-        "the same, were a pixel not to know where it is, but for the borders that it sees",
+        "the same if a pixel knew its place only by the borders that it sees",
         lambda schedule, points, labels, patch: EquivariantLocalDenoiser(
             schedule, points, patch, "zero"
         ),

@@ -6,8 +6,8 @@ moments; what they do not share, from higher ones.
 
 Draw c with probability pi_c, a = m_c + sqrt(C_c) w, and x_t = e^-t a + sqrt(Delta) z; the same
 (c, w, z) serve every time. A class's log density needs the components of x_t - e^-t m_c' along the
-class's modes and the squared norm of the rest, and these are made, at every time, of the components
-of a - m_c' and of z and of three inner products: a time costs k numbers a draw and class, not k d.
+class's modes and the squared norm of the rest. At every time these are made of the components of
+a - m_c' and of z, and of three inner products: a time costs k numbers per draw and class, not k d.
 """
 
 from functools import partial
