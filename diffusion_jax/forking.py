@@ -148,7 +148,7 @@ def _has_batches(folder: Path) -> bool:
 
 
 def _rename(folder: Path) -> None:
-    """Gives batches of equal size that are named by their place the names of their trunks."""
+    """Renames batches of equal size, which were named by their place, after their trunks."""
     for path in folder.glob("batch_*.npz"):
         size, place = len(commitment.load(path).trunk), int(path.stem.removeprefix("batch_"))
         path.rename(_path(folder, place * size, (place + 1) * size))

@@ -280,8 +280,8 @@ def _layers(findings: Findings) -> page.Picture:
     return page.Picture.of(
         "layers.png",
         plots.draw_layers(layers, findings.layers, findings.marks),
-        "Cosine of what each layer of the classifier makes of an image and of its return, minus the "
-        "layer's mean over the training images.",
+        "Cosine of what each layer of the classifier makes of an image and of its return, minus "
+        "the layer's mean over the training images.",
     )
 
 

@@ -42,7 +42,7 @@ class Other:
 
     @property
     def name(self) -> str:
-        """In names of files: another network has another one."""
+        """Part of the names of files: another network has another key."""
         return f"other_{forking.digest(self.model.denoiser.params)[:8]}"
 
     def make(self) -> Denoiser:

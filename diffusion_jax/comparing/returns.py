@@ -27,7 +27,8 @@ class Judge:
 
     Attributes:
       classifier: the classifier; None where classes are not told, and there are no layers.
-      shift: what makes images as they are here images as it takes them (channels,).
+      shift: added to images as they are here, it gives images as the classifier takes them
+        (channels,).
       means: of each layer, see `TrainedClassifier.layers`.
     """
 
@@ -37,7 +38,7 @@ class Judge:
 
     @classmethod
     def of(cls, classifier: TrainedClassifier | None, images: ImageSet) -> Self:
-        """That of images from which their own mean is removed."""
+        """The judge of images from which their own mean is removed."""
         if classifier is None:
             return cls()
         shift = images.mean - classifier.mean

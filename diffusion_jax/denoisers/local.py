@@ -1,4 +1,4 @@
-"""The exact score, were every pixel to see no more than a patch around it."""
+"""The exact score if every pixel saw no more than a patch around it."""
 
 from typing import Any, Literal, Self
 

@@ -92,7 +92,7 @@ def between(a: Moments, b: Moments) -> float:
 def frechet_of_one_law(
     real: np.ndarray, sizes: tuple[int, int], seed: int, num_draws: int = 40
 ) -> SameLaw:
-    """What `frechet` is between real samples and real samples, for want of an unbiased value.
+    """What `frechet` is between real samples and real samples, since it has no unbiased value.
 
     Each draw takes two random subsets that share no sample. A generated set of sizes[1] whose
     distance to sizes[0] real samples is within the draws cannot be told from the real ones by it.

@@ -220,14 +220,15 @@ def measure(
       images: (n, height, width, channels); uint8 is scaled to [0, 1].
       labels: classes 0..C-1 (n,), or None.
       class_names: one name per class.
-      mean: per-channel mean of the images on the scale of [0, 1], which the process starts less of.
+      mean: per-channel mean of the images on the scale of [0, 1], removed before the process
+        starts.
       key: typed PRNG key.
       accuracy: largest standard error of phi, phi_C and f^e/alpha.
       max_draws: most draws.
       progress: see `transitions.measure`.
       group: symmetries of the images minus their mean, each of the class of its image.
       partition: labels of classes in groups, see `class_information.groups_named`.
-      with_pairs: whether pairs of classes are told, which takes a while where there are many.
+      with_pairs: whether pairs of classes are measured, which takes a while where there are many.
 
     Raises:
       UserError: see `training_set`.

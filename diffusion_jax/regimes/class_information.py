@@ -194,7 +194,7 @@ def pairs(
 ) -> tuple[Partition, ...]:
     """What x_t says of each two classes; of three to ten, else nothing.
 
-    Of two classes it is what it is of all.
+    With two classes it is the same as for all classes.
     """
     number = len(class_weights)
     if not 2 < number <= MOST_PAIRED:

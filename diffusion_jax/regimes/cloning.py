@@ -195,9 +195,9 @@ def fork(
     """Runs the trunks number first..last-1 and their clones, all of one batch on all devices.
 
     Trunk i and its clones depend on `key` and i alone, up to rounding; the trunk ends where
-    `sampling.sample` with this key ends its sample i. So many trunks are run, and a broken run is
-    taken up, batch by batch. All this is true of samplers without memory: one that remembers its
-    past steps forgets them at each stop, and ends elsewhere with other stops.
+    `sampling.sample` with this key ends its sample i. So many trunks can be run batch by batch, and
+    an interrupted run can be taken up. All this is true of samplers without memory: one that
+    remembers its past steps forgets them at each stop, and ends elsewhere with other stops.
 
     Args:
       sampler: see `sampling.Sampler`; clones of one without noise are equal.

@@ -195,8 +195,8 @@ class GuidedMixture:
         c = (1 - beta/Gamma) sqrt(Gamma)/sqrt((1 - beta) Gamma'),
         k = beta w sqrt(s)/sqrt(Gamma (1 - beta) Gamma')
 
-        So a sampler's discretisation is no error of the theory: samples are held against this, and
-        this against `diffusion`.
+        So a sampler's discretisation is no error of the theory: samples are compared with this, and
+        this with `diffusion`.
 
         Returns:
           The law before each step, at the schedule's times, and after the last at t = 0.

@@ -169,12 +169,12 @@ def spectra(
     """The leading modes, the trace and the asymmetry of a denoiser's Jacobian at given x_t.
 
     In closed form for the exact score without a group, one Gaussian, Gaussians of classes and the
-    mixture of two, on the host in float64 (see `closed_jacobians`). For any other denoiser
-    from products with vectors: M v forwards, M' v backwards, for a batch of examples at a time on
-    all devices, the denoiser itself being called once per batch; `lanczos` on the host in float64
-    gives the modes. The trace is that of M on their space, and over the rest Hutchinson's mean of
-    v.(M v) over random signs v (Meyer et al. 2021, Hutch++); the asymmetry comes from the same
-    products. With k = d all of it is exact up to rounding, and no probes are taken.
+    mixture of two, on the host in float64 (see `closed_jacobians`). For any other denoiser it takes
+    products with vectors: M v forwards, M' v backwards, for a batch of examples at a time on all
+    devices, the denoiser itself being called once per batch; `lanczos` on the host in float64 gives
+    the modes. The trace is that of M on their space, and over the rest Hutchinson's mean of v.(M v)
+    over random signs v (Meyer et al. 2021, Hutch++); the asymmetry comes from the same products.
+    With k = d all of it is exact up to rounding, and no probes are taken.
 
     Args:
       denoiser: a pytree that JAX differentiates forwards; of a trained UNet, see `forwards`.

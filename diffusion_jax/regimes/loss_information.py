@@ -5,16 +5,16 @@ log-SNR, the information that a denoiser has down to the time t is
 
     U(t) = 1/2 int_{lambda(T)}^{lambda(t)} L dlambda + L(T)/2,
 
-the last for all times above T, the schedule's last. For the exact score of n training images and
-noised training images U(t) = I(a; x_t), which is log n where x_t tells its image for certain (Guo,
-Shamai and Verdu 2005; Kong et al., arXiv:2302.03792). So
+where the last term stands for all times above T, the schedule's last. For the exact score of n
+training images and noised training images U(t) = I(a; x_t), which is log n where x_t tells its
+image for certain (Guo, Shamai and Verdu 2005; Kong et al., arXiv:2302.03792). So
 
     G(t) = U_held-out(t) - U_training(t)          nats per image by which it knows its own images
     K(t) = U_training(t) - I(a; x_t) >= 0         those by which it falls short of the exact score
     M(t) = G/(G + K)                              its memory share: 1 for the exact score
 
-A learned denoiser is the score of no law, and then U is a bound of a code length and not one; G is
-a gap of such bounds. While a model generalises G is near (fitted parameters)/n plus the chance
+A learned denoiser is the score of no law, and then U is not a code length but a bound on one; G is
+a gap between such bounds. While a model generalises G is near (fitted parameters)/n plus the chance
 difference of the two sets, which is nats where these are small: what tells is the change of G from
 a reference on the same images and noise. All three grow as t falls, so they are given with their t.
 
@@ -96,7 +96,7 @@ class Strata:
         return self.time_of(self.total - self.weight * np.arange(self.count))
 
     def time_of(self, above: float | np.ndarray) -> np.ndarray:
-        """The time above which the strata weigh so much in all, the schedule's end at most."""
+        """The time above which the strata weigh a given total, at most the schedule's end."""
         log_snr = self._readings[-1] + np.maximum(2 * np.asarray(above) - 1, 0)
         return np.asarray(np.log1p(np.exp(-log_snr)) / 2)
 
@@ -208,7 +208,7 @@ class Resampled:
         return interval(self.replicates)
 
     def within(self, errors: float) -> Estimate:
-        """A single number, and so many standard errors to either side."""
+        """A single number, and a given number of standard errors to either side."""
         value, reach = float(self.value), errors * float(np.std(self.replicates, ddof=1))
         return Estimate(value, value - reach, value + reach)
 

@@ -48,7 +48,7 @@ class Novelty:
         """Of the samples, by the names of the three, with Wilson's 95 % intervals.
 
         The intervals are those of fresh samples beside the same training set and the same second
-        set. Where the samples were held against each other they are too narrow: by sqrt(2) where
+        set. Where the samples were compared with each other they are too narrow: by sqrt(2) where
         they come in pairs, of which both are spurious or neither, and more where more share one.
         """
         kinds = {"memorised": self.memorised, "spurious": self.spurious, "novel": self.novel}
@@ -78,8 +78,8 @@ def novelty(
     three samples share has three samples at g = 0, so that a ratio of the two nearest generated
     ones would overlook just the states that attract most.
 
-    The source's own code holds the two nearest distances, to the training set and to the other
-    samples of the same set, against two fixed thresholds, of LPIPS or of Euclidean distance, in the
+    The source's own code compares the two nearest distances, to the training set and to the other
+    samples of the same set, with two fixed thresholds, of LPIPS or of Euclidean distance, in the
     same order of precedence. Fixed thresholds need an LPIPS network or a scale for each data set;
     the ratios need neither, but say less where the data are dense:
 
@@ -95,9 +95,9 @@ def novelty(
 
     Args:
       samples: (N, ...).
-      training: training points (n, ...), two that are not equal at least, in the same units.
+      training: training points (n, ...), at least two that are not equal, in the same units.
       generated: a second set of generated samples (M, ...), M >= 2; the larger the better. None
-        holds each sample against the other samples.
+        compares each sample with the other samples.
       group: with it every map of a training point or of a sample counts as that one; see
         `neighbours.nearest`. Training points that are maps of each other are not made one.
 

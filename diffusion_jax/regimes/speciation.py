@@ -128,7 +128,7 @@ def separation(
       counts: number of training points of each class (C,).
       first: classes in S_1.
       second: classes in S_2.
-      log_odds: log(pi_1/pi_2), added to u, where the sets' weights shall count.
+      log_odds: log(pi_1/pi_2), added to u, where the sets' weights are to count.
       resamples: number of bootstrap samples.
       seed: of the bootstrap.
 

@@ -235,7 +235,7 @@ def orbit_eigenvalues(images: np.ndarray, group: Group, num_modes: int) -> np.nd
     Args:
       images: (n, height, width, channels).
       group: maps of such images.
-      num_modes: how many are few.
+      num_modes: how many the first few are.
     """
     height, width, channels = images.shape[1:]
     shape, rows = (height, width, channels), Rows(images, True)

@@ -1,8 +1,8 @@
 """When the classes of data with only their first two moments speciate.
 
-The data are replaced by a mixture of Gaussians, one a class, with the mean, the covariance and the
-weight of each. What phi and H(c | x_t) of the mixture share with those of the data follows from two
-moments; what they do not share, from higher ones.
+The data are replaced by a mixture of Gaussians, one per class, with the mean, the covariance and
+the weight of each. What phi and H(c | x_t) of the mixture share with those of the data follows from
+two moments; what they do not share, from higher ones.
 
 Draw c with probability pi_c, a = m_c + sqrt(C_c) w, and x_t = e^-t a + sqrt(Delta) z; the same
 (c, w, z) serve every time. A class's log density needs the components of x_t - e^-t m_c' along the

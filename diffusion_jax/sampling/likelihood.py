@@ -63,8 +63,8 @@ def log_likelihood(
 
     The density is that of e^t x_t at the first level: the data's, blurred with Gaussian noise of
     deviation rho_0 (0.01 for the linear schedule of 1000 steps), as the denoiser knows it. Of
-    second order in the steps; two denoiser calls and their derivatives a step. The loop over steps
-    is not compiled: within one, XLA's CPU backend takes five times as long for the UNet's
+    second order in the steps; two denoiser calls and their derivatives per step. The loop over
+    steps is not compiled: within one, XLA's CPU backend takes five times as long for the UNet's
     derivative (measured with the preset `sample`, batch 32).
 
     Args:
