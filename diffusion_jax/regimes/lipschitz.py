@@ -5,10 +5,10 @@ The Jacobian of score(x) = (e^-t E[a|x] - x)/Delta_t is
     J(x) = -I/Delta_t + (e^-2t/Delta_t^2) Cov_p(a|x),    Delta_t = 1 - e^-2t,
 
 with Cov_p the covariance of the training points under the posterior p(nu|x). It is symmetric; with
-k_min and k_max the extreme eigenvalues of Cov_p its own are
+k_min and k_max the extreme eigenvalues of Cov_p, its own extreme eigenvalues are
 
-    largest   e^-2t k_max/Delta^2 - 1/Delta      the one-sided Lipschitz constant at x
-    smallest  e^-2t k_min/Delta^2 - 1/Delta      at least -1/Delta
+    e^-2t k_max/Delta^2 - 1/Delta      the largest: the one-sided Lipschitz constant at x
+    e^-2t k_min/Delta^2 - 1/Delta      the smallest, at least -1/Delta
 
 and the local Lipschitz constant is the larger of their moduli. Along any unit vector the variance
 of points that lie within a diameter is at most diameter^2/4 (Popoviciu), so for all x the constant

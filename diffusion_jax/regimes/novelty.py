@@ -66,17 +66,17 @@ def novelty(
     With d_1 <= d_2 the Euclidean distances from a sample to its two nearest training points, and g
     that to the nearest of the second set of generated samples, all of them plain, not squared:
 
-        memorised   d_1 < d_2/3
-        spurious    g < d_1/3, and not memorised
-        novel       neither
+        d_1 < d_2/3    memorised
+        g < d_1/3      spurious, where it is not memorised
 
-    The first line is the rule of `neighbours.Neighbours.memorised`, except for training points that
-    are equal to the last bit: they count as one here, so that a copy of a point that has a copy is
-    memorised. (There d_1 = d_2 = 0 is not.) Training points that are nearly equal are left apart: a
-    sample near both has d_1 about d_2 and is not memorised by either rule. The second line is the
-    same rule with the nearest training point in the place of the second nearest point: a state that
-    three samples share has three samples at g = 0, so that a ratio of the two nearest generated
-    ones would overlook just the states that attract most.
+    and a sample is novel where neither holds. The first line is the rule of
+    `neighbours.Neighbours.memorised`, except for training points that are equal to the last bit:
+    they count as one here, so that a copy of a point that has a copy is memorised. (There d_1 = d_2
+    = 0 is not.) Training points that are nearly equal are left apart: a sample near both has d_1
+    about d_2 and is not memorised by either rule. The second line is the same rule with the nearest
+    training point in the place of the second nearest point: a state that three samples share has
+    three samples at g = 0, so that a ratio of the two nearest generated ones would overlook just
+    the states that attract most.
 
     The source's own code compares the two nearest distances, to the training set and to the other
     samples of the same set, with two fixed thresholds, of LPIPS or of Euclidean distance, in the

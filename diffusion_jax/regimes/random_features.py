@@ -33,9 +33,11 @@ For psi_p > 1 the d largest eigenvalues, of order psi_p, come from K: there the 
 Below them, for d < n < p, are the training points'. With psi_p >> psi_n >> 1, M in the span of W
 and Omega is made of 2 x 2 blocks, psi_p (mu^2, c mu v/sqrt(psi_n); c mu v/sqrt(psi_n), v^2/psi_n)
 for each of the d data directions, and psi_p v^2/psi_n for n - d directions of Omega, so U has
+eigenvalues about
 
-    d eigenvalues about psi_p mu^2, n - d about s^2 + v^2 psi_p/psi_n, and
-    d about s^2 + Delta v^2 psi_p/psi_n,  the blocks' determinants over their traces.
+    psi_p mu^2                      d of them
+    s^2 + v^2 psi_p/psi_n           n - d of them
+    s^2 + Delta v^2 psi_p/psi_n     d of them, the blocks' determinants over their traces
 
 The rest, if any, is a delta mass at s^2, which the flow never enters. The cross matrix V lies in
 the range of W: nearly all that the training loss falls by below the true score's comes from the
