@@ -90,7 +90,7 @@ class ModelConfig:
     merges the two computations again, and nothing is gained."""
 
     def build(self, channels: int) -> UNet:
-        """The model for images of so many channels, with the device's kernels.
+        """The model for images with this number of channels, with the device's kernels.
 
         `auto` means what it does for a run that begins here.
         """
@@ -115,7 +115,7 @@ class ScheduleConfig:
     """Ornstein-Uhlenbeck times of the steps, in place of all the above."""
 
     def settled(self) -> "ScheduleConfig":
-        """The same schedule without need of a file: `times` holds what was in it.
+        """The same schedule, which no longer needs a file: `times` holds what was in it.
 
         Raises:
           UserError: a file that cannot be used, or that has other than diffusion_steps steps.

@@ -133,7 +133,7 @@ def principal_modes(rows: Rows, rank: int | None = None) -> tuple[np.ndarray, np
 
     Args:
       rows: the data, in float64.
-      rank: at most so many modes; all that are not zero by default.
+      rank: the most modes to return; all that are not zero by default.
 
     Returns:
       Eigenvalues, decreasing (k,), unit modes (k, d), and the variance that they leave out,

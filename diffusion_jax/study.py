@@ -51,7 +51,7 @@ class Study:
       name: of the data set.
       images: the data set.
       analysis: all curves and times, in numbers.
-      warnings: what to know before trusting a number, a sentence each.
+      warnings: what to know before trusting a number, one sentence each.
       settings: how it was measured; saved with the results.
     """
 
@@ -87,7 +87,7 @@ class Study:
 
     @property
     def notes(self) -> str:
-        """What the tables do not say, a line each: of which law they are, and `norm`."""
+        """What the tables do not say, one line each: of which law they are, and `norm`."""
         symmetry, last = self.analysis.symmetry, [*class_notes(self.analysis), self.norm]
         if symmetry is None:
             return "\n".join(last)
@@ -267,7 +267,7 @@ def symmetry_of(symmetry: Group | str | None, images: ImageSet) -> Group | None:
 def warnings_of(
     images: ImageSet, memory_gib: float | None = None, group: Group | None = None
 ) -> list[str]:
-    """What is odd about a set of images, a sentence each.
+    """What is odd about a set of images, one sentence each.
 
     Args:
       images: the data set.

@@ -223,7 +223,7 @@ def _judge(
     judge, missing = forking.get_classifier(folder, model, images, per_class, options.seed)
     if judge is None:
         return None, [
-            f"no class is told and no phi given, and no quality of the samples: {missing}; "
+            f"no classes, no phi and no quality of the samples are given: {missing}; "
             f"--classifier-per-class takes more images of the same source"
         ]
     return judge, [text] if (text := warning(judge)) else []

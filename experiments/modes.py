@@ -82,7 +82,7 @@ class Setting:
       theories: the theories, cheap ones first.
       sources: names of the sources.
       checkpoints: steps of those that the learned modes are of; none where they are left out.
-      warnings: a sentence each.
+      warnings: one sentence each.
     """
 
     options: Options

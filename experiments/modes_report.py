@@ -97,7 +97,7 @@ class Findings(Marked):
       stops: what opens along one of its trajectories, from large t down.
       learned: in which order the run learned the modes, if that is known.
       exact: curves and times of the training set's exact score.
-      warnings: a sentence each.
+      warnings: one sentence each.
     """
 
     settings: dict[str, Any]

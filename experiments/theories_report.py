@@ -59,7 +59,7 @@ class Findings(Marked):
       exact: curves and times of the training set's exact score.
       two_moments: those of its classes with no more than their first two moments, if it has any.
       two: the comparison with another run, if any.
-      warnings: a sentence each.
+      warnings: one sentence each.
     """
 
     settings: dict[str, Any]

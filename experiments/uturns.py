@@ -61,7 +61,7 @@ class Setting:
       points: the training images, mean removed (n, height, width, channels).
       process: the backward process of the first score; the others' have its sampler and steps.
       steps: of its schedule (T,), increasing.
-      warnings: a sentence each.
+      warnings: one sentence each.
     """
 
     options: Options
@@ -223,7 +223,7 @@ def _judge(setting: Setting, folder: Path) -> Judge:
     )
     if missing:
         more = "" if subject.model is None else "; --classifier-per-class takes more images"
-        setting.warnings.append(f"no class is told, and no layer compared: {missing}{more}")
+        setting.warnings.append(f"no classes are judged, and no layers compared: {missing}{more}")
     elif judge is not None and (text := warning(judge)):
         setting.warnings.append(text.removesuffix("."))
     return Judge.of(judge, subject.images)

@@ -46,7 +46,7 @@ class Findings(Marked):
       measured: of each score and source.
       exact: curves and times of the training set's exact score, from the posterior.
       judge: the classifier, if any.
-      warnings: a sentence each.
+      warnings: one sentence each.
     """
 
     settings: dict[str, Any]
@@ -339,7 +339,7 @@ def _texts(findings: Findings) -> list[str]:
     if judge is not None:
         low, high = judge.interval
         texts.append(
-            f"Classes of images and of returns are told by a classifier with an accuracy of "
+            f"Classes of images and of returns are judged by a classifier with an accuracy of "
             f"{100 * judge.accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {judge.held_out} "
             f"images that it was not trained on."
         )

@@ -49,7 +49,7 @@ class Measured:
         return len(self.loss)
 
     def first(self, count: int) -> "Measured":
-        """Those of the first images alone."""
+        """The numbers of the first images alone."""
         return Measured(self.spectra.rows(0, count), self.loss[:count], self.excess[:count])
 
     def save(self, path: Path) -> None:

@@ -81,7 +81,7 @@ def other_of(
       images: its training images.
 
     Returns:
-      The other run, and what to know before trusting the comparison, a sentence each.
+      The other run, and what to know before trusting the comparison, one sentence each.
 
     Raises:
       UserError: it has images of another shape, another schedule, or the same parameters; or see

@@ -26,7 +26,7 @@ class Judge:
     """A classifier with the means of its layers over the training images.
 
     Attributes:
-      classifier: the classifier; None where classes are not told, and there are no layers.
+      classifier: the classifier; None where classes are not known; then there are no layers either.
       shift: added to images as they are here, it gives images as the classifier takes them
         (channels,).
       means: of each layer, see `TrainedClassifier.layers`.

@@ -40,7 +40,7 @@ _advance = jax.jit(sampling_loop)
 
 
 def nearest_times(times: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """For each of some times the place in a grid of the nearest, by their ratio; (T,) integers."""
+    """Places in a grid of the times nearest to given ones, by their ratio; (T,) integers."""
     distance = np.abs(np.log(times)[:, None] - np.log(grid)[None])
     return np.asarray(distance.argmin(axis=1))
 

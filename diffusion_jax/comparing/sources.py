@@ -89,7 +89,7 @@ _noise = jax.jit(pure_noise, static_argnames="shape")
 
 
 def key_of(seed: int, place: int | None = None) -> Array:
-    """That of trajectories and samples, as experiments.sample has it; or of another draw."""
+    """The key of trajectories and samples, as experiments.sample has it; or of another draw."""
     key = jax.random.key(seed)
     # Sample i has the key folded with i: no draw shares its noise.
     return key if place is None else jax.random.fold_in(key, 2**32 - 1 - place)
@@ -194,7 +194,8 @@ def gather(
       console: shows the progress.
 
     Returns:
-      The sources, at least one, the images that are held out, and what is missing, a sentence each.
+      The sources, at least one, the images that are held out, and what is missing, one sentence
+      each.
 
     Raises:
       UserError: there is none at all, or see `trajectories`.

@@ -25,13 +25,13 @@ from diffusion_jax.schedule import NoiseSchedule
 
 
 class Numbers(Protocol):
-    """What a cell holds: numbers of so many images."""
+    """What a cell holds: numbers of each of some images."""
 
     def __len__(self) -> int:
         """How many images."""
 
     def first(self, count: int) -> Self:
-        """Those of the first images alone."""
+        """The numbers of the first images alone."""
 
 
 C = TypeVar("C", bound=Numbers)

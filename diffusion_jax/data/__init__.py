@@ -44,7 +44,7 @@ SOURCES: dict[str, Source] = {
 
 
 def listing() -> str:
-    """All that DataConfig.data may be, a line each, for the help of commands."""
+    """All that DataConfig.data may be, one line each, for the help of commands."""
     lines = [f"  {name:<12} {source.about}" for name, source in SOURCES.items()]
     path = "  a path       a folder of images, a table of them, Parquet, .npy or .npz"
     return "\n".join(["data sets, for --data:", *lines, path])

@@ -43,7 +43,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.
 
 
 def batch_shape(image: tuple[int, ...], batch_size: int, updates: int = 1) -> tuple[int, ...]:
-    """Shape of what `device_batches` yields for so many updates, given that of an image."""
+    """Shape of what `device_batches` yields for some updates together, given that of an image."""
     devices = jax.device_count()
     together = (updates,) if updates > 1 else ()
     return (devices, *together, batch_size // devices, *image)

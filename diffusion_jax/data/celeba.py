@@ -206,7 +206,7 @@ def _parsed(where: tuple[_Holder, str]) -> tuple[Path, list[str], np.ndarray]:
 def _faces(
     holders: list[_Holder], names: list[str], image_size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The places and the pixels of the images that can be read; at the end the others are told."""
+    """The places and the pixels of the images that can be read; at the end the others are named."""
     bar = track(names, "Reading CelebA", console=Console(stderr=True), transient=True)
     damaged = Faults()
     for place, name in enumerate(bar):

@@ -64,7 +64,7 @@ class ImageSet:
         which are taken as they are. Larger sets are an np.memmap, which reads what is asked for.
       labels: int64 (n,), indices into class_names; None where there are none.
       class_names: one name per class; empty without labels.
-      notes: what the source found worth telling a reader of the results, a sentence each.
+      notes: what the source found worth telling a reader of the results, one sentence each.
       file: the file that the images are mapped from, as it was then; None for images in memory.
       kept_mean: what `mean` is to be, where it is not that of the images to the last bit.
 

@@ -67,7 +67,7 @@ class Loaded(NamedTuple):
     Attributes:
       images: uint8 (n, height, width, channels), in the order of the pictures.
       file: the file that they are mapped from, if they are.
-      notes: what a reader of the results should know, a sentence each.
+      notes: what a reader of the results should know, one sentence each.
     """
 
     images: np.ndarray

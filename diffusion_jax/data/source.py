@@ -70,7 +70,7 @@ class Source:
       has_folder: whether it reads or writes files in a folder, which --data-dir names.
       in_paper: its n and Lambda in Table 1 of the paper.
       fetched: its published files, where anybody may fetch them.
-      steps: otherwise what to do by hand, a line each, with {folder} for the data folder.
+      steps: otherwise what to do by hand, one line each, with {folder} for the data folder.
     """
 
     about: str

@@ -98,7 +98,10 @@ class EquivariantLocalDenoiser(PatchDenoiser):
         labels: np.ndarray | None,
         patch: int = 5,
     ) -> Self:
-        """Cut at the border, of training points (n, ...), mean removed; labels change nothing."""
+        """The machine of training points (n, ...), mean removed, with patches cut at the border.
+
+        Labels change nothing.
+        """
         return cls(schedule, points, patch, "zero")
 
     @property

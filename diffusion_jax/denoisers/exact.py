@@ -54,7 +54,7 @@ class EmpiricalDenoiser:
 
     @classmethod
     def fit(cls, schedule: NoiseSchedule, points: np.ndarray, labels: np.ndarray | None) -> Self:
-        """That of these training points (n, ...), mean removed; labels change nothing.
+        """The exact score of training points (n, ...), mean removed; labels change nothing.
 
         Raises:
           UserError: points that are no floats, none, or values that are not finite.

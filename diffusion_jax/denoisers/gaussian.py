@@ -47,7 +47,7 @@ class GaussianDenoiser:
         rank: int | None = None,
         floor: Floor = 0.0,
     ) -> Self:
-        """That of a training set.
+        """The denoiser of a training set.
 
         It takes k d numbers; to fit it, min(n, d)^2 and k d in float64.
 

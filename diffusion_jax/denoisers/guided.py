@@ -181,7 +181,7 @@ class GuidedDenoiser:
 
     @classmethod
     def tree_unflatten(cls, _: None, children: tuple[Any, Any, Any]) -> Self:
-        """For JAX: of whatever it has in place of the arrays, which is not to be checked."""
+        """For JAX: the same with whatever it has in place of the arrays, which is not checked."""
         self = object.__new__(cls)
         self.conditional, self.unconditional, self.weight = children
         return self

@@ -99,7 +99,7 @@ class LocalDenoiser(PatchDenoiser):
         labels: np.ndarray | None,
         patch: int = 5,
     ) -> Self:
-        """That of these training points (n, ...), mean removed; labels change nothing."""
+        """The machine of training points (n, ...), mean removed; labels change nothing."""
         return cls(schedule, points, patch)
 
     def mean(self, x: Array, step: Array) -> Array:

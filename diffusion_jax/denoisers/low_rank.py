@@ -78,7 +78,7 @@ class LowRankGaussian:
         return cls(*map(jnp.asarray, arrays))
 
     def astype(self, dtype: DTypeLike) -> Self:
-        """The same in another float type."""
+        """The same law in another float type."""
         return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
 
     def split(self, vectors: Array) -> tuple[Array, Array]:

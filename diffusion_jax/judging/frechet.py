@@ -23,7 +23,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Self:
-        """Of features (N, F), N >= 2, finite."""
+        """The moments of features (N, F), N >= 2, finite."""
         mean = features.mean(axis=0)
         scaled = (features - mean) / np.sqrt(len(features) - 1)
         return cls(mean, np.asarray(np.linalg.qr(scaled, mode="r")))

@@ -32,7 +32,7 @@ class Work:
     Attributes:
       folders: of the cells that are left to do, in order.
       running: processes by their cells.
-      failed: why cells ended before their end, a sentence each.
+      failed: why cells ended before their end, one sentence each.
       done: cells that ended well.
     """
 

@@ -93,7 +93,7 @@ class Analysis:
       schedule: times of the 1 000 steps of the data's own noise schedule, see `adaptive`; None
         where it cannot be made.
       num_points: number n of images; of an orbit, see `TrainingSet.num_points`.
-      warnings: what to know before trusting a number, a sentence each.
+      warnings: what to know before trusting a number, one sentence each.
       symmetry: the group, and what is found without it; None where there is none.
     """
 
@@ -176,7 +176,7 @@ def _warnings(
     if num_classes > MOST_CLASSES:
         yield f"curves of single classes are given for up to {MOST_CLASSES} classes"
     if num_classes > class_information.MOST_PAIRED:
-        yield f"pairs of classes are told for up to {class_information.MOST_PAIRED} classes"
+        yield f"pairs of classes are given for up to {class_information.MOST_PAIRED} classes"
 
 
 def _per_class(

@@ -59,7 +59,7 @@ class Outcomes:
         return Neighbours(self.index, self.distance, self.second)
 
     def rows(self, first: int, last: int) -> "Outcomes":
-        """Those of the trunks in the places first..last-1."""
+        """The outcomes of the trunks in the places first..last-1."""
         return Outcomes(**{f.name: getattr(self, f.name)[first:last] for f in fields(self)})
 
     def save(self, path: Path) -> None:

@@ -81,7 +81,7 @@ class Spectra:
         return np.asarray((self.open_modes == count) & (count < self.dimension))
 
     def rows(self, first: int, last: int) -> "Spectra":
-        """Those of the points in the places first..last-1."""
+        """The spectra of the points in the places first..last-1."""
         return Spectra(**{n: _part(getattr(self, n), first, last) for n in _FIELDS})
 
     def save(self, path: Path) -> None:

@@ -79,12 +79,12 @@ class Strata:
 
     @property
     def total(self) -> float:
-        """Of all weights: 1/2 (lambda_first - lambda_last + 1)."""
+        """Sum of all weights: 1/2 (lambda_first - lambda_last + 1)."""
         return float(self._readings[0] - self._readings[-1] + 1) / 2
 
     @property
     def weight(self) -> float:
-        """Of each stratum: nats per unit of a loss that is summed over components."""
+        """Weight of each stratum: nats per unit of a loss that is summed over components."""
         return self.total / self.count
 
     @property
@@ -146,7 +146,7 @@ class Losses:
     losses: np.ndarray
 
     def __sub__(self, other: Self) -> "Losses":
-        """By how much those of a denoiser exceed those of another, on the same images and noise."""
+        """By how much a denoiser's losses exceed another's, on the same images and noise."""
         same = (np.array_equal(self.image, other.image), np.array_equal(self.steps, other.steps))
         if not all(same):
             raise UserError("losses of different images or steps cannot be compared row by row")
@@ -183,7 +183,7 @@ class Resampled:
 
     @classmethod
     def mean(cls, per_image: np.ndarray, seed: int) -> "Resampled":
-        """Of numbers (images, ...); images are drawn whole, and alike for all numbers of a seed."""
+        """The mean of numbers (images, ...); a seed draws the same whole images for all numbers."""
         shares = _shares(len(per_image), seed)
         return cls(per_image.mean(axis=0), np.tensordot(shares, per_image, 1))
 
@@ -214,7 +214,7 @@ class Resampled:
 
     @property
     def estimate(self) -> Estimate:
-        """Of a single number."""
+        """The estimate of a single number."""
         low, high = self.interval
         return Estimate(float(self.value), float(low), float(high))
 

@@ -172,7 +172,7 @@ def level_of(time: str) -> tuple[str, Level]:
 
 
 def known(num_classes: int) -> dict[str, Observable]:
-    """The observables that data of so many classes have."""
+    """The observables that data with this number of classes have."""
     return {
         name: each
         for name, each in OBSERVABLES.items()

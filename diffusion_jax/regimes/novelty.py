@@ -45,7 +45,7 @@ class Novelty:
         return ~(self.memorised | self.spurious)
 
     def fractions(self) -> dict[str, Estimate]:
-        """Of the samples, by the names of the three, with Wilson's 95 % intervals.
+        """Fractions of the samples, by the names of the three, with Wilson's 95 % intervals.
 
         The intervals are those of fresh samples beside the same training set and the same second
         set. Where the samples were compared with each other they are too narrow: by sqrt(2) where

@@ -56,7 +56,7 @@ class Sums:
         return len(self.error)
 
     def first(self, count: int) -> "Sums":
-        """Those of the first images alone; m stays what it was."""
+        """The sums of the first images alone; m stays what it was."""
         tables = {name: getattr(self, name)[:count] for name in _TABLES}
         return Sums(draws=self.draws, **tables)
 

@@ -30,7 +30,7 @@ _BLOCK_BYTES = 2**26
 
 
 class OrbitMoments(NamedTuple):
-    """Of a data set with its images under a group, flattened, on the scale of [0, 1].
+    """Moments of a data set with its images under a group, flattened, on the scale of [0, 1].
 
     Attributes:
       mean: m_G (d,), float32.

@@ -271,7 +271,7 @@ class Checkpoints:
 
 @dataclass
 class _LatestAndOne:
-    """Which checkpoints Orbax keeps: the latest so many, or all, and one that was named."""
+    """Which checkpoints Orbax keeps: a number of the latest, or all, and one that was named."""
 
     count: int | None
     step: int | None = None

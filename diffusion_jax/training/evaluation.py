@@ -63,7 +63,7 @@ def time_bands(schedule: NoiseSchedule, faithful: bool = False) -> list[Band]:
 
 
 def band_of_step(schedule: NoiseSchedule, step: int) -> Band:
-    """That of one step alone, named after the times of this one and the next."""
+    """The band of one step alone, named after the times of this one and the next."""
     time = np.append(np.asarray(schedule.time, np.float64), np.inf)
     return Band(f"t_{time[step]:.4g}_{time[step + 1]:.4g}", step, step + 1)
 
@@ -207,16 +207,16 @@ _ROWS, _EXACT_ROWS, _MOST_BYTES = 64, 512, 2**30
 
 
 def key_of(seed: int) -> Array:
-    """That of a run's evaluations, the same at every one.
+    """The key of a run's evaluations, the same at every one.
 
-    Its own, so that evaluating changes nothing in the training, which has the keys that folding
-    with 0 and 1 gives too; folding with 3 gives that of the samples.
+    It is their own, so that evaluating changes nothing in the training, which has the keys that
+    folding with 0 and 1 gives; folding with 3 gives that of the samples.
     """
     return jax.random.fold_in(jax.random.key(seed), 2)
 
 
 def rows_of(num_images: int, count: int = _ROWS) -> np.ndarray:
-    """So many images of a set, evenly spaced (count,); of a smaller set each comes more than once.
+    """Images of a set, evenly spaced (count,); of a smaller set each comes more than once.
 
     Then each row has noise of its own.
     """

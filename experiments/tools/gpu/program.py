@@ -64,7 +64,7 @@ def lower_step(
 
 
 def lower_sampler(model: UNet, batch: int, image_size: int, mesh: Mesh) -> Any:
-    """Lowers ancestral sampling of so many images, over all devices, in all steps of the schedule.
+    """Lowers ancestral sampling of some images over all devices, in all steps of a schedule.
 
     Arguments and results as in `lower_step`.
     """
