@@ -1,8 +1,8 @@
 """The data's covariance by way of the data themselves, a block at a time.
 
 With A the flattened images minus their mean (n, d), the covariance A'A (d x d) and the Gram matrix
-A A' (n x n) have the same eigenvalues except for zeros: the smaller one is formed, and with n < d
-the modes are A'u of the Gram matrix's eigenvectors u.
+A A' (n x n) have the same eigenvalues except for zeros. The smaller one is formed; with n < d the
+modes are A'u of the Gram matrix's eigenvectors u.
 """
 
 import math

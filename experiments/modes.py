@@ -1,9 +1,9 @@
 """Which modes of an image are open at each noise level: python -m experiments.modes RUN_OR_DATA.
 
 A denoiser D keeps the directions of x_t along which M = e^-t dD/dx has eigenvalues above 1/2: its
-open modes. Measured are, for a run's network, the exact score of its training images, their
-Gaussian and that of their classes: the leading eigenvalues of M on noised training images, on
-images that were held out, and along the model's own trajectories; how many are open, the trace,
+open modes. For a run's network, the exact score of its training images, their Gaussian and that of
+their classes, the leading eigenvalues of M are measured on noised training images, on images that
+were held out, and along the model's own trajectories. They give how many modes are open, the trace,
 which is the number of degrees of freedom, how far M is from symmetric, the dimension that a gap of
 the spectrum shows, and what opens along one trajectory. Of a run with several checkpoints, also the
 order in which it learned the modes of its training set. Of a data set, all of it except the

@@ -1,8 +1,8 @@
 """The explorer, a page and a REST interface: python -m experiments.serve WHAT... [--port 8000].
 
-Each WHAT is a run's folder; or a data set of the list below, or the path of a folder of images, a
-table of them, Parquet, an .npy or an .npz: then the exact score and other closed forms answer,
-without any training; or mixture, two Gaussians in 64 dimensions. The page shows a backward process
+Each WHAT is a run's folder; a data set of the list below; the path of a folder of images, a table
+of them, Parquet, an .npy or an .npz; or mixture, two Gaussians in 64 dimensions. Without a run the
+exact score and other closed forms answer, without any training. The page shows a backward process
 along time, forks it where you say, and lets the clones fall onto phi(t); docs/serve.md tells of it
 and of the REST interface by which it gets all that it shows.
 """

@@ -1,10 +1,10 @@
 """U-turns of images: python -m experiments.uturns RUN_DIR, or a data set in its place.
 
 Images of the training set, and images that were held out, go up to a time t with noise and come
-back by the backward process of the network, of the exact score and of theories. Measured against t:
-how many come back in their class, and to the same training image, beside the posterior's exact
+back by the backward process of the network, of the exact score and of theories. Measured against t
+are how many come back in their class, and to the same training image, beside the posterior's exact
 answer; how alike the layers of a classifier find image and return; the overlap; and which pixels
-change together, whose susceptibility and correlation length peak where the class is lost, if what
+change together. Their susceptibility and correlation length peak where the class is lost, if what
 is lost there is the top of a hierarchy (Sclocchi et al., arXiv:2402.16991 and 2410.13770).
 
 Writes result.json, the figures and report.html. What is done is kept cell by cell: after a kill the

@@ -2,8 +2,8 @@
 
 A trunk runs from pure noise to data. A fork at b means that the steps L-1..b are shared: from the
 state with b steps still to go, at noise level alpha_bar_{b-1}, clones go on with noise of their
-own. phi is the probability that two of them end in the same class, phi_C that they end nearest to
-the same training point (Biroli et al. 2024).
+own. The probability that two of them end in the same class is phi; that they end nearest to the
+same training point, phi_C (Biroli et al. 2024).
 
 The trunk is run once for all its forks and may serve as one of the two clones. With B forks at b_i
 a trunk of L steps then costs L + sum b_i calls of the denoiser, L + 2 sum b_i with two fresh

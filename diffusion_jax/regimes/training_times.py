@@ -1,9 +1,9 @@
 """When, in updates, a training reaches something, and how that time grows with the training set.
 
 Two times are distinguished (Bonnaire, Urfin, Biroli and Mezard 2025, arXiv:2505.17638): tau_gen,
-from which on samples are as good as they become, which hardly depends on the number n of training
-images; and tau_mem, from which on they are copies, which grows with n, so that the curves of many n
-fall together against tau/n.
+from which on samples are as good as they become, and tau_mem, from which on they are copies. The
+first hardly depends on the number n of training images; the second grows with n, so that the curves
+of many n fall together against tau/n.
 """
 
 from dataclasses import dataclass

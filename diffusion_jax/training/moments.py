@@ -1,4 +1,4 @@
-"""The first two moments of a training set, kept with its run: where a sampler had best start."""
+"""The first two moments of a training set, kept with its run: a sampler starts best from them."""
 
 import json
 from collections.abc import Callable

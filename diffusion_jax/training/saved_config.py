@@ -81,7 +81,7 @@ def parsed(values: dict[str, Any], what: str) -> Config:
     """The configuration that `to_dict` made `values` of; what they lack has its default.
 
     Raises:
-      UserError: they are none; it begins with `what`.
+      UserError: they are no configuration; the message begins with `what`.
     """
     try:
         return from_dict(values)
