@@ -316,7 +316,7 @@ class StoppingConfig:
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
         if not 0 <= self.stop_nats < math.inf:
-            raise UserError(f"stop_nats = {self.stop_nats} must be finite and not negative")
+            raise UserError(f"stop_nats = {self.stop_nats} must not be negative, nor infinite")
         if not 0 <= self.stop_share <= 1:
             raise UserError(f"stop_share = {self.stop_share} must lie between 0 and 1")
 
