@@ -332,7 +332,7 @@ SOURCE = Source(
     load=load,
     defaults=Defaults(("church_outdoor", "conference_room"), 20_000, 64),
     classes=f"{len(SCENES)} scenes and {len(OBJECTS)} objects",
-    preprocessing=f"{PREPROCESSING}; of objects the largest central square",
+    preprocessing=f"{PREPROCESSING}; for objects the largest central square",
     files="the unpacked LMDB folders: `CATEGORY_train_lmdb` for scenes, `CATEGORY` for objects",
     origin=f"<{URL}>",
     in_paper="n = 40 000, Lambda = 60.52; with n = 200 (`lsun_small`) also a collapse run",
