@@ -27,22 +27,23 @@ class DataConfig:
 
     data: str = "lsun"
     """The name of a data set (data.SOURCES holds them, and commands list them above), or a path: a
-    folder of images (a subfolder a class), a table of images, Parquet, an .npy or an .npz.
+    folder of images (one subfolder per class), a table of images, Parquet, an .npy or an .npz.
     docs/data.md says which files each needs and where they come from."""
     classes: tuple[str, ...] = ("church_outdoor", "conference_room")
     """The classes: LSUN categories, digits, WordNet names and so on; of a path, all by default."""
     images_per_class: int | None = 20_000
-    """The first so many images of each class, in the source's order; of a path, all by default."""
+    """Images of each class, the first in the source's order; of a path, all by default."""
     held_out_per_class: int = 0
-    """How many of the images after those of each class are held out, for evaluations alone (see
-    evaluate_every). Crops of photographs overlap, so theirs are not independent of the training."""
+    """Images of each class that are held out, those that follow the images trained on; for
+    evaluations alone (see evaluate_every). Crops of photographs overlap, so held-out ones are not
+    independent of the training."""
     skip_per_class: int = 0
-    """Leave out the first so many images of each class: those trained on come after them."""
+    """Images of each class to leave out, the first ones: those trained on come after them."""
     held_out_after: int | None = None
-    """Hold out the images after the first so many of each class, so that runs on other images are
+    """Hold out the images that come after this many of each class, so that runs on other images are
     judged by the same ones; by default those after the images trained on."""
     image_size: int | None = 64
-    """Pixels a side; None takes the images of a path as they are."""
+    """Pixels per side; None takes the images of a path as they are."""
     grey: bool = False
     """Take the grey levels of colour images, 0.299 R + 0.587 G + 0.114 B."""
     data_dir: Path | None = None
@@ -50,8 +51,8 @@ class DataConfig:
     prepared_dir: Path | None = None
     """Where prepared images go; by default DATA_DIR/prepared."""
     memory_gib: float | None = None
-    """Images that take more memory than so many GiB are read from a file in prepared_dir as they
-    are needed; by default half of the memory that is free. Changes nothing in the training."""
+    """Limit in GiB: images that take more memory are read from a file in prepared_dir as they are
+    needed; by default half of the free memory. It changes nothing in the training."""
     flat: bool = False
     """Take the images at every depth of a folder of your own as one class; by default each of its
     subfolders is a class."""
@@ -77,19 +78,19 @@ class ModelConfig:
     attention_levels: tuple[int, ...] = (2, 3)
     """Levels with self-attention, counted from 1 (the full resolution)."""
     num_res_blocks: int = 2
-    """Residual blocks a level."""
+    """Residual blocks per level."""
     dropout: float = 0.1
     """Probability of dropping a channel in training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type of the training; parameters are float32. auto: that of the run if it goes on;
-    else bfloat16 on TPUs and on GPUs that have it, float32 elsewhere. What measures a trained model
-    computes in float32."""
+    """Compute type of the training; parameters are float32. auto: that of the run where it is
+    resumed; else bfloat16 on TPUs and on GPUs that have it, float32 elsewhere. Commands that
+    measure a trained model compute in float32."""
     remat: bool = False
     """Compute the activations again in the backward pass: less memory, more time. On the CPU XLA
     merges the two computations again, and nothing is gained."""
 
     def build(self, channels: int) -> UNet:
-        """The model for images of so many channels, with the device's kernels.
+        """The model for images with this number of channels, with the device's kernels.
 
         `auto` means what it does for a run that begins here.
         """
@@ -106,15 +107,15 @@ class ScheduleConfig:
     """A name (commands list them above), such as linear, cosine or constant; or the path of a
     schedule.json, such as experiments.regimes makes from the data. The run keeps what is in it."""
     diffusion_steps: int = 1000
-    """Number of steps of the forward process; that of a schedule's file comes from the file."""
+    """Number of steps of the forward process; a schedule's file has its own."""
     schedule_parameters: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Parameters of the schedule other than its own values, each a name and a value, such as
-    beta 0.01."""
+    """Parameters of the schedule in place of its defaults, each a name and a value, such as beta
+    0.01."""
     times: tyro.conf.Suppress[tuple[float, ...] | None] = None
     """Ornstein-Uhlenbeck times of the steps, in place of all the above."""
 
     def settled(self) -> "ScheduleConfig":
-        """The same schedule without need of a file: `times` holds what was in it.
+        """The same schedule, which no longer needs a file: `times` holds what was in it.
 
         Raises:
           UserError: a file that cannot be used, or that has other than diffusion_steps steps.
@@ -154,7 +155,7 @@ class TrainingConfig:
     """The optimization."""
 
     batch_size: int = 64
-    """Images an update, over all devices."""
+    """Images per update, over all devices."""
     learning_rate: float = 1e-4
     """The optimizer's learning rate after warm-up."""
     warmup_steps: int = 1000
@@ -164,26 +165,27 @@ class TrainingConfig:
     ema_decay: float = 0.9999
     """Decay of the moving average of the parameters, min(this, (1 + step)/(10 + step))."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    """adam; or sgd, stochastic gradient descent with momentum 0.95, of which the command's
-    learning_rate is by default 0.01."""
+    """adam; or sgd, stochastic gradient descent with momentum 0.95, for which the command's
+    learning_rate is 0.01 by default."""
     train_at_step: int | None = None
-    """Train at one step of the schedule alone, so at one noise level: no model to sample from, but
-    one whose training the theory of random features describes."""
+    """Train at one step of the schedule alone, so at one noise level. The model cannot be sampled
+    from, but the theory of random features describes its training."""
     accumulation: int = 1
     """Parts into which a device's batch is split to save memory; the gradients add up."""
     steps_per_dispatch: int | Literal["auto"] = "auto"
-    """Updates that the host hands to the devices at a time; more help where a device is so fast
-    that it waits for the host. Best a divisor of checkpoint_every, sample_every, evaluate_every and
-    steps: updates that would pass one of these are handed over singly, which compiles a second
-    program. auto: on CPUs 1, elsewhere the largest divisor of all these up to 10."""
+    """Updates that the host hands to the devices at a time; more than one helps where a device is
+    so fast that it waits for the host. Best a divisor of checkpoint_every, sample_every,
+    evaluate_every and steps: updates that would pass one of these are handed over one by one, which
+    compiles a second program. auto: 1 on CPUs, elsewhere the largest divisor of all these up to
+    10."""
     faithful: bool = False
     """Reproduce the authors' code: step 0 is never trained, and sampling adds no noise at steps 1
     and 0 (by default: step 0 is trained, and no noise at step 0 alone)."""
     symmetry: Annotated[str | None, tyro.conf.arg(metavar="|".join(GROUPS))] = None
     """Train on the images moved at random by the maps of a group: each example by a map of its own,
     all equally likely. flip: left for right; dihedral: that and quarter turns, of square images;
-    translations: every shift, with what leaves on one side coming back on the other. None by
-    default. Moments and memorisation are then those of the images with all their moved ones."""
+    translations: every shift, where what leaves on one side comes back on the other. None by
+    default. Moments and memorisation are then those of the images with all their moved copies."""
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
@@ -239,27 +241,27 @@ class OutputConfig:
     keep_checkpoints: int = 3
     """How many of the latest checkpoints are kept."""
     sample_every: int | None = 10_000
-    """Updates between two grids of samples, of which one is drawn at the end; None for no grids."""
+    """Updates between two grids of samples; one more is drawn at the end. None for no grids."""
     num_samples: int = 64
     """Samples in a grid."""
     sampler: str = "ancestral"
     """Sampler of the grids and evaluations, by its name (commands list them above). Those without
     noise carry the network's early errors along (docs/sampling.md)."""
     clip: bool = True
-    """Keep what the network predicts of the data, in grids and evaluations, within their range;
+    """Keep the data that the network predicts within the data's range, in grids and evaluations;
     never where the run is faithful."""
     evaluate_every: int | None = None
     """Updates between two evaluations, none by default: the memorised fraction and the
     nearest-neighbour ratio of samples, and the loss in bands of time on training images and on
-    those held out (see held_out_per_class). They go to metrics.jsonl and memorisation.png, and what
-    was drawn to evaluations/."""
+    those held out (see held_out_per_class). These go to metrics.jsonl and memorisation.png; what
+    was drawn goes to evaluations/."""
     evaluate_at: Literal["log"] | None = None
     """log: evaluate at the updates 33, 47, 68, 100, 150, 220, 330 and so on, six per decade and the
     same for every run, and at the last one; in place of evaluate_every."""
     evaluate_samples: int = 64
-    """Samples an evaluation; and its training images, where none are held out."""
+    """Samples per evaluation; also its number of training images, where none are held out."""
     evaluate_calls: int = 50
-    """Calls of the network per sample of an evaluation, on steps spread evenly over the log-SNR."""
+    """Network calls per sample of an evaluation, on steps spread evenly over the log-SNR."""
     profile: int | None = None
     """Updates to trace into RUN_DIR/profile, once the first few are done; none by default."""
 
@@ -286,7 +288,7 @@ class OutputConfig:
     def next_evaluation(self, step: int) -> int | None:
         """The first update after `step` at which an evaluation is due; None where there is none.
 
-        The last update of a run is another.
+        The run's last update is evaluated too.
         """
         if self.evaluate_at is not None:
             return next(each for each in log_spaced() if each > step)
@@ -298,23 +300,23 @@ class StoppingConfig:
     """When a run ends before its last update; may differ when it is resumed."""
 
     stop_at: Literal["memorisation"] | None = None
-    """memorisation: end the run at an evaluation that shows it. Measured are the information U that
-    the network has of images down to the time at which the exact score knows the training images,
-    and the excess G of U on held-out images over that on training ones, in nats per image
-    (docs/memorisation.md). It ends where G has grown, since the evaluation with the lowest held-out
-    U, by more than stop_nats and the memory share is above stop_share, or where the held-out U has
-    risen since then; either by more than 3.3 standard errors. The checkpoint of the lowest held-out
-    U is kept (--checkpoint best)."""
+    """memorisation: end the run at an evaluation that shows memorisation. Two numbers are measured,
+    in nats per image (docs/memorisation.md): the information U that the network has of images, down
+    to the time at which the exact score knows the training images; and G, the excess of U on
+    held-out images over U on training images. Changes count from the evaluation with the lowest
+    held-out U. The run ends where G has grown by more than stop_nats and the memory share is above
+    stop_share, or where the held-out U has risen; either by more than 3.3 standard errors. The
+    checkpoint of the lowest held-out U is kept (--checkpoint best)."""
     stop_nats: float = 1.0
-    """Change of G, in nats per image, from which on a run memorises."""
+    """Change of G, in nats per image, above which a run memorises."""
     stop_share: float = 0.1
-    """Memory share M = G/(G + K) from which on it does: 0 for a network that knows its training
-    images no better than others, 1 for the exact score of the training images."""
+    """Memory share M = G/(G + K) above which a run memorises: M is 0 for a network that knows its
+    training images no better than others, 1 for the exact score of the training images."""
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""
         if not 0 <= self.stop_nats < math.inf:
-            raise UserError(f"stop_nats = {self.stop_nats} must not be negative, nor endless")
+            raise UserError(f"stop_nats = {self.stop_nats} must not be negative, nor infinite")
         if not 0 <= self.stop_share <= 1:
             raise UserError(f"stop_share = {self.stop_share} must lie between 0 and 1")
 

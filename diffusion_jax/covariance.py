@@ -1,7 +1,7 @@
 """The data's covariance by way of the data themselves, a block at a time.
 
-With A the flattened images less their mean (n, d), the covariance A'A (d x d) and the Gram matrix
-A A' (n x n) have the same eigenvalues but for zeros: the smaller one is formed, and with n < d the
+With A the flattened images minus their mean (n, d), the covariance A'A (d x d) and the Gram matrix
+A A' (n x n) have the same eigenvalues except for zeros. The smaller one is formed; with n < d the
 modes are A'u of the Gram matrix's eigenvectors u.
 """
 
@@ -19,7 +19,7 @@ _LARGEST_GRAM = 20_000
 
 
 class Rows:
-    """The flattened images less their mean image, A, in blocks of floats.
+    """The flattened images minus their mean image, A, in blocks of floats.
 
     Data whose float copy takes less than 1 GiB are converted once, larger ones at each pass.
 
@@ -133,7 +133,7 @@ def principal_modes(rows: Rows, rank: int | None = None) -> tuple[np.ndarray, np
 
     Args:
       rows: the data, in float64.
-      rank: at most so many modes; all that are not zero by default.
+      rank: the most modes to return; all that are not zero by default.
 
     Returns:
       Eigenvalues, decreasing (k,), unit modes (k, d), and the variance that they leave out,

@@ -125,7 +125,7 @@ def _claim(folder: Path, settings: dict[str, Any], work: str = "forks a run") ->
         except ValueError as error:
             raise UserError(
                 f"{path} is damaged ({error}), and it alone says which experiment the results "
-                f"beside it are of: to go on with the very command that made them remove this "
+                f"beside it are of: to go on with the very command that made them, remove this "
                 f"file; if that is not certain, remove {folder}, and all is computed again"
             ) from error
         found = _EARLIER | found
@@ -148,7 +148,7 @@ def _has_batches(folder: Path) -> bool:
 
 
 def _rename(folder: Path) -> None:
-    """Gives batches of equal size that are named by their place the names of their trunks."""
+    """Renames batches of equal size, which were named by their place, after their trunks."""
     for path in folder.glob("batch_*.npz"):
         size, place = len(commitment.load(path).trunk), int(path.stem.removeprefix("batch_"))
         path.rename(_path(folder, place * size, (place + 1) * size))
@@ -249,7 +249,7 @@ def missing(kept: list[tuple[int, int]], count: int, size: int) -> list[tuple[in
     """The batches that are still to be run.
 
     A stretch of missing trunks is cut into equal batches, so that one program does for all of them;
-    behind the last trunk kept, up to one trunk a batch is then run beyond those asked for.
+    behind the last trunk kept, up to one trunk per batch is then run beyond those asked for.
 
     Args:
       kept: see `_kept`.
@@ -301,7 +301,7 @@ def run_batches(
     Args:
       folder: where batches are kept.
       count: trunks in all.
-      size: trunks a batch, at most; batches that are kept may have other sizes.
+      size: trunks per batch, at most; batches that are kept may have other sizes.
       calls: of the denoiser, for each trunk.
       measure: called with first, last and progress; see `commitment.measure`.
       console: shows the progress.

@@ -60,7 +60,7 @@ def make_schedule(name: str, num_steps: int, parameters: Mapping[str, float]) ->
 
 
 def listing() -> str:
-    """All that ScheduleConfig.schedule may be, a line each, for the help of commands."""
+    """All that ScheduleConfig.schedule may be, one line each, for the help of commands."""
     lines = []
     for name in SCHEDULES:
         parameters = (f"{key} = {value:g}" for key, value in parameters_of(name).items())

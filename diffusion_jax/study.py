@@ -51,7 +51,7 @@ class Study:
       name: of the data set.
       images: the data set.
       analysis: all curves and times, in numbers.
-      warnings: what to know before trusting a number, a sentence each.
+      warnings: what to know before trusting a number, one sentence each.
       settings: how it was measured; saved with the results.
     """
 
@@ -87,7 +87,7 @@ class Study:
 
     @property
     def notes(self) -> str:
-        """What the tables do not say, a line each: of which law they are, and `norm`."""
+        """What the tables do not say, one line each: of which law they are, and `norm`."""
         symmetry, last = self.analysis.symmetry, [*class_notes(self.analysis), self.norm]
         if symmetry is None:
             return "\n".join(last)
@@ -95,7 +95,7 @@ class Study:
         fewer = f" ({points} points, since some maps leave an image as it is)" * (points < maps)
         law = (
             f"With the symmetry {symmetry.name} the law is that of the {maps} maps of the images "
-            f"less their mean{fewer}: so are Lambda, the times, the curves and the schedule. Only "
+            f"minus their mean{fewer}: so are Lambda, the times, the curves and the schedule. Only "
             f"the Lipschitz constants are those of the images alone."
         )
         return "\n".join([law, *last])
@@ -216,8 +216,8 @@ def analyse(
     Args:
       images: (n, height, width), (n, height, width, channels) or flattened (n, d); integers from 0
         to 255, or floats in [0, 1]. Or an `ImageSet`, as `load_images` returns, labels and all.
-      labels: one integer or string an image (n,); without them phi and its t_S are missing.
-      accuracy: standard error asked for of phi, phi_C and f^e/alpha, at every time.
+      labels: one integer or string per image (n,); without them phi and its t_S are missing.
+      accuracy: target standard error of phi, phi_C and f^e/alpha, at every time.
       max_draws: most draws of the posterior engine.
       seed: of the draws.
       name: of the data set, for the report's title.
@@ -267,7 +267,7 @@ def symmetry_of(symmetry: Group | str | None, images: ImageSet) -> Group | None:
 def warnings_of(
     images: ImageSet, memory_gib: float | None = None, group: Group | None = None
 ) -> list[str]:
-    """What is odd about a set of images, a sentence each.
+    """What is odd about a set of images, one sentence each.
 
     Args:
       images: the data set.

@@ -1,4 +1,4 @@
-"""All commands, a line each: python -m experiments; installed, diffusion-jax runs the first ones.
+"""Lists all commands: python -m experiments; installed, diffusion-jax runs the first ones.
 
 diffusion-jax train --preset sample    is    python -m experiments.train_lsun --preset sample
 """
@@ -43,7 +43,7 @@ def _is_command(path: Path) -> bool:
 
 
 def overview() -> str:
-    """Every command and what it does, a line each."""
+    """Every command and what it does, one line each."""
     blocks = [("Commands", [(name, ROOT / f"{file}.py") for name, file in COMMANDS.items()])]
     for room, title in ROOMS.items():
         paths = sorted(filter(_is_command, (ROOT / room).glob("*.py")))

@@ -50,46 +50,47 @@ class Options:
     data_dir: Path | None = None
     """Where the files of the run's data set are now, if they moved."""
     out: Path | None = None
-    """Folder for the results; by default RUN_DIR/cloning, or cloning_exact for --score exact
-    and so on, and behind it what else makes it another experiment: the checkpoint, the patch, the
-    sampler, unclipped, bfloat16."""
+    """Folder for the results; by default RUN_DIR/cloning. Its name goes on with what makes it
+    another experiment: the score (cloning_exact), the checkpoint, the patch, the sampler,
+    unclipped, bfloat16."""
     checkpoint: Literal["best"] | int | None = None
-    """Which checkpoint: that of an update, or best, which --stop-at kept; by default the newest."""
+    """Which checkpoint: an update's number, or best, which --stop-at kept; by default the
+    newest."""
     num_trunks: int = 256
     """Trunks, each forked at every branch time; at least 30."""
     times: tuple[float, ...] | None = None
     """Branch times (Ornstein-Uhlenbeck), rounded to the schedule's; by default 20, evenly spread
     over the steps."""
     clones: Literal[1, 2] = 1
-    """1: the trunk is one of the two that are compared; 2: both are fresh, at nearly twice the
-    price."""
+    """1: a clone is compared with the trunk itself; 2: two clones are compared, at nearly twice the
+    cost."""
     score: Annotated[str, tyro.conf.arg(metavar=f"trained|{'|'.join(DENOISERS)}")] = "trained"
-    """In place of the network, a score made of the training set. exact: its exact score. gaussian,
-    classes: that of one Gaussian with its mean and covariance, or of one a class. local,
-    equivariant: what the exact score becomes where each pixel sees a patch alone, and does not know
-    where it is."""
+    """In place of the network, a score made of the training set. exact: its exact score. gaussian:
+    that of one Gaussian with the set's mean and covariance. classes: that of one Gaussian per
+    class. local: what the exact score becomes where each pixel sees only a patch around it.
+    equivariant: the same where a pixel does not know its place either."""
     patch: int | None = None
     """Side of the patches in pixels, odd, of --score local and equivariant; 5 by default."""
     sampler: Annotated[str, tyro.conf.arg(metavar="|".join(SAMPLERS))] = "ancestral"
-    """Clones of a sampler without noise (ddim, dpm-solver-2m) are equal."""
+    """The sampler; clones of one without noise (ddim, dpm-solver-2m) are equal."""
     calls: int | None = None
-    """Calls of the denoiser per trunk; by default all steps of the run's schedule are taken."""
+    """Denoiser calls per trunk; by default all steps of the run's schedule are taken."""
     clock: Clock = "step"
-    """What fewer steps are spread evenly over."""
+    """With fewer calls than steps: the clock over which the steps taken are spread evenly."""
     clip: bool = True
-    """Keep what the network predicts of the data within their range, as experiments.sample does;
+    """Keep the data that the network predicts within the data's range, as experiments.sample does;
     never where the run is faithful, and never of a score in closed form."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the network, whatever the run was trained in; docs/sampling.md shows what
     bfloat16 changes."""
     batch_size: int = 64
-    """Trunks at a time; those that were run before may have had another."""
+    """Trunks at a time; trunks that are kept already may have been run in other batches."""
     classifier_per_class: int | None = None
-    """Images a class that the classifier is trained on; by default the run's own."""
+    """Images per class on which the classifier is trained; by default those of the run."""
     published: Literal["MNIST", "CIFAR", "ImageNet16", "ImageNet32", "LSUN"] | None = None
-    """A published curve of phi to lay over, its time rescaled by t_S."""
+    """A published curve of phi to draw beside, its time rescaled by t_S."""
     accuracy: float = 2e-3
-    """Standard error asked for of the exact score's curves."""
+    """Target standard error of the exact score's curves."""
     seed: int = 0
     """Seed of the noise, the classifier and the bootstrap."""
 
@@ -222,7 +223,7 @@ def _judge(
     judge, missing = forking.get_classifier(folder, model, images, per_class, options.seed)
     if judge is None:
         return None, [
-            f"no class is told and no phi given, and no quality of the samples: {missing}; "
+            f"no classes, no phi and no quality of the samples are given: {missing}; "
             f"--classifier-per-class takes more images of the same source"
         ]
     return judge, [text] if (text := warning(judge)) else []

@@ -54,7 +54,7 @@ class Findings:
       calls: of the denoiser, for a trunk and its clones.
       separate_calls: where every fork is generated from pure noise.
       published: data set whose published curve is laid over phi.
-      warnings: a sentence each.
+      warnings: one sentence each.
     """
 
     name: str
@@ -123,7 +123,7 @@ def _counted(cloning: Cloning, exact: Curve) -> dict[str, Any]:
 
 
 def _class_fractions(findings: Findings) -> dict[str, float] | None:
-    """Share of the trunks that end in each class; None where classes are not told."""
+    """Share of the trunks that end in each class; None where classes are not known."""
     names, counts = findings.images.class_names, findings.commitment.class_counts
     if len(names) > 1 and findings.judge is None:
         return None
@@ -326,7 +326,7 @@ def write(out: Path, findings: Findings, console: Console) -> None:
     if judge is not None:
         low, high = judge.interval
         texts.append(
-            f"Classes are told by a classifier with an accuracy of {100 * judge.accuracy:.1f} % "
+            f"Classes are judged by a classifier with an accuracy of {100 * judge.accuracy:.1f} % "
             f"[{100 * low:.1f}, {100 * high:.1f}] on {judge.held_out} images that it was not "
             f"trained on. Kernel distance, precision and recall are taken between its features of "
             f"the samples and of the training images: they are not comparable with published ones."

@@ -120,7 +120,7 @@ def _is_users(error: OSError) -> bool:
 
 
 def _complain(unraisable: Any) -> None:
-    """Reports what is raised where nobody catches it, but for what Orbax leaves behind."""
+    """Reports what is raised where nobody catches it, except for what Orbax leaves behind."""
     culprit, trace = unraisable.object, unraisable.exc_traceback
     # A call of tensorstore's threads to a loop that is closed has no other frame than asyncio's.
     called = trace.tb_frame.f_globals.get("__name__") if trace is not None else None

@@ -15,8 +15,8 @@ python -m experiments.convert from-torch CHECKPOINT --run-dir DIR [--mean M ...]
 
 python -m experiments.convert to-torch RUN_DIR FILE
     The averaged parameters of a run's last checkpoint become a state dict that the original loads:
-    a safetensors where FILE ends so, a torch file under any other name. What a network predicts is
-    in units of [0, 1] minus the mean, which the command prints.
+    a safetensors file where FILE ends in .safetensors, else a torch file. What a network predicts
+    is in units of [0, 1] minus the mean, which the command prints.
 """
 
 import shlex
@@ -52,7 +52,7 @@ class FromTorch(train_lsun.Choice):
     weights: Literal["average", "raw"] = "average"
     """Which weights are taken from a file that holds both."""
     mean: tuple[float, ...] | None = None
-    """The training set's mean, one number a channel, in [0, 1]; by default that of the data."""
+    """The training set's mean, one number per channel, in [0, 1]; by default that of the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class ToTorch:
     run_dir: Annotated[Path, tyro.conf.Positional]
     """The run's folder."""
     file: Annotated[Path, tyro.conf.Positional]
-    """What is written: a safetensors where the name ends so, a torch file under any other name."""
+    """The file to write: safetensors where the name ends in .safetensors, else a torch file."""
 
 
 def from_torch(

@@ -21,11 +21,11 @@ class DataOptions:
     an .npy or an .npz."""
     classes: tuple[str, ...] | None = None
     """Names of the data set's classes; by default those of the paper (1 and 8, church_outdoor and
-    conference_room, and so on), of the sample run, or all of your own files'."""
+    conference_room, and so on) or of the sample run; of your own files, all."""
     images_per_class: int | None = None
-    """The first so many images of each class."""
+    """Images of each class, the first in the source's order."""
     image_size: int | None = None
-    """Pixels a side, to which images are cropped and resized."""
+    """Pixels per side, to which images are cropped and resized."""
     flat: bool = False
     """Take the images at every depth of a folder of your own as one class; by default each of its
     subfolders is a class."""

@@ -1,13 +1,13 @@
 """Measures a GPU in ten minutes: python -m experiments.gpu_check [--budget S] [--only ITEM ...].
 
-Everything that is to be known of a card, most valuable first, each item in a process of its own
-with a time limit: memory and products, training and sampling against PyTorch in the same process,
-errors against float64, a profile, float32, a resume, the posterior engine, options of XLA, larger
-batches, and the paper's MNIST model. --list names the items, --tiny tries all of them on a CPU.
+Everything that is to be known of a card, most valuable first: memory and products, training and
+sampling against PyTorch in the same process, errors against float64, a profile, float32, a resume,
+the posterior engine, options of XLA, larger batches, and the paper's MNIST model. Each item has a
+process of its own with a time limit. --list names the items, --tiny tries all of them on a CPU.
 
 DIR/results.jsonl gets a line as an item ends, DIR/table.md the table that is printed last. An item
-that fails leaves the others; what it had found by then is kept. Exits with status 1 where one
-failed or a bound was broken.
+that fails does not stop the others; what it had found by then is kept. Exits with status 1 where
+one failed or a bound was broken.
 """
 
 import importlib.metadata

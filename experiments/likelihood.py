@@ -36,16 +36,16 @@ class Options:
     """Images that are cropped and resized to the size of the run's, in a folder, a table or Parquet
     files, or an .npy or .npz file; by default the images that the run trained on."""
     flat: bool = False
-    """Take the images of --data at every depth of its folder; so it is by default where the run
-    took its own so."""
+    """Take the images at every depth of the folder in --data; by default as the run took its
+    own."""
     data_dir: Path | None = None
     """Where the files of the run's data set are now, if they moved."""
     num_images: int = 64
     """How many of them, chosen at random."""
     levels: int | None = None
-    """Noise levels that the ODE is solved over, spread evenly in log-SNR, with two calls of the
-    network and two of its derivative between one and the next; by default 100, or the run's steps
-    where these are fewer."""
+    """Number of noise levels over which the ODE is solved, spread evenly in log-SNR; from one to
+    the next it takes two calls of the network and two of its derivative. By default 100, or all of
+    the run's steps if they are fewer."""
     probes: int = 1
     """Random probes of the trace per image."""
     batch_size: int = 64

@@ -3,7 +3,8 @@
 Trains a model for each size of the training set and each width, evaluates all at the same updates,
 and measures from when on samples are good (tau_gen) and from when on they are copies (tau_mem), as
 "Why diffusion models don't memorize" (arXiv:2505.17638) does. Any option of a training may follow.
-A run each lies in DIR; the same command goes on where it was killed, and does nothing twice.
+Each run has its folder in DIR; the same command goes on where it was killed, and does nothing
+twice.
 """
 
 import sys

@@ -28,19 +28,20 @@ class Options(Choice):
     widths: tuple[int, ...] | None = None
     """Base channels of the models; by default those of the preset."""
     replicas: int = 1
-    """Trainings of each size and width, on images of their own: replica i has of each class the
-    images that follow those of replica i - 1, and the seed + i. Leave room for more of them, and
-    for larger sizes, by --held-out-after."""
+    """Trainings of each size and width, on different images: of each class replica i has the images
+    that follow those of replica i - 1, and its seed is the seed + i. --held-out-after leaves room
+    for more replicas, and for larger sizes."""
     steps_by_size: tuple[int, ...] | None = None
     """Updates of the trainings of each size, in the order of --sizes; by default --steps for all.
     What memorises takes updates in proportion to n."""
     level: float = 0.2
-    """Memorised fraction of the samples from which on a model counts as memorising: tau_mem."""
+    """Memorised fraction of the samples that defines tau_mem: at it a model counts as
+    memorising."""
     information_time: float | None = None
-    """Down to which time t the information in the losses is taken; by default where the exact score
-    of the largest training set knows 99 % of what it knows."""
+    """Time t down to which the information in the losses is taken; by default that at which the
+    exact score of the largest training set has 99 % of its information."""
     signals: tuple[Signal, ...] = ("quality", "kinds", "modes")
-    """What is measured of the samples beside the memorised fraction. quality: their Frechet and
+    """What is measured of the samples besides the memorised fraction. quality: their Frechet and
     kernel distances to held-out images, and tau_gen. kinds: memorised, spurious and novel samples.
     modes: their variance along the training set's principal components."""
 

@@ -25,7 +25,7 @@ class Findings:
     Attributes:
       options: what was asked for.
       series: of each run that was evaluated.
-      failed: why runs did not end well, a sentence each.
+      failed: why runs did not end well, one sentence each.
       stopped: at which update early stopping ended a run, and why.
     """
 
@@ -233,7 +233,7 @@ def rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
 
 
 def words(findings: Findings) -> list[str]:
-    """What the laws say, a sentence each."""
+    """What the laws say, one sentence each."""
     found = []
     for width, times in findings.times.items():
         for each in times.values():

@@ -2,11 +2,12 @@
 
 A denoiser D keeps the directions of x_t along which M = e^-t dD/dx has eigenvalues above 1/2: its
 open modes. For a run's network, the exact score of its training images, their Gaussian and that of
-their classes: the leading eigenvalues of M on noised training images, on images that were held out,
-and along the model's own trajectories; how many are open, the trace, which is the number of degrees
-of freedom, how far M is from symmetric, the dimension that a gap of the spectrum shows, and what
-opens along one trajectory. Of a run with several checkpoints, in which order it learned the modes
-of its training set. Of a data set, all but the network.
+their classes, the leading eigenvalues of M are measured on noised training images, on images that
+were held out, and along the model's own trajectories. They give how many modes are open, the trace,
+which is the number of degrees of freedom, how far M is from symmetric, the dimension that a gap of
+the spectrum shows, and what opens along one trajectory. Of a run with several checkpoints, also the
+order in which it learned the modes of its training set. Of a data set, all of it except the
+network's part.
 
 Writes result.json, the figures and report.html. What is done is kept cell by cell: after a kill the
 same command goes on, and other times, theories and more draws add to it.
@@ -81,7 +82,7 @@ class Setting:
       theories: the theories, cheap ones first.
       sources: names of the sources.
       checkpoints: steps of those that the learned modes are of; none where they are left out.
-      warnings: a sentence each.
+      warnings: one sentence each.
     """
 
     options: Options

@@ -28,9 +28,9 @@ class Options(DataOptions):
 
     what: Annotated[str, tyro.conf.Positional]
     """A run's folder, as experiments.train_lsun or experiments.convert writes it; or a data set, a
-    name of the list above or a path as experiments.regimes takes it, which has no network. Of a run
-    --data and --data-dir say where its images are now, if they moved; the other options that choose
-    images are for data sets."""
+    name of the list above or a path as experiments.regimes takes it, which has no network. With a
+    run, --data and --data-dir say where its images are now, if they moved; the other options that
+    choose images are for data sets."""
     data: str | None = None
     """Where the images that the run was trained on are now, if they moved."""
     out: Path | None = None
@@ -39,7 +39,7 @@ class Options(DataOptions):
     """Ornstein-Uhlenbeck times, rounded to the schedule's; by default 16 from 0.02 to 2.5."""
     theories: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="|".join(FAMILIES))] = None
     """Which theories stand beside the network; by default exact, gaussian and classes. Those of
-    patches take the derivatives of each patch, which is slow: what they cost is said."""
+    patches take the derivatives of each patch, which is slow: their cost is printed."""
     patches: tuple[int, ...] | None = None
     """Sides of the patches of local theories, odd; by default 3 5 9 17, of equivariant ones
     3 5 9."""
@@ -49,19 +49,19 @@ class Options(DataOptions):
     draws: int = 16
     """Noisy images of each source, at least 2. More of them add to what is kept."""
     modes: int = 32
-    """How many leading modes; where all of them are open, others may be."""
+    """Number of leading modes that are computed; where all of them are open, more may be."""
     held_out: int | None = None
-    """Images of each class that are held out, the next of the source's own order, where the run
-    held out none; by default as many as make up --draws."""
+    """Images of each class to hold out where the run held out none: the next in the source's order;
+    by default enough for --draws."""
     learned_samples: int = 64
     """Samples of each checkpoint of a run, whose variances say which modes are learned when; 0 for
     none."""
     sample_calls: int = 20
-    """Calls of the network per sample, by DDIM."""
+    """Network calls per sample, by DDIM."""
     batch_size: int = 16
     """Images at a time, whose derivatives take memory as in training."""
     accuracy: float = 5e-3
-    """Standard error asked for of the curves that t_S and t_C are read from."""
+    """Target standard error of the curves that t_S and t_C are read from."""
     seed: int = 0
     """Seed of the noise, of the choice of images, of the samples and of the bootstrap."""
 

@@ -74,7 +74,7 @@ def along(cells: Sequence[Measured], times: np.ndarray, seed: int) -> Along:
 
 
 def estimates(curve: Curve) -> list[Estimate]:
-    """A curve's values with their 95 % intervals, one a time; NaN where no draw has one."""
+    """A curve's values with their 95 % intervals, one per time; NaN where no draw has one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
         low, high = curve.interval
@@ -97,7 +97,7 @@ class Findings(Marked):
       stops: what opens along one of its trajectories, from large t down.
       learned: in which order the run learned the modes, if that is known.
       exact: curves and times of the training set's exact score.
-      warnings: a sentence each.
+      warnings: one sentence each.
     """
 
     settings: dict[str, Any]
@@ -210,7 +210,7 @@ def time_of(findings: Findings, stop: Stop) -> float:
 
 
 def header(findings: Findings) -> list[str]:
-    """A table's header: a column a time."""
+    """A table's header: one column per time."""
     return ["t", *(f"{t:.2g}" for t in findings.times)]
 
 

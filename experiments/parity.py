@@ -1,4 +1,4 @@
-"""Holds the JAX model against the PyTorch reference: python -m experiments.parity [--out DIR].
+"""Compares the JAX model with the PyTorch reference: python -m experiments.parity [--out DIR].
 
 Both run on the CPU. Prints a table of relative errors and writes it to DIR/parity.json, with a
 figure of the losses of two trainings on the same digits. Exits with status 1 where a bound is
@@ -49,7 +49,7 @@ BATCH, UPDATES, CHAIN = 4, 200, 50
 
 @dataclass(frozen=True)
 class Options:
-    """Holds the JAX model against the PyTorch reference."""
+    """Compares the JAX model with the PyTorch reference."""
 
     out: Path = Path("runs/parity")
     """Folder for parity.json and training.png."""

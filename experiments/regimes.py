@@ -1,7 +1,7 @@
 """Speciation and collapse of a data set: python -m experiments.regimes --data DATA [--out DIR].
 
-DATA is the name of a data set, as docs/data.md describes them, a folder of images (a subfolder a
-class), a table of images, Parquet, or an .npy or .npz file of images and labels. No training is
+DATA is the name of a data set, as docs/data.md describes them, a folder of images (one subfolder
+per class), a table of images, Parquet, or an .npy or .npz file of images and labels. No training is
 needed: the answers come from the data's covariance and from their exact empirical score. Prints a
 table, and writes result.json, the figures and report.html, which shows them all; with --explorer a
 page to mail as well, in which backward processes of these data run.
@@ -48,22 +48,22 @@ class Options(DataOptions):
     """Folder for result.json, the figures and report.html; by default runs/regimes/NAME, or
     NAME_SYMMETRY, or NAME-DIGEST where other data of that name were first."""
     accuracy: float = 2e-3
-    """Standard error asked for of phi, phi_C and f^e/alpha, at every time."""
+    """Target standard error of phi, phi_C and f^e/alpha, at every time."""
     max_draws: int = 50_000
-    """Most draws of the posterior engine."""
+    """Largest number of draws of the posterior engine."""
     seed: int = 0
     """Seed of the draws."""
     symmetry: Annotated[str | None, tyro.conf.arg(metavar="|".join(GROUPS))] = None
-    """Measure the images together with all that the maps of a group make of them, and beside each
-    time that of the images alone. flip: left for right; dihedral: that and quarter turns, of square
-    images; translations: every shift around the edges. None by default."""
+    """Measure the images together with all images that the maps of a group make of them; beside
+    each time stands that of the images alone. flip: left for right; dihedral: that and quarter
+    turns, of square images; translations: every shift around the edges. None by default."""
     explorer: bool = False
     """Write explorer.html too: one page to mail, which holds the images, runs backward processes
     under their exact and their Gaussian score in the browser, and needs no server."""
     partition: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """Names of classes that make up a group, once for each group, as in --partition 0 6 --partition
-    1 4 7. When x_t says which group it is of is then measured too; images of other classes are left
-    out of that."""
+    """Names of the classes that make up a group; give it once for each group, as in --partition 0 6
+    --partition 1 4 7. The time at which x_t tells its group is then measured too, without the
+    images of other classes."""
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""

@@ -51,9 +51,10 @@ class Options:
     """The run's folder, as experiments.train_lsun writes it."""
     out: Path | None = None
     """Folder for the samples; by default RUN_DIR/samples. They are named after the run's step, the
-    seed, and what else, but for their number, is not the default."""
+    seed, and every other option that is not the default, except their number."""
     checkpoint: Literal["best"] | int | None = None
-    """Which checkpoint: that of an update, or best, which --stop-at kept; by default the newest."""
+    """Which checkpoint: an update's number, or best, which --stop-at kept; by default the
+    newest."""
     num_samples: int = 64
     """How many images. They are written as they are drawn: after a kill the same command goes on,
     and a larger number adds to what is there."""
@@ -62,18 +63,18 @@ class Options:
     seed: int = 0
     """Seed of the noise."""
     sampler: Annotated[str, tyro.conf.arg(metavar="|".join(SAMPLERS))] = "ancestral"
-    """With one without noise, ddim or dpm-solver-2m, all of a sample comes from its start."""
+    """The sampler; with one without noise (ddim, dpm-solver-2m) a sample follows from its start."""
     calls: int | None = None
-    """Calls of the network per sample; by default all steps of the run's schedule."""
+    """Network calls per sample; by default all steps of the run's schedule are taken."""
     clock: Clock | None = None
-    """What the steps of fewer calls are spread evenly over, by default log-snr; docs/sampling.md
-    compares them."""
+    """With fewer calls than steps: the clock over which the steps taken are spread evenly, by
+    default log-snr; docs/sampling.md compares the clocks."""
     schedule: Path | None = None
     """A schedule.json, as experiments.regimes makes it from the data: the calls are spread as its
     steps are. They are by default as many, or all of the run's if it has fewer."""
     clip: bool = True
-    """Keep what the network predicts of the data within their range; never where the run is
-    faithful. docs/sampling.md shows what comes of it without."""
+    """Keep the data that the network predicts within the data's range; never where the run is
+    faithful. docs/sampling.md shows what happens without it."""
     symmetrise: Annotated[str | None, tyro.conf.arg(metavar="|".join(GROUPS))] = None
     """Average the network over the maps of a group, so that it moves with them: flip, left for
     right; dihedral, that and quarter turns; translations, every shift around the edges. Each call

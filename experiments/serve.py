@@ -1,8 +1,8 @@
 """The explorer, a page and a REST interface: python -m experiments.serve WHAT... [--port 8000].
 
-Each WHAT is a run's folder; or a data set of the list below, or the path of a folder of images, a
-table of them, Parquet, an .npy or an .npz: then the exact score and other closed forms answer,
-without any training; or mixture, two Gaussians in 64 dimensions. The page shows a backward process
+Each WHAT is a run's folder; a data set of the list below; the path of a folder of images, a table
+of them, Parquet, an .npy or an .npz; or mixture, two Gaussians in 64 dimensions. Without a run the
+exact score and other closed forms answer, without any training. The page shows a backward process
 along time, forks it where you say, and lets the clones fall onto phi(t); docs/serve.md tells of it
 and of the REST interface by which it gets all that it shows.
 """
@@ -51,23 +51,23 @@ class Options(DataOptions):
     port: int = 8000
     """Port to listen on; 0 takes one that is free."""
     host: str = "127.0.0.1"
-    """Address to listen on. Other machines reach it under another one than the loopback's, and then
-    every request needs the token."""
+    """Address to listen on. Other machines reach the server only where this is not the loopback's,
+    and then every request needs the token."""
     token: str | None = None
-    """Token that requests must hold, at least 16 characters; made and printed where --host needs
-    one and none is given."""
+    """Token that requests must hold, at least 16 characters; where --host needs one and none is
+    given, one is made and printed."""
     denoisers: Annotated[
         tuple[str, ...] | None, tyro.conf.arg(metavar=f"trained|{'|'.join(DENOISERS)}")
     ] = None
     """Which denoisers answer; by default the network and all closed forms that are quick enough to
     look at. The exact score always does."""
     out: Path | None = None
-    """Folder that keeps the regimes and the classifier, for one WHAT; by default RUN_DIR/serve, of
-    a data set runs/serve/NAME-DIGEST."""
+    """Folder that keeps the regimes and the classifier of a single WHAT; by default RUN_DIR/serve,
+    of a data set runs/serve/NAME-DIGEST."""
     accuracy: float = 5e-3
-    """Standard error asked for of phi and phi_C."""
+    """Target standard error of phi and phi_C."""
     queue: int = 32
-    """Pieces of work that may be unfinished at a time; more are told to come again."""
+    """Pieces of work that may be unfinished at a time; further requests are told to come again."""
 
     def check(self) -> None:
         """Raises a UserError naming the first field that is out of range."""

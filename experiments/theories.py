@@ -66,7 +66,7 @@ class Setting:
       theories: the theories, cheap ones first.
       process: the backward process of the trajectories.
       other: another run, if any.
-      warnings: a sentence each.
+      warnings: one sentence each.
     """
 
     options: Options

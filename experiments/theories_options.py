@@ -38,22 +38,22 @@ class Options:
     times: tuple[float, ...] | None = None
     """Ornstein-Uhlenbeck times, rounded to the schedule's; by default 8 from 0.05 to 2.5."""
     theories: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="|".join(FAMILIES))] = None
-    """Which theories; by default all but the circular one, and those that would take more than two
-    hours on two cores, which are named with what they would take."""
+    """Which theories; by default all except the circular one and those that would take more than
+    two hours on two cores; these are named, with the time that they would take."""
     patches: tuple[int, ...] | None = None
     """Sides of the patches of the local theory, odd; by default 3 5 9 17."""
     equivariant_patches: tuple[int, ...] | None = None
-    """Of the equivariant ones; by default 3 5 9."""
+    """Sides of the patches of the equivariant theories; by default 3 5 9."""
     sources: Annotated[tuple[str, ...], tyro.conf.arg(metavar="|".join(NAMES))] = NAMES
     """On which noisy images: of training images, of images that were held out, and the states of
     the model's own trajectories."""
     images: int = 64
     """Images of each source, at most; at least 2."""
     equivariant_images: int = 16
-    """The first so many of them for the equivariant theories, which take long."""
+    """Images of each source for the equivariant theories, which take long."""
     held_out: int | None = None
-    """Images of each class that are held out, the next of the source's own order, where the run
-    held out none; by default as many as make up --images."""
+    """Images of each class to hold out where the run held out none: the next in the source's order;
+    by default enough for --images."""
     samples: int = 8
     """Samples from one seed side by side; 0 for none."""
     sample_calls: int = 20
@@ -67,7 +67,7 @@ class Options:
     batch_size: int = 64
     """Images at a time."""
     accuracy: float = 5e-3
-    """Standard error asked for of the curves that t_S and t_C are read from."""
+    """Target standard error of the curves that t_S and t_C are read from."""
     seed: int = 0
     """Seed of the noise, of the choice of images and of the bootstrap."""
 
@@ -126,7 +126,7 @@ def affordable(
       asked: names in `FAMILIES`, which are taken at any price; None for the default ones.
       default: names.
       images: the training images.
-      seconds: about what a theory takes on two cores, but for fitting it.
+      seconds: about what a theory takes on two cores, except for fitting it.
       warnings: to which what is left out is added.
       console: is told of what takes long.
 

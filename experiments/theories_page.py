@@ -73,7 +73,7 @@ def _losses(findings: Findings, known: list[str]) -> page.Picture:
 def _two_moments(findings: Findings) -> page.Picture:
     exact, moments = findings.exact, findings.two_moments
     assert moments is not None
-    named = {"the data": exact, "two moments a class": moments}
+    named = {"the data": exact, "two moments per class": moments}
     return page.Picture.of(
         "two_moments.png",
         plots.draw_two_moments(

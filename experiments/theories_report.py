@@ -59,7 +59,7 @@ class Findings(Marked):
       exact: curves and times of the training set's exact score.
       two_moments: those of its classes with no more than their first two moments, if it has any.
       two: the comparison with another run, if any.
-      warnings: a sentence each.
+      warnings: one sentence each.
     """
 
     settings: dict[str, Any]
@@ -202,7 +202,7 @@ def _text(estimate: Estimate, digits: int = 2) -> str:
 
 
 def header(times: np.ndarray) -> list[str]:
-    """A table's header: a column a time."""
+    """A table's header: one column per time."""
     return ["t", *(f"{t:.2g}" for t in times)]
 
 
@@ -279,7 +279,7 @@ def time_rows(findings: Findings) -> list[list[str]]:
             rows.append([f"{name[:3]}: {meaning}", _text(exact.times[name], 3)])
     if findings.two_moments is not None:
         time = findings.two_moments.times["t_S_phi"]
-        rows.append(["t_S: the same, of two moments a class", _text(time, 3)])
+        rows.append(["t_S: the same, of two moments per class", _text(time, 3)])
     return rows
 
 

@@ -1,7 +1,7 @@
 """Trains a diffusion model: python -m experiments.train_lsun [--preset NAME] [--FIELD VALUE ...].
 
-The same command in the same folder resumes a run that was stopped, and --resume RUN_DIR does so
-without the rest of it. --data takes another data set than the preset's, or the path of a folder of
+The same command in the same folder resumes a run that was stopped; --resume RUN_DIR does so without
+the other options. --data takes another data set than the preset's, or the path of a folder of
 images, an .npy or an .npz; docs/data.md says where the files of each come from.
 """
 
@@ -39,8 +39,9 @@ class Options(Choice):
     """Trains a diffusion model."""
 
     resume: Path | None = None
-    """The folder of a run, which goes on as its config.json says. Only what changes no mathematics
-    may be given beside it: --steps, where the data are now, what is written when, and memory."""
+    """The folder of a run to resume, which goes on as its config.json says. Besides it, only what
+    changes no mathematics may be given: --steps, where the data are now, what is written when, and
+    memory."""
 
 
 # The learning rate of descent with momentum, where none is given: that of arXiv:2505.17638.

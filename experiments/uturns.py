@@ -1,10 +1,10 @@
 """U-turns of images: python -m experiments.uturns RUN_DIR, or a data set in its place.
 
 Images of the training set, and images that were held out, go up to a time t with noise and come
-back by the backward process of the network, of the exact score and of theories. Measured against t:
-how many come back in their class, and to the same training image, beside the posterior's exact
+back by the backward process of the network, of the exact score and of theories. Measured against t
+are how many come back in their class, and to the same training image, beside the posterior's exact
 answer; how alike the layers of a classifier find image and return; the overlap; and which pixels
-change together, whose susceptibility and correlation length peak where the class is lost, if what
+change together. Their susceptibility and correlation length peak where the class is lost, if what
 is lost there is the top of a hierarchy (Sclocchi et al., arXiv:2402.16991 and 2410.13770).
 
 Writes result.json, the figures and report.html. What is done is kept cell by cell: after a kill the
@@ -61,7 +61,7 @@ class Setting:
       points: the training images, mean removed (n, height, width, channels).
       process: the backward process of the first score; the others' have its sampler and steps.
       steps: of its schedule (T,), increasing.
-      warnings: a sentence each.
+      warnings: one sentence each.
     """
 
     options: Options
@@ -223,7 +223,7 @@ def _judge(setting: Setting, folder: Path) -> Judge:
     )
     if missing:
         more = "" if subject.model is None else "; --classifier-per-class takes more images"
-        setting.warnings.append(f"no class is told, and no layer compared: {missing}{more}")
+        setting.warnings.append(f"no classes are judged, and no layers compared: {missing}{more}")
     elif judge is not None and (text := warning(judge)):
         setting.warnings.append(text.removesuffix("."))
     return Judge.of(judge, subject.images)

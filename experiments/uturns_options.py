@@ -43,7 +43,7 @@ class Options(DataOptions):
     times: tuple[float, ...] | None = None
     """Ornstein-Uhlenbeck times, rounded to the schedule's; by default 12 from 0.05 to 3."""
     images: int = 64
-    """Images of the training set, and as many that were held out; at least 2."""
+    """Images of the training set, and as many held-out ones; at least 2."""
     returns: int = 2
     """Returns of each image from each time; at least 2."""
     scores: Annotated[
@@ -54,26 +54,27 @@ class Options(DataOptions):
     patch: int | None = None
     """Side of the patches in pixels, odd, of the scores local and equivariant; 5 by default."""
     sampler: Annotated[str, tyro.conf.arg(metavar="|".join(SAMPLERS))] = "ancestral"
-    """With one without noise (ddim, dpm-solver-2m) returns differ by the noise going up alone."""
+    """The sampler; with one without noise (ddim, dpm-solver-2m) returns differ by the noise going
+    up."""
     calls: int | None = None
-    """Calls of the denoiser for a way back from pure noise, from which those of all times follow;
-    by default all steps of the schedule are taken."""
+    """Denoiser calls of the way back from pure noise; ways back from lower times take the last of
+    these steps. By default all steps of the schedule are taken."""
     clock: Clock = "step"
-    """What fewer steps are spread evenly over."""
+    """With fewer calls than steps: the clock over which the steps taken are spread evenly."""
     clip: bool = True
-    """Keep what the network predicts of the data within their range, as experiments.sample does;
+    """Keep the data that the network predicts within the data's range, as experiments.sample does;
     never where the run is faithful, and never of a score in closed form."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the network, whatever the run was trained in."""
     batch_size: int = 32
-    """Images at a time: what a kill costs."""
+    """Images at a time; a kill costs the work on that many."""
     classifier_per_class: int | None = None
-    """Images a class that the classifier is trained on; by default the run's own."""
+    """Images per class on which the classifier is trained; by default those of the run."""
     held_out: int | None = None
-    """Images of each class that are held out, the next of the source's own order, where the run
-    held out none; by default as many as make up --images."""
+    """Images of each class to hold out where the run held out none: the next in the source's order;
+    by default enough for --images."""
     accuracy: float = 5e-3
-    """Standard error asked for of the posterior's curves."""
+    """Target standard error of the posterior's curves."""
     seed: int = 0
     """Seed of the noise, of the choice of images, of the classifier and of the bootstrap."""
 

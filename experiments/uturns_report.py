@@ -46,7 +46,7 @@ class Findings(Marked):
       measured: of each score and source.
       exact: curves and times of the training set's exact score, from the posterior.
       judge: the classifier, if any.
-      warnings: a sentence each.
+      warnings: one sentence each.
     """
 
     settings: dict[str, Any]
@@ -244,7 +244,7 @@ def figures(findings: Findings) -> Iterator[page.Picture]:
             [_row(findings, "overlap"), _row(findings, "overlap_susceptibility")],
             marks,
         ),
-        "Overlap of image and return, the cosine of the two less the mean image; and its variance "
+        "Overlap of image and return, the cosine of the two minus the mean image; and its variance "
         "over the returns of an image, times the number of components.",
     )
     if findings.layers:
@@ -280,8 +280,8 @@ def _layers(findings: Findings) -> page.Picture:
     return page.Picture.of(
         "layers.png",
         plots.draw_layers(layers, findings.layers, findings.marks),
-        "Cosine of what each layer of the classifier makes of an image and of its return, less the "
-        "layer's mean over the training images.",
+        "Cosine of what each layer of the classifier makes of an image and of its return, minus "
+        "the layer's mean over the training images.",
     )
 
 
@@ -334,12 +334,12 @@ def _texts(findings: Findings) -> list[str]:
         "(2410.13770, with pixels in place of its tokens). In that paper a peak of χ and of the "
         "correlation length at the loss of the class is the mark of a hierarchy; in a Gaussian "
         "field with a power-law spectrum both only grow with t. A flip between two classes alone "
-        "moves many pixels at once too: hold the network against the scores beside it.",
+        "moves many pixels at once too: compare the network with the scores beside it.",
     ]
     if judge is not None:
         low, high = judge.interval
         texts.append(
-            f"Classes of images and of returns are told by a classifier with an accuracy of "
+            f"Classes of images and of returns are judged by a classifier with an accuracy of "
             f"{100 * judge.accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {judge.held_out} "
             f"images that it was not trained on."
         )

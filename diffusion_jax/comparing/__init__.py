@@ -1,1 +1,1 @@
-"""A run compared with theories: where from, cell by cell, and in samples from one seed."""
+"""A run compared with theories: on which images, cell by cell, and in samples from one seed."""

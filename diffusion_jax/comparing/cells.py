@@ -1,4 +1,4 @@
-"""The comparison itself, cell by cell: a few numbers an image (`resemblance.Sums`)."""
+"""The comparison itself, cell by cell: a few numbers per image (`resemblance.Sums`)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -46,7 +46,7 @@ def samples_of(
 
     Returns:
       Samples (count, ...), mean removed, by step, those of the first process alone being right; and
-      which checkpoints are left out, a sentence each.
+      which checkpoints are left out, one sentence each.
 
     Raises:
       UserError: samples that are not finite, or calls that the sampler cannot make.

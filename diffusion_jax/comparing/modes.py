@@ -37,7 +37,7 @@ class Measured:
     Attributes:
       spectra: of e^-t dD/dx.
       loss: |eps - noise|^2, summed over components (N,); NaN where no one knows the noise.
-      excess: |eps|^2 less |noise|^2 (N,); NaN likewise.
+      excess: |eps|^2 minus |noise|^2 (N,); NaN likewise.
     """
 
     spectra: Spectra
@@ -49,7 +49,7 @@ class Measured:
         return len(self.loss)
 
     def first(self, count: int) -> "Measured":
-        """Those of the first images alone."""
+        """The numbers of the first images alone."""
         return Measured(self.spectra.rows(0, count), self.loss[:count], self.excess[:count])
 
     def save(self, path: Path) -> None:

@@ -42,16 +42,16 @@ class Other:
 
     @property
     def name(self) -> str:
-        """In names of files: another network has another one."""
+        """Part of the names of files: another network has another key."""
         return f"other_{forking.digest(self.model.denoiser.params)[:8]}"
 
     def make(self) -> Denoiser:
-        """Its network, of images less the first run's mean."""
+        """Its network, of images minus the first run's mean."""
         shift = jnp.asarray(self.mean - self.model.mean, jnp.float32)
         return ShiftedDenoiser(self.model.denoiser, self.model.sampler.schedule, shift)
 
     def points(self) -> np.ndarray:
-        """Its training images, less the first run's mean (n, ...)."""
+        """Its training images, minus the first run's mean (n, ...)."""
         return np.asarray(dataclasses.replace(self.images, kept_mean=self.mean).centred())
 
     def source(self, count: int, key: Array, schedule: NoiseSchedule) -> Source:
@@ -81,7 +81,7 @@ def other_of(
       images: its training images.
 
     Returns:
-      The other run, and what to know before trusting the comparison, a sentence each.
+      The other run, and what to know before trusting the comparison, one sentence each.
 
     Raises:
       UserError: it has images of another shape, another schedule, or the same parameters; or see

@@ -26,8 +26,9 @@ class Judge:
     """A classifier with the means of its layers over the training images.
 
     Attributes:
-      classifier: the classifier; None where classes are not told, and there are no layers.
-      shift: what makes images as they are here images as it takes them (channels,).
+      classifier: the classifier; None where classes are not known; then there are no layers either.
+      shift: added to images as they are here, it gives images as the classifier takes them
+        (channels,).
       means: of each layer, see `TrainedClassifier.layers`.
     """
 
@@ -37,7 +38,7 @@ class Judge:
 
     @classmethod
     def of(cls, classifier: TrainedClassifier | None, images: ImageSet) -> Self:
-        """That of images from which their own mean is removed."""
+        """The judge of images from which their own mean is removed."""
         if classifier is None:
             return cls()
         shift = images.mean - classifier.mean
@@ -55,7 +56,7 @@ class Judge:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Classes of images (n,) and of their returns (n, R), and each layer's cosine (n, R, L).
 
-        The cosine of what a layer makes of an image and of its return, less the layer's mean.
+        The cosine of what a layer makes of an image and of its return, minus the layer's mean.
         """
         count, returns = after.shape[:2]
         if self.classifier is None or self.shift is None:

@@ -1,7 +1,7 @@
 """Samples of a network and of theories from one seed: the same noise, and no other chance.
 
 By DDIM, which draws none. A theory of patches goes on with another patch where that resembles the
-network more: the sampler has no memory, so a stretch of steps a patch composes to one run.
+network more: the sampler has no memory, so stretches of steps, one per patch, make one run.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ _advance = jax.jit(sampling_loop)
 
 
 def nearest_times(times: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """For each of some times the place in a grid of the nearest, by their ratio; (T,) integers."""
+    """Places in a grid of the times nearest to given ones, by their ratio; (T,) integers."""
     distance = np.abs(np.log(times)[:, None] - np.log(grid)[None])
     return np.asarray(distance.argmin(axis=1))
 

@@ -89,7 +89,7 @@ _noise = jax.jit(pure_noise, static_argnames="shape")
 
 
 def key_of(seed: int, place: int | None = None) -> Array:
-    """That of trajectories and samples, as experiments.sample has it; or of another draw."""
+    """The key of trajectories and samples, as experiments.sample has it; or of another draw."""
     key = jax.random.key(seed)
     # Sample i has the key folded with i: no draw shares its noise.
     return key if place is None else jax.random.fold_in(key, 2**32 - 1 - place)
@@ -126,7 +126,7 @@ def _diffused(schedule: NoiseSchedule, x_0: Array, step: Array, noise: Array) ->
 def noised(
     name: str, images: ImageSet, mean: np.ndarray, count: int, key: Array, schedule: NoiseSchedule
 ) -> Source:
-    """Some of the images, in random order, each with noise of its own that is one at all times.
+    """Some of the images, in random order, each with noise of its own, the same at all times.
 
     The first of them are the same for every count.
 
@@ -194,7 +194,8 @@ def gather(
       console: shows the progress.
 
     Returns:
-      The sources, at least one, the images that are held out, and what is missing, a sentence each.
+      The sources, at least one, the images that are held out, and what is missing, one sentence
+      each.
 
     Raises:
       UserError: there is none at all, or see `trajectories`.
@@ -235,7 +236,7 @@ def trajectories(
     batch_size: int,
     console: Console,
 ) -> Source:
-    """The states of the model's own samples by the way: sample i is that of `sampling.sample`.
+    """The states of the model's own samples along the way: sample i is that of `sampling.sample`.
 
     They are run where they are not kept yet, a batch after the other and from stop to stop; after
     a kill they go on from the last stop, and new stops from the one before them. All processes

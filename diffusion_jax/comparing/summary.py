@@ -15,7 +15,7 @@ from diffusion_jax.regimes.theories import Theory
 
 @dataclass(frozen=True)
 class Summary:
-    """By the name of the source, and in the order of the times.
+    """What all cells say, by the name of the source and in the order of the times.
 
     Attributes:
       resemblance: of each theory by its name, at each time.

@@ -25,13 +25,13 @@ from diffusion_jax.schedule import NoiseSchedule
 
 
 class Numbers(Protocol):
-    """What a cell holds: numbers of so many images."""
+    """What a cell holds: numbers of each of some images."""
 
     def __len__(self) -> int:
         """How many images."""
 
     def first(self, count: int) -> Self:
-        """Those of the first images alone."""
+        """The numbers of the first images alone."""
 
 
 C = TypeVar("C", bound=Numbers)
@@ -44,9 +44,9 @@ class Asked:
     Attributes:
       name: in names of files.
       make: the denoiser, which is not kept.
-      images: the first so many of each source.
+      images: how many of each source, the first ones.
       sources: those that it is asked on.
-      seconds: that an image takes, about.
+      seconds: that an image takes, roughly.
       batch_size: images at a time.
     """
 

@@ -1,4 +1,4 @@
-"""Data sets, one file a source; `load` picks by the configuration, `load_images` by the path."""
+"""Data sets, one file per source; `load` picks by the configuration, `load_images` by the path."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +44,7 @@ SOURCES: dict[str, Source] = {
 
 
 def listing() -> str:
-    """All that DataConfig.data may be, a line each, for the help of commands."""
+    """All that DataConfig.data may be, one line each, for the help of commands."""
     lines = [f"  {name:<12} {source.about}" for name, source in SOURCES.items()]
     path = "  a path       a folder of images, a table of them, Parquet, .npy or .npz"
     return "\n".join(["data sets, for --data:", *lines, path])
@@ -140,7 +140,7 @@ def _in_color(config: DataConfig, first: int, count: int | None) -> ImageSet:
         )
     if source.sizes and size not in source.sizes:
         sizes = " or ".join(map(str, source.sizes))
-        raise UserError(f"image_size = {size}: {config.data} has {sizes} pixels a side")
+        raise UserError(f"image_size = {size}: {config.data} has {sizes} pixels per side")
     if not isinstance(source.classes, str):
         selection.of(config.data, source.classes)
     return _grey_levels(config.data, source.load(data_dir, size, selection, store))
@@ -200,9 +200,10 @@ def load_images(
     Args:
       path: a folder (see `folder.load`), a table of images or Parquet files that hold them (see
         `contents.find`), or an .npy or .npz file (see `arrays.load`).
-      image_size: pixels a side, or (height, width), to which the files of a folder are cropped and
-        resized.
-      images_per_class: at most the first so many of each class; of all, without labels.
+      image_size: pixels per side, or (height, width), to which the files of a folder are cropped
+        and resized.
+      images_per_class: at most this many of each class, the first ones; of all images, without
+        labels.
       memory_gib: memory that loading may take, in GiB; by default what is free.
       classes: names of the classes wanted, all by default.
       flat: take a folder's images at every depth as one set without labels, whatever tables say.

@@ -60,14 +60,14 @@ def load(
 
     An .npy file holds the images alone. In an .npz file they are called `images` or `x`, or are the
     only array of numbers with two axes or more; labels are called `labels` or `y`, one integer or
-    string an image. Nothing is ever unpickled.
+    string per image. Nothing is ever unpickled.
 
     Images are (n, height, width), (n, height, width, channels) with 1 to 4 channels, or flattened,
     (n, d): these become square images of one channel where d is a square, else rows of d pixels, so
     that flattened colours count as one channel. Channels first are refused, not guessed.
 
     Integers must be grey levels from 0 to 255, where 255 stands for 1; booleans are 0 and 1. Floats
-    are taken as they are, in float32. They belong in [0, 1], less a mean if you like: Lambda, t_S
+    are taken as they are, in float32. They belong in [0, 1], minus a mean if you like: Lambda, t_S
     and the entropies depend on the scale. So values outside [0, 1] are noted, and floats that look
     like grey levels (whole numbers, some above 2) refused.
 
@@ -146,7 +146,7 @@ def image_set(images: np.ndarray, labels: np.ndarray | None = None) -> ImageSet:
 
     Args:
       images: as an .npy file holds them, see `load`.
-      labels: one integer or string an image (n,).
+      labels: one integer or string per image (n,).
 
     Raises:
       UserError: see `load`.
@@ -293,7 +293,7 @@ def _check_labels(
         raise UserError(f"{name} of {path} are {dtype}: labels are integers or strings")
     if shape not in (images[:1], (*images[:1], 1)):
         raise UserError(
-            f"{name} of {path} have shape {shape} for images of shape {images}: give one label an "
+            f"{name} of {path} have shape {shape} for images of shape {images}: give one label per "
             f"image, {images[:1]}"
         )
 

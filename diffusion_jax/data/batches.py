@@ -29,7 +29,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.
     Args:
       seed: the run's seed.
       step: number k of the update, from 0.
-      batch_size: images a batch.
+      batch_size: images per batch.
       num_images: size of the data set.
 
     Returns:
@@ -43,7 +43,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.
 
 
 def batch_shape(image: tuple[int, ...], batch_size: int, updates: int = 1) -> tuple[int, ...]:
-    """Shape of what `device_batches` yields for so many updates, given that of an image."""
+    """Shape of what `device_batches` yields for some updates together, given that of an image."""
     devices = jax.device_count()
     together = (updates,) if updates > 1 else ()
     return (devices, *together, batch_size // devices, *image)
@@ -65,7 +65,7 @@ def device_batches(
       images: uint8 (n, height, width, channels), in memory or mapped from a file.
       seed: the run's seed.
       start: first update.
-      batch_size: images a batch over all devices, a multiple of their number.
+      batch_size: images per batch over all devices, a multiple of their number.
       ahead: what is gathered and sent before it is asked for, in items of `updates`.
       updates: for how many updates the batches are yielded together, each time.
 

@@ -71,7 +71,7 @@ def load(data_dir: Path, image_size: int, selection: Selection, store: Store) ->
       data_dir: holds list_attr_celeba.txt or Kaggle's .csv, and img_align_celeba.zip, of which
         nothing is unpacked, or the images in it; or folders in it do, or Kaggle's archive of them
         all. An image is read from whichever of these has it whole.
-      image_size: pixels a side, 178 at most.
+      image_size: pixels per side, 178 at most.
       selection: female and male, and which images of each.
       store: where the images go if they are larger than its limit.
 
@@ -206,7 +206,7 @@ def _parsed(where: tuple[_Holder, str]) -> tuple[Path, list[str], np.ndarray]:
 def _faces(
     holders: list[_Holder], names: list[str], image_size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The places and the pixels of the images that can be read; at the end the others are told."""
+    """The places and the pixels of the images that can be read; at the end the others are named."""
     bar = track(names, "Reading CelebA", console=Console(stderr=True), transient=True)
     damaged = Faults()
     for place, name in enumerate(bar):

@@ -81,7 +81,7 @@ def check(images: ImageSet) -> list[str]:
     small t to E[1/m] = (number of different images)/n in place of 1.
 
     Returns:
-      Warnings, a sentence each: the source's notes, duplicates, constant images, labels of which
+      Warnings, one sentence each: the source's notes, duplicates, constant images, labels of which
       one class, or some more than others, hold all images.
 
     Raises:
@@ -128,7 +128,7 @@ def check_maps(images: ImageSet, group: Group) -> list[str]:
 
     Args:
       images: the data set.
-      group: maps of its images less their mean.
+      group: maps of its images minus their mean.
 
     Returns:
       At most one warning.

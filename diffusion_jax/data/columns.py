@@ -90,7 +90,7 @@ def classes_of(what: str, values: Sequence[Any]) -> tuple[np.ndarray, tuple[str,
 
     Args:
       what: the column, for messages, such as "label of metadata.csv".
-      values: a boolean, an integer or a text an image.
+      values: a boolean, an integer or a text per image.
 
     Raises:
       UserError: other types, numbers that are not whole written as texts, nan, or several types

@@ -1,4 +1,4 @@
-"""Brings published files: resumed after a break, and held against their published digests.
+"""Brings published files: resumed after a break, and checked against their published digests.
 
 Nothing here runs unless a user asks for it: no reader imports this module.
 """
@@ -40,8 +40,8 @@ class Published(NamedTuple):
 def published(listed: str) -> dict[str, Published]:
     """The files of a data set by name: their addresses, sizes and SHA-256 digests.
 
-    They are those that TensorFlow Datasets ships, and holds its own downloads against, in
-    url_checksums/LISTED.txt.
+    TensorFlow Datasets ships them in url_checksums/LISTED.txt, and checks its own downloads against
+    them.
     """
     files = {}
     for line in tfds.core.tfds_path(f"url_checksums/{listed}.txt").read_text().splitlines():
@@ -71,7 +71,7 @@ def fetch(
       data_dir: the folder that they go into, which is made if need be.
       classes: what is wanted of the data set.
       mirror: an address in place of the publisher's, to which the files' names are added; what
-        comes from there is held against the same digests.
+        comes from there is checked against the same digests.
       say: is given a line for each file.
 
     Raises:

@@ -17,8 +17,8 @@ def fingerprint(images: ImageSet) -> str:
 
     SHA-256 over a header (shape, type, class names), the labels, and the SHA-256 of each 8 MiB of
     images. Equal sets have equal digests on every machine, however they are stored; another pixel,
-    label, name or order gives another digest. Blocks are hashed by several threads, and no more
-    than a block each is in memory.
+    label, name or order gives another digest. Blocks are hashed by several threads, each of which
+    has no more than one block in memory.
 
     Args:
       images: a set of images, in memory or mapped from a file.

@@ -1,4 +1,4 @@
-"""A folder of images: a subfolder a class, or the images themselves."""
+"""A folder of images: one subfolder per class, or the images themselves."""
 
 import os
 from collections.abc import Iterable
@@ -38,9 +38,9 @@ def load(
     shows no file that is not its own.
 
     Args:
-      folder: holds PNG, JPEG, WebP, TIFF, BMP, GIF or PPM files of 8 bits a channel.
-      image_size: pixels a side, or (height, width), see `pictures.load`. By default all images must
-        have one size, and are taken as they are.
+      folder: holds PNG, JPEG, WebP, TIFF, BMP, GIF or PPM files of 8 bits per channel.
+      image_size: pixels per side, or (height, width), see `pictures.load`. By default all images
+        must have one size, and are taken as they are.
       selection: which images of each class, or of all where there are no classes; all by default.
       memory_gib: memory that the images may take, in GiB; by default what is free.
       store: where the images go if they are larger than its limit; without it they are refused.
@@ -98,7 +98,7 @@ def _everything(folder: Path, selection: Selection, ignored: list[str]) -> dict[
 def _classes(folder: Path, selection: Selection, ignored: list[str]) -> dict[Path, list[Entry]]:
     """The images of each class by the path of its subfolder; or of the folder, where it has them.
 
-    Subfolders that hold no images are passed over, but for classes.
+    Subfolders that hold no images are passed over, except those that are classes.
     """
     found = entries(folder)
     subfolders = [entry for entry in found if is_folder(entry)]
@@ -108,8 +108,8 @@ def _classes(folder: Path, selection: Selection, ignored: list[str]) -> dict[Pat
             if _first_image(folder, subfolder, ignored):
                 raise UserError(
                     f"{folder} holds images, such as {images[0].name}, beside subfolders of images,"
-                    f" such as {subfolder.name}: give either a subfolder a class or images alone, "
-                    f"or take the images at every depth as one class with --flat"
+                    f" such as {subfolder.name}: give either one subfolder per class or images "
+                    f"alone, or take the images at every depth as one class with --flat"
                 )
         selection.of(str(folder), ())
         if not images:

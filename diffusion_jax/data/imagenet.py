@@ -42,7 +42,7 @@ def load(data_dir: Path, size: int, selection: Selection, store: Store) -> Image
     Args:
       data_dir: holds train_data_batch_1.npz to train_data_batch_10.npz, or folders in it do, as the
         archives unpack; batches of other sizes may lie beside them.
-      size: pixels a side: 8, 16, 32 or 64.
+      size: pixels per side: 8, 16, 32 or 64.
       selection: names in `NAMES` or WordNet ids, and which images of each.
       store: where the images go if they are larger than its limit.
 

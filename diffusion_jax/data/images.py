@@ -63,8 +63,8 @@ class ImageSet:
       images: (n, height, width, channels): uint8 grey levels, where 255 stands for 1, or float32,
         which are taken as they are. Larger sets are an np.memmap, which reads what is asked for.
       labels: int64 (n,), indices into class_names; None where there are none.
-      class_names: one name a class; empty without labels.
-      notes: what the source found worth telling a reader of the results, a sentence each.
+      class_names: one name per class; empty without labels.
+      notes: what the source found worth telling a reader of the results, one sentence each.
       file: the file that the images are mapped from, as it was then; None for images in memory.
       kept_mean: what `mean` is to be, where it is not that of the images to the last bit.
 
@@ -126,12 +126,12 @@ class ImageSet:
     def bounds(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Least and largest value that `centred` images may have, float32 (channels,) each.
 
-        0 and 1 less the mean for grey levels; None for floats.
+        0 and 1 minus the mean for grey levels; None for floats.
         """
         return (-self.mean, 1 - self.mean) if self.images.dtype == np.uint8 else None
 
     def centred(self, chosen: Any = slice(None)) -> np.ndarray:
-        """Images on the scale of [0, 1], less the mean of all, float32.
+        """Images on the scale of [0, 1], minus the mean of all, float32.
 
         Args:
           chosen: indices or a slice; all images by default.
@@ -225,8 +225,8 @@ def crop_and_resize(image: Image.Image, side: int, size: int) -> np.ndarray:
 
     Args:
       image: both sides at least `side` pixels, mode L or RGB.
-      side: pixels a side of the square.
-      size: pixels a side of the result.
+      side: pixels per side of the square.
+      size: pixels per side of the result.
 
     Returns:
       uint8 (size, size) or (size, size, 3).
@@ -260,7 +260,7 @@ def centre_crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
 
     Args:
       image: both sides at least 256 pixels.
-      size: pixels a side of the result.
+      size: pixels per side of the result.
 
     Returns:
       uint8 (size, size, 3).
@@ -270,5 +270,5 @@ def centre_crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
     """
     width, height = image.size
     if min(width, height) < CROP:
-        raise ValueError(f"it is {width} x {height} pixels, less than {CROP} a side")
+        raise ValueError(f"it is {width} x {height} pixels, less than {CROP} per side")
     return crop_and_resize(image.convert("RGB"), CROP, size)

@@ -81,7 +81,7 @@ def read_lmdb(
       folder: an LMDB folder of LSUN; values are WebP or JPEG images.
       start: first rank.
       stop: rank after the last.
-      image_size: pixels a side.
+      image_size: pixels per side.
       is_object: take the largest central square, since images of objects differ in size; by
         default the central 256 x 256 pixels, as the paper does for scenes.
       keys: keys of some ranks, so that the walk to `start` begins near it; that of `stop` is added

@@ -164,8 +164,8 @@ def prepare(
       prepared_dir: the chunks go here.
       categories: LSUN categories.
       images_per_class: how many images, in the byte order of their keys.
-      image_size: pixels a side.
-      chunk: images a chunk.
+      image_size: pixels per side.
+      chunk: images per chunk.
       first: rank of the first of them.
 
     Returns:
@@ -286,7 +286,7 @@ def load_lmdb(
 
     Args:
       data_dir: see `prepare`.
-      image_size: pixels a side.
+      image_size: pixels per side.
       selection: categories, and which images of each; their number must be given.
       store: the prepared images go into its folder; and the images where they are larger than its
         limit (see `storage.stored`).
@@ -332,7 +332,7 @@ SOURCE = Source(
     load=load,
     defaults=Defaults(("church_outdoor", "conference_room"), 20_000, 64),
     classes=f"{len(SCENES)} scenes and {len(OBJECTS)} objects",
-    preprocessing=f"{PREPROCESSING}; of objects the largest central square",
+    preprocessing=f"{PREPROCESSING}; for objects the largest central square",
     files="the unpacked LMDB folders: `CATEGORY_train_lmdb` for scenes, `CATEGORY` for objects",
     origin=f"<{URL}>",
     in_paper="n = 40 000, Lambda = 60.52; with n = 200 (`lsun_small`) also a collapse run",

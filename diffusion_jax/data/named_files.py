@@ -48,7 +48,7 @@ def endings() -> set[str]:
 
 
 def count_images(folder: Path) -> int:
-    """How many images lie below a folder, but for links to folders.
+    """How many images lie below a folder, except for links to folders.
 
     Raises:
       UserError: a folder cannot be read.

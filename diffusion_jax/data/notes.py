@@ -8,7 +8,7 @@ from diffusion_jax.runtime.text import shown
 
 
 def say_notes(images: ImageSet, held_out: ImageSet | None = None) -> list[str]:
-    """Says the notes of a set of images on stderr, a line each, by the first process alone.
+    """Says the notes of a set of images on stderr, one line each, by the first process alone.
 
     Args:
       images: what was loaded.

@@ -38,7 +38,7 @@ def load(
 
     Args:
       contents: see `contents.find`.
-      image_size: pixels a side, or (height, width), see `pictures.load`; by default as the images
+      image_size: pixels per side, or (height, width), see `pictures.load`; by default as the images
         are.
       selection: which images of each class, or of all where there are no labels.
       memory_gib: memory that the images may take, in GiB; by default what is free. Not with store.

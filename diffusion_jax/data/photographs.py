@@ -43,7 +43,7 @@ def _crop(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
 def write_lmdb(
     data_dir: Path, classes: tuple[str, ...], crops_per_class: int = CROPS_PER_CLASS
 ) -> None:
-    """Writes one LMDB folder a class, as LSUN's archives have them, where it is missing.
+    """Writes one LMDB folder per class, as LSUN's archives have them, where it is missing.
 
     Values are WebP images; keys are 40 hexadecimal digits of a hash, so that their order mixes the
     photographs. The same crops come out each time. A folder appears only once it is complete.

@@ -67,7 +67,7 @@ class Loaded(NamedTuple):
     Attributes:
       images: uint8 (n, height, width, channels), in the order of the pictures.
       file: the file that they are mapped from, if they are.
-      notes: what a reader of the results should know, a sentence each.
+      notes: what a reader of the results should know, one sentence each.
     """
 
     images: np.ndarray
@@ -79,12 +79,12 @@ def inspect(picture: Picture) -> Header:
     """What an image's header says.
 
     Raises:
-      UserError: it cannot be read, holds several frames, or has more than 8 bits a channel.
+      UserError: it cannot be read, holds several frames, or has more than 8 bits per channel.
     """
     with _opened(picture) as image:
         if (bits := _bits(image)) > 8:
             raise UserError(
-                f"{picture.name} has more than 8 bits a channel ({bits}): convert to 8 bits, or "
+                f"{picture.name} has more than 8 bits per channel ({bits}): convert to 8 bits, or "
                 f"save the images as floats in [0, 1] in an .npy file"
             )
         frames = getattr(image, "n_frames", 1)
@@ -114,7 +114,7 @@ def load(
     Args:
       what: what holds the pictures, for messages, such as the path of their folder.
       pictures: one or more.
-      image_size: pixels a side, or (height, width). The largest central part of that shape is cut
+      image_size: pixels per side, or (height, width). The largest central part of that shape is cut
         out of each image and resized to it with antialiasing (Pillow's BILINEAR, as for LSUN),
         never enlarged. By default all images must have one size, and are taken as they are.
       memory_gib: memory that the images may take, in GiB; by default what is free. Not with store.
@@ -243,7 +243,7 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
 
 
 def _bits(image: Image.Image) -> int:
-    """Bits a channel, as far as they are more than 8, of an image that is not loaded yet.
+    """Bits per channel, as far as they are more than 8, of an image that is not loaded yet.
 
     Pillow opens 16-bit images of several channels in its modes of 8 bits, and drops the lower half.
     """

@@ -18,7 +18,7 @@ class Selection:
       classes: names, in the order that they are to have; empty for all that the source has.
       first: rank of the first image wanted of each class.
       count: how many of each class; None for all from `first` on.
-      exact: refuse a class that has fewer than so many, instead of taking what there is.
+      exact: refuse a class that has fewer than that, instead of taking what there is.
     """
 
     classes: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class Selection:
           names: their names, for messages.
 
         Returns:
-          Increasing indices into the source, an array a class.
+          Increasing indices into the source, one array per class.
 
         Raises:
           UserError: see `ranks`.

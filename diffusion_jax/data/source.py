@@ -21,8 +21,8 @@ class Defaults(NamedTuple):
 
     Attributes:
       classes: names of classes.
-      images_per_class: the first so many of each.
-      image_size: pixels a side.
+      images_per_class: how many of each, the first ones.
+      image_size: pixels per side.
     """
 
     classes: tuple[str, ...]
@@ -61,16 +61,16 @@ class Source:
         `UserError` where files are missing, damaged or fewer than asked for. It is given at least
         one class and a number of images of each.
       defaults: what its name means without further options.
-      classes: the names of all its classes, which are held against those asked for; or in words,
-        and `load` refuses others.
+      classes: the names of all its classes, in which those asked for must be; or a text in words,
+        where `load` refuses others.
       preprocessing: what is done to its images.
       files: the files wanted in its folder; none by default.
       origin: where they come from.
-      sizes: pixels a side that it has; by default any that `load` takes.
+      sizes: pixels per side that it has; by default any that `load` takes.
       has_folder: whether it reads or writes files in a folder, which --data-dir names.
       in_paper: its n and Lambda in Table 1 of the paper.
       fetched: its published files, where anybody may fetch them.
-      steps: otherwise what to do by hand, a line each, with {folder} for the data folder.
+      steps: otherwise what to do by hand, one line each, with {folder} for the data folder.
     """
 
     about: str

@@ -35,7 +35,7 @@ class Store(NamedTuple):
     memory_gib: float | None = None
 
     def fits(self, num_bytes: int) -> bool:
-        """Whether so many bytes are to be held in memory.
+        """Whether this number of bytes is to be held in memory.
 
         Raises:
           UserError: a limit that is no size.

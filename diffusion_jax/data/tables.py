@@ -35,7 +35,7 @@ class Table(NamedTuple):
       path: the table.
       places: where each row stands, such as "line 2".
       files: what each row calls its image's file.
-      labels: a label a row; None where there is no such column.
+      labels: one label per row; None where there is no such column.
       notes: which columns were taken.
     """
 
@@ -76,7 +76,7 @@ def names_of(path: Path) -> list[str]:
         names: dict[str, None] = {}
         for place, row in _objects(path):
             if row is None and not names:
-                raise UserError(f"{place} of {path} is no JSON object: write one a line")
+                raise UserError(f"{place} of {path} is no JSON object: write one per line")
             names.update(dict.fromkeys(map(str, row or ())))
         return list(names)
 
@@ -96,8 +96,8 @@ def read(path: Path, memory_gib: float | None = None) -> Table:
     """Reads a table of files and labels.
 
     Args:
-      path: a CSV with a header and commas, in UTF-8; a .jsonl, a JSON object a line; or a Parquet
-        file.
+      path: a CSV with a header and commas, in UTF-8; a .jsonl, one JSON object per line; or a
+        Parquet file.
       memory_gib: memory that it may take, in GiB; by default what is free.
 
     Raises:

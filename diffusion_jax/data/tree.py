@@ -1,4 +1,4 @@
-"""What lies in a folder of people's own, but for what nobody put there."""
+"""What lies in a folder of people's own, except for what nobody put there."""
 
 import os
 import re

@@ -18,7 +18,7 @@ class ClippedDenoiser:
 
     An error of the noise is e^t times as large in D, 157 times at the end of the linear schedule,
     where a network is asked first: bounded, it cannot leave the data's range (the `clip_denoised`
-    of Ho et al. 2020). What it predicts within the range stays as it is, but for rounding.
+    of Ho et al. 2020). What it predicts within the range stays as it is, up to rounding.
 
     Attributes:
       denoiser: what is bounded.

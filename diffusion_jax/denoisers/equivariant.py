@@ -1,4 +1,4 @@
-"""The exact score, were every pixel to see a patch alone and not to know where it is."""
+"""The exact score if every pixel saw only a patch, and did not know where it is."""
 
 from functools import partial
 from typing import Any, Self, get_args
@@ -36,11 +36,11 @@ class EquivariantLocalDenoiser(PatchDenoiser):
 
     P(p) is the square of `patch` x `patch` pixels around p, all channels in it (Kamb & Ganguli
     2412.20292). At the boundary "zero" it is cut, and q runs over the places that are cut as p is,
-    equal min(distance to each border, half width): their boundary-broken machine (App. B.2), which
-    knows where borders are; from patch = max(height, width) on no two places are cut alike, and it
-    is `LocalDenoiser`. At "circular" patches wrap and q runs over all places (App. B.1); with
-    patch=None, every pixel once, it is the exact score of the training images in all translations.
-    At large t it is the mean over the places q.
+    those of equal min(distance to each border, half width): their boundary-broken machine (App.
+    B.2), which knows where borders are; from patch = max(height, width) on no two places are cut
+    alike, and it is `LocalDenoiser`. At "circular" patches wrap and q runs over all places (App.
+    B.1); with patch=None, every pixel once, it is the exact score of the training images in all
+    translations. At large t it is the mean over the places q.
 
     Weights are normalised over all training patches, whatever the batch. For each patch of a
     noisy image every training patch costs patch^2 * channels multiplications and an exponential;
@@ -98,7 +98,10 @@ class EquivariantLocalDenoiser(PatchDenoiser):
         labels: np.ndarray | None,
         patch: int = 5,
     ) -> Self:
-        """Cut at the border, of training points (n, ...), mean removed; labels change nothing."""
+        """The machine of training points (n, ...), mean removed, with patches cut at the border.
+
+        Labels change nothing.
+        """
         return cls(schedule, points, patch, "zero")
 
     @property

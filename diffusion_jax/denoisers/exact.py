@@ -54,7 +54,7 @@ class EmpiricalDenoiser:
 
     @classmethod
     def fit(cls, schedule: NoiseSchedule, points: np.ndarray, labels: np.ndarray | None) -> Self:
-        """That of these training points (n, ...), mean removed; labels change nothing.
+        """The exact score of training points (n, ...), mean removed; labels change nothing.
 
         Raises:
           UserError: points that are no floats, none, or values that are not finite.
@@ -88,7 +88,7 @@ class EmpiricalDenoiser:
         return jax.nn.log_softmax(self._logits(x, step), axis=1)
 
     def _logits(self, x: Array, step: Array) -> Array:
-        """Log p(nu | x) but for a constant that every map of x leaves as it is (batch, n)."""
+        """Log p(nu | x) up to a constant that every map of x leaves as it is (batch, n)."""
         signal = jnp.sqrt(self.schedule.alpha_bar[step]).astype(x.dtype)[:, None]
         variance = self.schedule.noise_variance[step].astype(x.dtype)[:, None]
         points = self.points.reshape(len(self.points), -1)

@@ -47,7 +47,7 @@ class GaussianDenoiser:
         rank: int | None = None,
         floor: Floor = 0.0,
     ) -> Self:
-        """That of a training set.
+        """The denoiser of a training set.
 
         It takes k d numbers; to fit it, min(n, d)^2 and k d in float64.
 
@@ -90,7 +90,7 @@ class GaussianDenoiser:
 
         x_u = e^-u m + V'diag(sqrt(G_u/G_t)) V (x - e^-t m),   G_t = Delta + l e^-2t,
 
-        and with f in place of l across the modes. Where samplers without noise go with ever more
+        and with f in place of l across the modes. Samplers without noise tend to it with ever more
         steps.
 
         Args:

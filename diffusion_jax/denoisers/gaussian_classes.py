@@ -1,4 +1,4 @@
-"""The score of a mixture of Gaussians, one a class."""
+"""The score of a mixture of Gaussians, one per class."""
 
 from typing import Self
 
@@ -55,7 +55,7 @@ class GaussianClassesDenoiser:
         rank: int | None = None,
         floor: Floor = 0.0,
     ) -> Self:
-        """That of a training set with classes; pi_c is a class's share of the points.
+        """The denoiser of a training set with classes; pi_c is a class's share of the points.
 
         It takes C k d numbers; with all modes, about as many as the points themselves.
 

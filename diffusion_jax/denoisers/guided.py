@@ -107,7 +107,7 @@ class GuidedDenoiser:
     conditional denoiser and w = -1 the unconditional one, to the bit; w > 0 goes further towards
     the class, w < -1 away from it. What others call `guidance_scale` is 1 + w: 1 there is 0 here.
 
-    For other w than 0 and -1 the samples do not follow p(x) p(c | x)^(1 + w) (Chidambaram et al.
+    For w other than 0 and -1 the samples do not follow p(x) p(c | x)^(1 + w) (Chidambaram et al.
     2024, arXiv:2409.13074), and the backward process and the probability flow have different laws:
     `regimes.guidance` has both for two Gaussians.
 
@@ -127,7 +127,7 @@ class GuidedDenoiser:
     Raises:
       UserError: schedules that differ, of those that the denoisers have and the one given, or one
         with more steps than a denoiser knows; a weight that is not finite (of a function, the
-        message says at which t), or is neither a number, a function nor one number a step; a
+        message says at which t), or is neither a number, a function nor one number per step; a
         function of time without any schedule; when it is called, denoisers whose noise has another
         shape than x.
     """
@@ -181,7 +181,7 @@ class GuidedDenoiser:
 
     @classmethod
     def tree_unflatten(cls, _: None, children: tuple[Any, Any, Any]) -> Self:
-        """For JAX: of whatever it has in place of the arrays, which is not to be checked."""
+        """For JAX: the same with whatever it has in place of the arrays, which is not checked."""
         self = object.__new__(cls)
         self.conditional, self.unconditional, self.weight = children
         return self
@@ -230,11 +230,12 @@ def _table(weight: Any, schedule: NoiseSchedule | None, num_steps: int | None) -
 
 
 def _require_values(weight: Array | np.ndarray, num_steps: int | None) -> None:
-    """Refuses an array that is neither one finite number nor one a step."""
+    """Refuses an array that is neither one finite number nor one per step."""
     if weight.ndim > 1 or (weight.ndim == 1 and num_steps not in (None, len(weight))):
         steps = "num_steps" if num_steps is None else num_steps
         raise UserError(
-            f"guidance weights of shape {weight.shape}: give one number, or one a step, ({steps},)"
+            f"guidance weights of shape {weight.shape}: give one number, or one per step, "
+            f"({steps},)"
         )
     if isinstance(weight, jax.core.Tracer):
         return

@@ -1,4 +1,4 @@
-"""The exact score, were every pixel to see no more than a patch around it."""
+"""The exact score if every pixel saw no more than a patch around it."""
 
 from typing import Any, Literal, Self
 
@@ -99,7 +99,7 @@ class LocalDenoiser(PatchDenoiser):
         labels: np.ndarray | None,
         patch: int = 5,
     ) -> Self:
-        """That of these training points (n, ...), mean removed; labels change nothing."""
+        """The machine of training points (n, ...), mean removed; labels change nothing."""
         return cls(schedule, points, patch)
 
     def mean(self, x: Array, step: Array) -> Array:

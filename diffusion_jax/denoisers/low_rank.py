@@ -58,8 +58,8 @@ class LowRankGaussian:
 
         Args:
           points: (n, ...), flattened; uint8 is scaled to [0, 1].
-          rank: the largest modes that are kept; all whose variance is not zero by default, as where
-            there are no more.
+          rank: how many of the largest modes are kept; by default, and at most, all whose variance
+            is not zero.
           floor: variance of every direction that is left out, or "rest": what the modes kept leave
             of the variance, spread evenly over it, (tr C - sum of l)/(d - k).
 
@@ -78,7 +78,7 @@ class LowRankGaussian:
         return cls(*map(jnp.asarray, arrays))
 
     def astype(self, dtype: DTypeLike) -> Self:
-        """The same in another float type."""
+        """The same law in another float type."""
         return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
 
     def split(self, vectors: Array) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ class ShiftedDenoiser:
     """eps(x, s) = eps'(x + sqrt(alpha_bar_s) shift, s): of data a where eps' knows a + shift.
 
     Two runs remove each the mean of its own training set: with shift = m - m', the denoiser of the
-    run with mean m' is one of images less m.
+    run with mean m' is one of images minus m.
 
     Attributes:
       denoiser: eps'.

@@ -82,8 +82,8 @@ class TrainedClassifier:
 
     Attributes:
       params: parameters of `Classifier`.
-      mean: per-channel mean of the data set (channels,), which images are given without. To images
-        from which another mean m was removed, add m - mean first.
+      mean: per-channel mean of the data set (channels,), which is removed from the images it takes.
+        To images from which another mean m was removed, add m - mean first.
       class_names: the classes, in the order of the labels.
       shape: (height, width, channels) of an image.
       accuracy: on images held out of the training.

@@ -51,7 +51,7 @@ def train_classifier(
 ) -> TrainedClassifier:
     """Trains a classifier on most of the images, and measures its accuracy on the others.
 
-    Cross-entropy, Adam, 64 images an update drawn with replacement, the learning rate 2e-3 falling
+    Cross-entropy, Adam, 64 images per update drawn with replacement, the learning rate 2e-3 falling
     to zero along half a cosine. Each image is shifted by up to 2 pixels either way, its edges
     repeated, and takes Gaussian noise of a deviation drawn from U(0, 0.1), since generated images
     are a little noisy. Everything random follows from the seed and the number of the update.
@@ -119,7 +119,7 @@ def checked_labels(images: ImageSet) -> np.ndarray:
         )
     if min(images.images.shape[1:3]) < LEAST_SIZE:
         raise UserError(
-            f"the classifier takes images of at least {LEAST_SIZE} pixels a side, not "
+            f"the classifier takes images of at least {LEAST_SIZE} pixels per side, not "
             f"{images.images.shape[1]} x {images.images.shape[2]}"
         )
     return images.labels

@@ -77,7 +77,7 @@ def leading_components(images: np.ndarray, training: np.ndarray) -> np.ndarray:
       training: (n, height, width, channels), n >= 2; uint8 of either is scaled to [0, 1].
 
     Returns:
-      float32 (N, k), less those of the training images' mean.
+      float32 (N, k), minus those of the training images' mean.
 
     Raises:
       UserError: images of another shape than the training set's, or training images that are all

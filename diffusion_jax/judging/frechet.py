@@ -23,7 +23,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Self:
-        """Of features (N, F), N >= 2, finite."""
+        """The moments of features (N, F), N >= 2, finite."""
         mean = features.mean(axis=0)
         scaled = (features - mean) / np.sqrt(len(features) - 1)
         return cls(mean, np.asarray(np.linalg.qr(scaled, mode="r")))
@@ -49,7 +49,7 @@ def frechet(real: np.ndarray, fake: np.ndarray) -> float:
 
     |mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^{1/2})    (Frechet 1957, Dowson & Landau 1982)
 
-    With A the real features less their mean over sqrt(m - 1), and B those of the generated ones,
+    With A the real features minus their mean over sqrt(m - 1), and B those of the generated ones,
     S_x = A'A and S_y = B'B. The eigenvalues of S_x S_y = A'(A B' B) that are not zero are those of
     (A B')(A B')', and so
 
@@ -92,7 +92,7 @@ def between(a: Moments, b: Moments) -> float:
 def frechet_of_one_law(
     real: np.ndarray, sizes: tuple[int, int], seed: int, num_draws: int = 40
 ) -> SameLaw:
-    """What `frechet` is between real samples and real samples, for want of an unbiased value.
+    """What `frechet` is between real samples and real samples, since it has no unbiased value.
 
     Each draw takes two random subsets that share no sample. A generated set of sizes[1] whose
     distance to sizes[0] real samples is within the draws cannot be told from the real ones by it.

@@ -134,7 +134,7 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> Precisio
 
 
 def checked(real: np.ndarray, fake: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features of real and generated samples in float64, at least so many of each.
+    """Features of real and generated samples in float64, at least a given number of each.
 
     Raises:
       UserError: features of unequal length, too few samples, or some that are not finite.

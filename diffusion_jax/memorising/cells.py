@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """That of its folder."""
+        """The name of its folder."""
         return f"n{self.size}_w{self.width}_s{self.replica}"
 
 
@@ -127,7 +127,7 @@ def plan(out: Path, base: Config, cells: list[Cell]) -> Plan:
 
 
 def _with_room(base: Config, end: int) -> Config:
-    """The configuration with held-out images that begin after so many of each class.
+    """The configuration with held-out images that begin after the first few of each class.
 
     Raises:
       UserError: they begin before already, or the data have too few images.

@@ -75,18 +75,18 @@ class Kept:
 
     @property
     def updates(self) -> np.ndarray:
-        """Of the evaluations (T,)."""
+        """Updates of the evaluations (T,)."""
         return np.array(list(self.drawn))
 
     @property
     def samples(self) -> list[np.ndarray]:
-        """Of the evaluations, as many of each as the smallest one has."""
+        """Samples of the evaluations, as many of each as the smallest one has."""
         count = min(len(each.samples) for each in self.drawn.values())
         return [each.samples[:count] for each in self.drawn.values()]
 
     @property
     def time(self) -> float:
-        """Down to which the exact score knows the training images; see `memory.time_of`."""
+        """Time down to which the exact score knows the training images; see `memory.time_of`."""
         return memory.time_of(self.exact)
 
     @property
@@ -151,7 +151,7 @@ class Series:
         return training_times.when(self.updates, found.value, found.replicates, level)
 
     def tau_nats(self, nats: float) -> Reached:
-        """The update from which on G has grown by so many nats since the lowest held-out U."""
+        """The update from which on G has grown by some nats since the lowest held-out U."""
         return training_times.when(self.updates, self.gained.value, self.gained.replicates, nats)
 
     @cached_property

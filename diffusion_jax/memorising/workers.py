@@ -32,7 +32,7 @@ class Work:
     Attributes:
       folders: of the cells that are left to do, in order.
       running: processes by their cells.
-      failed: why cells ended before their end, a sentence each.
+      failed: why cells ended before their end, one sentence each.
       done: cells that ended well.
     """
 
@@ -57,8 +57,8 @@ def devices() -> list[str | None]:
 def run(folders: dict[Cell, Path], look: Callable[[Work], None]) -> Work:
     """Trains the runs whose config.json lie in some folders.
 
-    Each is a process of `PROGRAM` with the folder, whose words go to its log.txt, in place of what
-    an earlier one said. It saves itself and ends when this process does, by whatever signal.
+    Each is a process of `PROGRAM` with the folder, whose output replaces that of an earlier one in
+    the folder's log.txt. It saves itself and ends when this process does, by whatever signal.
 
     Args:
       folders: of the cells.

@@ -105,7 +105,7 @@ def _over_heads(
       one_head: function of one head's arrays.
       *arrays: of all heads.
       in_turns: a few heads after another.
-      side_by_side: heads a turn, a divisor of their number.
+      side_by_side: heads per turn, a divisor of their number.
     """
     if not in_turns or arrays[0].shape[1] <= _PIXELS_AT_ONCE:
         return jax.vmap(one_head)(*arrays)

@@ -9,7 +9,7 @@ def kept_channels(keys: Array, rate: float, blocks: int, channels: int) -> Array
     """The channels that dropout leaves, (blocks, batch, channels), of all blocks in one draw.
 
     Args:
-      keys: one PRNG key an example (batch,), so that an example's mask does not depend on the
+      keys: one PRNG key per example (batch,), so that an example's mask does not depend on the
         device that computes it.
       rate: probability of dropping, in [0, 1).
       blocks: how many masks an example has.

@@ -29,7 +29,7 @@ FUSED = replace(ACCELERATOR, attention=attention.fused_attention)
 
 
 def best() -> Kernels:
-    """Those of the first device."""
+    """The kernels of the first device."""
     if backend.platform() == "cpu":
         return CPU
     return FUSED if backend.has_fused_attention() else ACCELERATOR

@@ -26,7 +26,7 @@ def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
 
 
 def param_dtype(dtype: DTypeLike) -> DTypeLike:
-    """Parameters are float32 whatever the compute type, but for float64."""
+    """Parameters are float32 whatever the compute type, except for float64."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
@@ -35,7 +35,7 @@ class Conv(nn.Module):
 
     Attributes:
       features: channels of the result.
-      kernel: pixels a side.
+      kernel: pixels per side.
       stride: 2 halves height and width. (SAME padding would be asymmetric there.)
       upsample: double height and width first, by the nearest neighbour; 3x3, stride 1 only.
       dtype: compute type.

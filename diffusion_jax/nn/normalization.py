@@ -1,8 +1,8 @@
 """GroupNorm followed by SiLU, with a backward pass of its own.
 
 Automatic differentiation keeps the normalized and the activated features of every norm until the
-backward pass, and reads them several times. Here it keeps the input and two numbers a group alone:
-the rest is computed again in one pass over the features, with sums over pixels first.
+backward pass, and reads them several times. Here it keeps the input and two numbers per group
+alone: the rest is computed again in one pass over the features, with sums over pixels first.
 """
 
 from functools import partial

@@ -133,9 +133,10 @@ class UNet(nn.Module):
     table of 1000 x C entries among them.
 
     Encoder: 3x3 convolution to C channels; a level has `num_res_blocks` residual blocks of width
-    C x multiple and, but for the last, a 3x3 stride-2 convolution; every output is kept as a skip.
+    C x multiple and, except for the last, a 3x3 stride-2 convolution; every output is kept as a
+    skip.
     Bottleneck: a residual block with attention and one without. Decoder, from the deepest level:
-    `num_res_blocks` + 1 residual blocks, each on [h, skip], and, but for the last, nearest
+    `num_res_blocks` + 1 residual blocks, each on [h, skip], and, except for the last, nearest
     up-sampling and a 3x3 convolution. Source: the PyTorch code of Biroli et al. (2024).
 
     Attributes:
@@ -143,7 +144,7 @@ class UNet(nn.Module):
       base_channels: width C of the first level, a multiple of 8.
       multiples: width of each level in units of C.
       attention_levels: the levels with self-attention, counted from 1 (the full resolution).
-      num_res_blocks: residual blocks a level of the encoder.
+      num_res_blocks: residual blocks per level of the encoder.
       dropout: probability of dropping a channel in a residual block's second half.
       dtype: compute type; parameters, norms' statistics and softmax stay float32 (or float64).
       remat: keep only the inputs of the residual blocks for the backward pass and compute the rest
@@ -185,7 +186,7 @@ class UNet(nn.Module):
             )
         if not self.multiples or min(self.multiples) < 1 or self.num_res_blocks < 1:
             raise UserError(
-                f"the UNet needs at least one level, multiples >= 1 and one residual block a "
+                f"the UNet needs at least one level, multiples >= 1 and one residual block per "
                 f"level, not multiples = {self.multiples}, num_res_blocks = {self.num_res_blocks}"
             )
         if not set(self.attention_levels) <= set(range(1, len(self.multiples) + 1)):
@@ -255,7 +256,7 @@ class UNet(nn.Module):
         Args:
           x: noisy images (batch, height, width, channels), both sides divisible by 2^(levels-1).
           step: integer steps in 0..999, shape (batch,); see `time_embedding` for others.
-          dropout_keys: one PRNG key an example (batch,) to train with dropout; None: no dropout.
+          dropout_keys: one PRNG key per example (batch,) to train with dropout; None: no dropout.
 
         Returns:
           Predicted noise, shape and dtype of x.

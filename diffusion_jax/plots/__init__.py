@@ -1,1 +1,1 @@
-"""Every figure, one file a subject."""
+"""Every figure, one file per subject."""

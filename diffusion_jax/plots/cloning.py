@@ -132,7 +132,7 @@ def show(axes: Axes, image: np.ndarray, mean: np.ndarray) -> None:
 
 
 def draw_forks(pairs: np.ndarray, times: np.ndarray, mean: np.ndarray) -> Figure:
-    """Draws forks: a column a branch time, a row a trunk, the two clones side by side.
+    """Draws forks: one column per branch time, one row per trunk, the two clones side by side.
 
     Args:
       pairs: the two ends of each fork (rows, columns, 2, height, width, channels), mean removed.

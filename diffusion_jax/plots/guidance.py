@@ -40,7 +40,7 @@ def draw_mixture(
     Args:
       theory: `d` of the curves along time, `t`, `along` (for each weight as text, `phi` and
         `class_entropy`), and `against` with `w`, and for each of `diffusion` and `flow` a list of
-        `overshoot` and `spread` by dimension and `t_S`, less that without guidance.
+        `overshoot` and `spread` by dimension and `t_S`, minus that without guidance.
       samples: rows with `d`, `w`, `of`, `t`, and the quantities (T, 2), mean and standard error.
       dimensions: those of `against`.
     """

@@ -81,7 +81,7 @@ def _columns(lines: Sequence[Line], rows: int, height: float) -> tuple[Figure, A
 
 
 def draw_collapse(lines: Sequence[Line], label: str, level: float | None = None) -> Figure:
-    """Draws a quantity against the update tau, and against tau/n, a column a width.
+    """Draws a quantity against the update tau, and against tau/n, one column per width.
 
     Args:
       lines: a training each.
@@ -105,7 +105,7 @@ def draw_collapse(lines: Sequence[Line], label: str, level: float | None = None)
 
 
 def draw_losses(training: Sequence[Line], held_out: Sequence[Line], time: float) -> Figure:
-    """Draws the information of training images (dashed) and of those held out, a column a width.
+    """Draws the information of training (dashed) and held-out images, one column per width.
 
     Args:
       training: U of the training images.

@@ -25,7 +25,7 @@ def _dimension_legend(axes: Axes, dimensions: list[str], **place: Any) -> None:
 
 
 def draw_speciation(results: dict[str, Any]) -> Figure:
-    """Draws phi(t) of the clones, against time and against time less the speciation time.
+    """Draws phi(t) of the clones, against time and against time minus the speciation time.
 
     Args:
       results: for each dimension (as text), `theory` with `t` and `phi`; `ours` with `t`, `phi` and

@@ -31,7 +31,7 @@ def draw_open_modes(
     marks: Mapping[str, float],
     mode_times: np.ndarray,
 ) -> Figure:
-    """Draws the number of open modes and the trace against time, a column a source.
+    """Draws the number of open modes and the trace against time, one column per source.
 
     Args:
       times: Ornstein-Uhlenbeck times (T,), increasing.
@@ -55,7 +55,7 @@ def draw_open_modes(
                 markersize=7,
                 markerfacecolor="white",
             )
-        axes.plot([], [], "^", color="0.4", markerfacecolor="white", label="at least so many")
+        axes.plot([], [], "^", color="0.4", markerfacecolor="white", label="at least this many")
         axes.axhline(leading, color="0.8", linewidth=0.6, zorder=0)
         axes.set_ylim(-0.04 * leading, 1.08 * leading)
         axes.set_title(source, fontsize=10, pad=11)
@@ -100,7 +100,7 @@ def draw_curves(
     ylabel: str,
     log: bool = False,
 ) -> Figure:
-    """Draws a number against time, a panel a source.
+    """Draws a number against time, one panel per source.
 
     Args:
       times: Ornstein-Uhlenbeck times (T,), increasing.
@@ -173,7 +173,7 @@ def draw_along(
     opened: Sequence[tuple[np.ndarray, np.ndarray]],
     mean: np.ndarray,
 ) -> Figure:
-    """Draws one trajectory: x_t, the predicted image and the newly open modes, a column a time.
+    """Draws one trajectory: x_t, the predicted image and the newly open modes, one column per time.
 
     Args:
       times: of the stops, descending (S,).

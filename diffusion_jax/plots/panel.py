@@ -65,7 +65,7 @@ def panels(sources: Sequence[str], height: float, rows: int = 1) -> tuple[Figure
 
 
 def limits(times: np.ndarray) -> tuple[float, float]:
-    """Of a logarithmic axis with a little room at both ends."""
+    """Limits of a logarithmic axis with a little room at both ends."""
     return float(times[0]) / 1.1, 1.1 * float(times[-1])
 
 

@@ -54,7 +54,7 @@ def _with_and_without(analysis: Analysis, symmetry: Symmetry) -> page.Picture:
         regimes.draw_symmetry(analysis.overall, symmetry.without.overall, symmetry.name),
         f"What the symmetry {symmetry.name} does: solid with it, that is, of all maps of the "
         "images, and dashed without. Upright lines are t_S (phi) and t_C (phi_C). All other "
-        "figures but that of the Lipschitz constants are with the symmetry.",
+        "figures except that of the Lipschitz constants are with the symmetry.",
     )
 
 
@@ -110,7 +110,7 @@ def _pairs(analysis: Analysis, class_names: tuple[str, ...]) -> page.Picture:
     return page.Picture.of(
         "pairs.png",
         draw_pair_times(analysis.pairs, class_names, analysis.times["t_C_phi"].value),
-        "Of each two classes alone: above the diagonal the time at which phi crosses the level of "
+        "Each pair of classes alone: above the diagonal the time at which phi crosses the level of "
         "t_S (phi), below it the peak of -dI(c; x_t)/dt; in brackets what lies below t_C (phi_C) "
         "of all images. result.json has the intervals.",
     )

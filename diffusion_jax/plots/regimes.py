@@ -293,10 +293,10 @@ def draw_noisy_samples(
 ) -> Figure:
     """Draws x_t = e^-t a + sqrt(Delta_t) z of a few images, one column a time.
 
-    The range of grey levels or colours is each picture's own, but for the images themselves.
+    The range of grey levels or colours is each picture's own, except for the images themselves.
 
     Args:
-      images: (rows, height, width, channels), 1 or 3 channels, in [0, 1] less `mean`.
+      images: (rows, height, width, channels), 1 or 3 channels, in [0, 1] minus `mean`.
       mean: per-channel mean (channels,).
       times: the times by the name that heads their column; 0 shows the images themselves.
       seed: of the noise, which is the same along a row.

@@ -31,7 +31,7 @@ class ErrorCurves:
 def draw_error_curves(
     panels: Sequence[Sequence[ErrorCurves]], styles: Mapping[str, Mapping[str, object]]
 ) -> Figure:
-    """Draws errors against the number of steps, one panel an error and data set.
+    """Draws errors against the number of steps, one panel per error and data set.
 
     Args:
       panels: rows of panels, all of the same error.

@@ -23,7 +23,7 @@ def draw_resemblance(
     marks: Mapping[str, float],
     ylabel: str = "R$^2$ of the network's predicted images",
 ) -> Figure:
-    """Draws R^2 against time, a panel a source.
+    """Draws R^2 against time, one panel per source.
 
     Args:
       times: Ornstein-Uhlenbeck times (T,), increasing.
@@ -48,7 +48,7 @@ def draw_losses(
     curves: Mapping[str, Mapping[str, Sequence[Estimate]]],
     marks: Mapping[str, float],
 ) -> Figure:
-    """Draws the noise losses of the network and of the theories, a panel a source.
+    """Draws the noise losses of the network and of the theories, one panel per source.
 
     Args:
       times: Ornstein-Uhlenbeck times (T,), increasing.
@@ -64,7 +64,7 @@ def draw_losses(
         axes.set_ylim(bottom=max(axes.get_ylim()[0], _NEGLIGIBLE * most))
         log_time_axis(axes, panel.limits(times))
         panel.marks(axes, marks, named=True)
-    panels[0].set_ylabel("squared error of the predicted noise, a component")
+    panels[0].set_ylabel("squared error of the predicted noise, per component")
     return panel.legend(figure, panels[0])
 
 
@@ -74,7 +74,7 @@ def draw_patches(
     sides: Sequence[int],
     marks: Mapping[str, float],
 ) -> Figure:
-    """Draws the patch of the largest R^2 against time, a panel a source.
+    """Draws the patch of the largest R^2 against time, one panel per source.
 
     Args:
       times: Ornstein-Uhlenbeck times (T,), increasing.
@@ -110,7 +110,7 @@ def draw_patches(
         axes.minorticks_off()
         log_time_axis(axes, panel.limits(times))
         panel.marks(axes, marks, named=True)
-    panels[0].set_ylabel("best patch, pixels a side")
+    panels[0].set_ylabel("best patch, pixels per side")
     return panel.legend(figure, panels[0])
 
 

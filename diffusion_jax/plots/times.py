@@ -91,7 +91,7 @@ def information_rows(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
 
 
 def class_notes(analysis: Analysis) -> list[str]:
-    """What is said of the partition and of the pairs of classes, a line each."""
+    """What is said of the partition and of the pairs of classes, one line each."""
     lines = []
     if (parted := analysis.partition) is not None:
         entropy = -float(np.sum(parted.weights * np.log(parted.weights)))

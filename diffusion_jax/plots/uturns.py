@@ -40,7 +40,7 @@ def _estimates(curve: Curve) -> list[Estimate]:
 
 
 def draw_rows(sources: Sequence[str], rows: Sequence[Row], marks: Mapping[str, float]) -> Figure:
-    """Draws curves against time: a row of panels a quantity, a column a source.
+    """Draws curves against time: one row of panels per quantity, one column per source.
 
     Args:
       sources: names of the columns.
@@ -82,10 +82,10 @@ def draw_layers(
     names: Sequence[str],
     marks: Mapping[str, float],
 ) -> Figure:
-    """Draws how alike each layer finds an image and its return: a row a source, a column a score.
+    """Draws how alike each layer finds an image and its return: rows are sources, columns scores.
 
     Args:
-      layers: of each source and score, a curve a layer.
+      layers: of each source and score, one curve per layer.
       names: of the layers.
       marks: times to be marked, by their labels.
     """
@@ -112,7 +112,7 @@ def draw_correlation(
     distance: np.ndarray,
     times: np.ndarray,
 ) -> Figure:
-    """Draws C(r)/C(0) against the distance: a row a source, a column a score, a line a time.
+    """Draws C(r)/C(0) against the distance: rows are sources, columns scores, lines times.
 
     Args:
       functions: of each source and score, C(r)/C(0) (T, K); NaN throughout where nothing changes.
@@ -192,7 +192,7 @@ def draw_changes(
 
 
 def draw_maps(maps: Mapping[str, np.ndarray], times: np.ndarray) -> Figure:
-    """Draws the mean change of each pixel: a row a score, a column a time.
+    """Draws the mean change of each pixel: one row per score, one column per time.
 
     Args:
       maps: of each score (columns, height, width).

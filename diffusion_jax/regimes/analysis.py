@@ -74,7 +74,7 @@ class Symmetry:
 class Analysis:
     """The regimes of a data set, or of its orbit under a group of symmetries.
 
-    With a group everything but `lipschitz` is that of the orbit {g a} of the images less their
+    With a group everything but `lipschitz` is that of the orbit {g a} of the images minus their
     mean, as the process starts from them.
 
     Attributes:
@@ -93,7 +93,7 @@ class Analysis:
       schedule: times of the 1 000 steps of the data's own noise schedule, see `adaptive`; None
         where it cannot be made.
       num_points: number n of images; of an orbit, see `TrainingSet.num_points`.
-      warnings: what to know before trusting a number, a sentence each.
+      warnings: what to know before trusting a number, one sentence each.
       symmetry: the group, and what is found without it; None where there is none.
     """
 
@@ -176,7 +176,7 @@ def _warnings(
     if num_classes > MOST_CLASSES:
         yield f"curves of single classes are given for up to {MOST_CLASSES} classes"
     if num_classes > class_information.MOST_PAIRED:
-        yield f"pairs of classes are told for up to {class_information.MOST_PAIRED} classes"
+        yield f"pairs of classes are given for up to {class_information.MOST_PAIRED} classes"
 
 
 def _per_class(
@@ -219,15 +219,16 @@ def measure(
     Args:
       images: (n, height, width, channels); uint8 is scaled to [0, 1].
       labels: classes 0..C-1 (n,), or None.
-      class_names: one name a class.
-      mean: per-channel mean of the images on the scale of [0, 1], which the process starts less of.
+      class_names: one name per class.
+      mean: per-channel mean of the images on the scale of [0, 1], removed before the process
+        starts.
       key: typed PRNG key.
       accuracy: largest standard error of phi, phi_C and f^e/alpha.
       max_draws: most draws.
       progress: see `transitions.measure`.
-      group: symmetries of the images less their mean, each of the class of its image.
+      group: symmetries of the images minus their mean, each of the class of its image.
       partition: labels of classes in groups, see `class_information.groups_named`.
-      with_pairs: whether pairs of classes are told, which takes a while where there are many.
+      with_pairs: whether pairs of classes are measured, which takes a while where there are many.
 
     Raises:
       UserError: see `training_set`.

@@ -177,7 +177,7 @@ def part(
     Args:
       draws: from the posterior engine; NaN marks what was not taken.
       class_weights: share of each class (C,).
-      class_names: one name a class.
+      class_names: one name per class.
       groups: labels of the classes in each group, see `groups_named`.
       seed: of the bootstrap.
     """
@@ -194,7 +194,7 @@ def pairs(
 ) -> tuple[Partition, ...]:
     """What x_t says of each two classes; of three to ten, else nothing.
 
-    Of two classes it is what it is of all.
+    With two classes it is the same as for all classes.
     """
     number = len(class_weights)
     if not 2 < number <= MOST_PAIRED:

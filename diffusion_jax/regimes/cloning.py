@@ -2,8 +2,8 @@
 
 A trunk runs from pure noise to data. A fork at b means that the steps L-1..b are shared: from the
 state with b steps still to go, at noise level alpha_bar_{b-1}, clones go on with noise of their
-own. phi is the probability that two of them end in the same class, phi_C that they end nearest to
-the same training point (Biroli et al. 2024).
+own. The probability that two of them end in the same class is phi; that they end nearest to the
+same training point, phi_C (Biroli et al. 2024).
 
 The trunk is run once for all its forks and may serve as one of the two clones. With B forks at b_i
 a trunk of L steps then costs L + sum b_i calls of the denoiser, L + 2 sum b_i with two fresh
@@ -80,7 +80,7 @@ class Forks:
       steps: number of steps b that each fork's clones have to go (B,), descending.
       trunk: the trunks' ends (N, ...).
       clones: the clones' ends (N, B, clones, ...).
-      path: the trunks' states by the way, where asked for (N, W, ...).
+      path: the trunks' states along the way, where asked for (N, W, ...).
     """
 
     steps: np.ndarray
@@ -158,14 +158,14 @@ def trunks(
     steps: Sequence[int],
     at: int | None = None,
 ) -> Iterator[tuple[int, Array]]:
-    """Runs trunks from pure noise down, stopping by the way.
+    """Runs trunks from pure noise down, stopping along the way.
 
     Args:
       sampler: see `sampling.Sampler`. What it remembers of its past steps, if anything, is
         forgotten at each stop.
       denoiser: see `denoisers.Denoiser`.
       x: pure noise (batch, ...), or the states with `at` steps to go.
-      keys: one PRNG key a trunk (batch,).
+      keys: one PRNG key per trunk (batch,).
       steps: steps still to go at each stop, descending; 0 is clean data.
       at: steps to go of x; by default all.
 
@@ -194,10 +194,10 @@ def fork(
 ) -> Forks:
     """Runs the trunks number first..last-1 and their clones, all of one batch on all devices.
 
-    Trunk i and its clones depend on `key` and i alone, but for rounding; the trunk ends where
-    `sampling.sample` with this key ends its sample i. So many trunks are run, and a broken run is
-    taken up, batch by batch. All this is true of samplers without memory: one that remembers its
-    past steps forgets them at each stop, and ends elsewhere with other stops.
+    Trunk i and its clones depend on `key` and i alone, up to rounding; the trunk ends where
+    `sampling.sample` with this key ends its sample i. So many trunks can be run batch by batch, and
+    an interrupted run can be taken up. All this is true of samplers without memory: one that
+    remembers its past steps forgets them at each stop, and ends elsewhere with other stops.
 
     Args:
       sampler: see `sampling.Sampler`; clones of one without noise are equal.

@@ -119,8 +119,8 @@ def _of_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The largest eigenvalues of sum_i w_i u_i u_i', fewer u_i than d, and vectors if wanted.
 
-    From products of the u_i vectors of small eigenvalues would not be orthogonal, and negative
-    weights are beyond them.
+    Not from products of the u_i: vectors of small eigenvalues would not be orthogonal, and negative
+    weights could not be taken.
     """
     if vectors or (weights < 0).any():
         base, triangle = np.linalg.qr(rows.T)

@@ -30,7 +30,7 @@ LEAST_TRUNKS = 30
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What trunks and clones ended in: N trunks, B forks, W places by the way.
+    """What trunks and clones ended in: N trunks, B forks, W places along the way.
 
     Attributes:
       trunk: the trunks' ends (N, ...), in the units of the training data.
@@ -40,7 +40,7 @@ class Outcomes:
       index: training point nearest to each trunk's end (N,).
       distance: Euclidean, to it (N,).
       second: to the second nearest (N,).
-      path: training point nearest to the trunk by the way, x_t e^t compared with the points
+      path: training point nearest to the trunk along the way, x_t e^t compared with the points
         themselves, the end included (N, W + 1).
     """
 
@@ -59,7 +59,7 @@ class Outcomes:
         return Neighbours(self.index, self.distance, self.second)
 
     def rows(self, first: int, last: int) -> "Outcomes":
-        """Those of the trunks in the places first..last-1."""
+        """The outcomes of the trunks in the places first..last-1."""
         return Outcomes(**{f.name: getattr(self, f.name)[first:last] for f in fields(self)})
 
     def save(self, path: Path) -> None:
@@ -222,7 +222,7 @@ def summarize(
     Args:
       outcomes: of all trunks.
       times: Ornstein-Uhlenbeck times of the forks (B,), descending.
-      watch_times: of the places by the way (W,), descending.
+      watch_times: of the places along the way (W,), descending.
       num_classes: number C of classes; fewer than two give no phi.
       level: value of phi at t_S.
       seed: of the bootstrap.

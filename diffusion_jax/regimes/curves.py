@@ -204,7 +204,7 @@ def average(
       num_replicates: number R of replicates.
 
     Returns:
-      One curve a quantity.
+      One curve per quantity.
     """
     tables = list(values)
     rng = np.random.default_rng(seed)

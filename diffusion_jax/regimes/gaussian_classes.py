@@ -90,11 +90,11 @@ def gaussian_moments(first: Gaussian, second: Gaussian, time: float) -> tuple[fl
     D_1 = 1/2 sum_i (r_i - 1 - log r_i) + 1/2 delta' S_2^-1 delta
     V_1 = 1/2 sum_i (r_i - 1)^2 + delta' S_2^-1 S_1 S_2^-1 delta
 
-    The r_i - 1 are found themselves, as the generalized eigenvalues of (S_1 - S_2, S_2), so that
+    The r_i - 1 are found directly, as the generalized eigenvalues of (S_1 - S_2, S_2), so that
     large times lose no digits.
 
     Args:
-      first: the class over which is averaged. For class 2 exchange the two.
+      first: the class over which the average is taken. For class 2 exchange the two.
       second: the other one.
       time: Ornstein-Uhlenbeck time, positive.
 
@@ -132,7 +132,7 @@ def gaussian_speciation_time(first: Gaussian, second: Gaussian, log_odds: float 
     Args:
       first: the class whose time is sought. For class 2 exchange the two, and the sign of log_odds.
       second: the other one.
-      log_odds: log(pi_1/pi_2) where the classes' weights shall count.
+      log_odds: log(pi_1/pi_2) where the classes' weights are to count.
 
     Returns:
       An Ornstein-Uhlenbeck time. NaN where there is no root above t = 0.001: the fluctuation of u

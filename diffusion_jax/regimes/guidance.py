@@ -23,8 +23,8 @@ which only set where it ends, at s_0 = d mu^2/sigma^2. What follows (derived her
 - flow: u tends to a constant for each path, so the law along m stays distorted by a finite part of
   sigma in every dimension; of |m| it is d^-1/2. Nothing forgets.
 - t_S(w) lies at one s(w): guidance moves it by -1/2 log s(w), at sigma = 1 whatever d is.
-- w < -1 ends about (1 + 2 w) m, beyond the other class, but for a share that had parted towards +,
-  where guidance is zero: 3 % at w = -3, whatever d is.
+- w < -1 ends about (1 + 2 w) m, beyond the other class, except for a share that had parted towards
+  +, where guidance is zero: 3 % at w = -3, whatever d is.
 """
 
 import math
@@ -195,8 +195,8 @@ class GuidedMixture:
         c = (1 - beta/Gamma) sqrt(Gamma)/sqrt((1 - beta) Gamma'),
         k = beta w sqrt(s)/sqrt(Gamma (1 - beta) Gamma')
 
-        So a sampler's discretisation is no error of the theory: samples are held against this, and
-        this against `diffusion`.
+        So a sampler's discretisation is no error of the theory: samples are compared with this, and
+        this with `diffusion`.
 
         Returns:
           The law before each step, at the schedule's times, and after the last at t = 0.
@@ -227,7 +227,7 @@ class GuidedMixture:
         return 0.5 * math.log(float(self.mixture.separation(time)))
 
     def _start(self, time: float | None, mean: float) -> tuple[float, float]:
-        """Mean and deviation of u where x_T ~ N(0, I); of the class, but for a mean, at s = 0."""
+        """Mean and deviation of u where x_T ~ N(0, I); the class's at s = 0, except for a mean."""
         if time is None:
             return mean, 1.0
         return -math.exp(self._clock(time)), 1 / math.sqrt(float(self.mixture.gamma(time)))

@@ -81,7 +81,7 @@ class Spectra:
         return np.asarray((self.open_modes == count) & (count < self.dimension))
 
     def rows(self, first: int, last: int) -> "Spectra":
-        """Those of the points in the places first..last-1."""
+        """The spectra of the points in the places first..last-1."""
         return Spectra(**{n: _part(getattr(self, n), first, last) for n in _FIELDS})
 
     def save(self, path: Path) -> None:
@@ -169,12 +169,12 @@ def spectra(
     """The leading modes, the trace and the asymmetry of a denoiser's Jacobian at given x_t.
 
     In closed form for the exact score without a group, one Gaussian, Gaussians of classes and the
-    mixture of two, on the host in float64 (see `closed_jacobians`). For any other denoiser
-    from products with vectors: M v forwards, M' v backwards, for a batch of examples at a time on
-    all devices, the denoiser itself being called once a batch; `lanczos` on the host in float64
-    gives the modes. The trace is that of M on their space, and over the rest Hutchinson's mean of
-    v.(M v) over random signs v (Meyer et al. 2021, Hutch++); the asymmetry comes from the same
-    products. With k = d all of it is exact but for rounding, and no probes are taken.
+    mixture of two, on the host in float64 (see `closed_jacobians`). For any other denoiser it takes
+    products with vectors: M v forwards, M' v backwards, for a batch of examples at a time on all
+    devices, the denoiser itself being called once per batch; `lanczos` on the host in float64 gives
+    the modes. The trace is that of M on their space, and over the rest Hutchinson's mean of v.(M v)
+    over random signs v (Meyer et al. 2021, Hutch++); the asymmetry comes from the same products.
+    With k = d all of it is exact up to rounding, and no probes are taken.
 
     Args:
       denoiser: a pytree that JAX differentiates forwards; of a trained UNet, see `forwards`.
@@ -183,7 +183,7 @@ def spectra(
       step: its step s in 0..L-1, one for all.
       key: typed PRNG key. What is random of an example comes from the key and its number alone.
       leading: number k of eigenvalues, 1..d.
-      probes: number of probes an example; one gives no standard error (NaN).
+      probes: number of probes per example; one gives no standard error (NaN).
       vectors: whether the eigenvectors are wanted.
       first: number of the first example.
       tolerance: residual r at which an eigenvalue is known, in units of M. One that lies alone is
@@ -279,7 +279,7 @@ def _gathered(
 
 
 def forwards(denoiser: Any) -> Any:
-    """The same denoiser, but for UNets in plain JAX, which has forward derivatives.
+    """The same denoiser, except for UNets in plain JAX, which has forward derivatives.
 
     A run's UNet carries its device's kernels, which are differentiated backwards alone.
 

@@ -3,7 +3,7 @@
 M = 1 - sqrt(Delta) d eps/dx of a batch of points, one x each, is known by M v forwards and M'v
 backwards. Lanczos' method on (M + M')/2 runs on the host, in float64 and for each point by itself;
 its loop is not compiled, since within one XLA's CPU backend takes five times as long for the UNet's
-derivative (see `sampling.likelihood`). The denoiser is called once a batch: what its derivative
+derivative (see `sampling.likelihood`). The denoiser is called once per batch: what its derivative
 needs stays on the devices between the products, about as much as in a training step.
 """
 

@@ -10,9 +10,9 @@ eigenvector s of it the vector y = Q s has the residual
 The first part would be zero without rounding; of the second only ends of chains are left.
 
 From one vector the method finds one copy of every eigenvalue alone. So a chain that ends, since the
-space is invariant, is followed by another from a random vector orthogonal to the first; and once
-all that is wanted has converged, a new chain looks for copies that were missed: it must change
-nothing in `_VERIFY` steps, or its own end, before the answer is taken.
+space is invariant, is followed by another from a random vector orthogonal to the first. Once all
+that is wanted has converged, a new chain looks for copies that were missed: the answer is taken
+when it has changed nothing in `_VERIFY` steps, or up to its own end.
 """
 
 import numpy as np

@@ -5,10 +5,10 @@ The Jacobian of score(x) = (e^-t E[a|x] - x)/Delta_t is
     J(x) = -I/Delta_t + (e^-2t/Delta_t^2) Cov_p(a|x),    Delta_t = 1 - e^-2t,
 
 with Cov_p the covariance of the training points under the posterior p(nu|x). It is symmetric; with
-k_min and k_max the extreme eigenvalues of Cov_p its own are
+k_min and k_max the extreme eigenvalues of Cov_p, its own extreme eigenvalues are
 
-    largest   e^-2t k_max/Delta^2 - 1/Delta      the one-sided Lipschitz constant at x
-    smallest  e^-2t k_min/Delta^2 - 1/Delta      at least -1/Delta
+    e^-2t k_max/Delta^2 - 1/Delta      the largest: the one-sided Lipschitz constant at x
+    e^-2t k_min/Delta^2 - 1/Delta      the smallest, at least -1/Delta
 
 and the local Lipschitz constant is the larger of their moduli. Along any unit vector the variance
 of points that lie within a diameter is at most diameter^2/4 (Popoviciu), so for all x the constant
@@ -59,7 +59,7 @@ class LipschitzCurve:
 
 
 def _rows(points: np.ndarray) -> np.ndarray:
-    """The points flattened (n, d), less their mean, which nothing here depends on but rounding."""
+    """The points flattened (n, d), minus their mean, which changes nothing here except rounding."""
     if not np.issubdtype(points.dtype, np.floating):
         raise UserError(
             f"the points must be of a float type, scaled and flattened, not {points.dtype}"
@@ -198,7 +198,7 @@ class _Score:
     flat: bool
 
     def covariance_range(self, x: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
-        """k_min and k_max at each x (batch, d), less e^-t times the points' mean; (batch,) each."""
+        """k_min and k_max (batch,) at each x (batch, d) minus e^-t times the points' mean."""
         n, d = self.rows.shape
         per_draw = 4 * (3 * n + (_LANCZOS_STEPS + 4) * d) if self.flat else 4 * (3 * n + d)
         at_most = max(1, _CHUNK_BYTES // per_draw) * jax.device_count()
@@ -223,7 +223,7 @@ class _Score:
         return np.zeros(len(x)), largest
 
     def constants(self, x: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
-        """See `local_constants`; x less e^-t times the points' mean."""
+        """See `local_constants`; x is given minus e^-t times the points' mean."""
         k_min, k_max = self.covariance_range(x, time)
         variance = -np.expm1(-2 * time)
         ratio = np.exp(-2 * time) / variance**2

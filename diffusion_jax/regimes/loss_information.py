@@ -5,16 +5,16 @@ log-SNR, the information that a denoiser has down to the time t is
 
     U(t) = 1/2 int_{lambda(T)}^{lambda(t)} L dlambda + L(T)/2,
 
-the last for all times above T, the schedule's last. For the exact score of n training images and
-noised training images U(t) = I(a; x_t), which is log n where x_t tells its image for certain (Guo,
-Shamai and Verdu 2005; Kong et al., arXiv:2302.03792). So
+where the last term stands for all times above T, the schedule's last. For the exact score of n
+training images and noised training images U(t) = I(a; x_t), which is log n where x_t tells its
+image for certain (Guo, Shamai and Verdu 2005; Kong et al., arXiv:2302.03792). So
 
     G(t) = U_held-out(t) - U_training(t)          nats per image by which it knows its own images
     K(t) = U_training(t) - I(a; x_t) >= 0         those by which it falls short of the exact score
     M(t) = G/(G + K)                              its memory share: 1 for the exact score
 
-A learned denoiser is the score of no law, and then U is a bound of a code length and not one; G is
-a gap of such bounds. While a model generalises G is near (fitted parameters)/n plus the chance
+A learned denoiser is the score of no law, and then U is not a code length but a bound on one; G is
+a gap between such bounds. While a model generalises G is near (fitted parameters)/n plus the chance
 difference of the two sets, which is nats where these are small: what tells is the change of G from
 a reference on the same images and noise. All three grow as t falls, so they are given with their t.
 
@@ -79,12 +79,12 @@ class Strata:
 
     @property
     def total(self) -> float:
-        """Of all weights: 1/2 (lambda_first - lambda_last + 1)."""
+        """Sum of all weights: 1/2 (lambda_first - lambda_last + 1)."""
         return float(self._readings[0] - self._readings[-1] + 1) / 2
 
     @property
     def weight(self) -> float:
-        """Of each stratum: nats per unit of a loss that is summed over components."""
+        """Weight of each stratum: nats per unit of a loss that is summed over components."""
         return self.total / self.count
 
     @property
@@ -96,7 +96,7 @@ class Strata:
         return self.time_of(self.total - self.weight * np.arange(self.count))
 
     def time_of(self, above: float | np.ndarray) -> np.ndarray:
-        """The time above which the strata weigh so much in all, the schedule's end at most."""
+        """The time above which the strata weigh a given total, at most the schedule's end."""
         log_snr = self._readings[-1] + np.maximum(2 * np.asarray(above) - 1, 0)
         return np.asarray(np.log1p(np.exp(-log_snr)) / 2)
 
@@ -146,7 +146,7 @@ class Losses:
     losses: np.ndarray
 
     def __sub__(self, other: Self) -> "Losses":
-        """By how much those of a denoiser exceed those of another, on the same images and noise."""
+        """By how much a denoiser's losses exceed another's, on the same images and noise."""
         same = (np.array_equal(self.image, other.image), np.array_equal(self.steps, other.steps))
         if not all(same):
             raise UserError("losses of different images or steps cannot be compared row by row")
@@ -183,7 +183,7 @@ class Resampled:
 
     @classmethod
     def mean(cls, per_image: np.ndarray, seed: int) -> "Resampled":
-        """Of numbers (images, ...); images are drawn whole, and alike for all numbers of a seed."""
+        """The mean of numbers (images, ...); a seed draws the same whole images for all numbers."""
         shares = _shares(len(per_image), seed)
         return cls(per_image.mean(axis=0), np.tensordot(shares, per_image, 1))
 
@@ -208,13 +208,13 @@ class Resampled:
         return interval(self.replicates)
 
     def within(self, errors: float) -> Estimate:
-        """A single number, and so many standard errors to either side."""
+        """A single number, and a given number of standard errors to either side."""
         value, reach = float(self.value), errors * float(np.std(self.replicates, ddof=1))
         return Estimate(value, value - reach, value + reach)
 
     @property
     def estimate(self) -> Estimate:
-        """Of a single number."""
+        """The estimate of a single number."""
         low, high = self.interval
         return Estimate(float(self.value), float(low), float(high))
 

@@ -3,7 +3,7 @@
 A line of it is all that a measure needs: its curve is then among `Regimes.curves` and in
 result.json, and its times are among `Regimes.times`, in result.json and in the printed table. With
 n training points, d dimensions and alpha = log(n)/d (n is `TrainingSet.num_points`: with a symmetry
-that of the points of the orbit, and phi_C that of the same one of them):
+it counts the points of the orbit, and phi_C is about ending in the same one of these):
 
     phi              probability that two clones forked at t end in the same class, E sum_c p_c^2;
                      of the draws from a single class c, that a clone ends in it, E p_c
@@ -25,9 +25,9 @@ With e(x) the noise that the exact score predicts and e(x | c) that of the class
     -dI(c; x_t)/dt = E |e(x_t | c) - e(x_t)|^2/Delta_t,    c the class of a_mu,
 
 the square of the vector that guidance adds (2602.09651; by dI(a; x_t)/dg = 1/2 E |a - D|^2 of Guo,
-Shamai and Verdu 2005, for all points less for each class, g = e^-2t/Delta_t). It is g |D_c - D|^2,
-D the posterior's mean, and needs no such mean: since a_mu given x_t is a draw from the posterior,
-E |a_mu - a_nu|^2 = 2 E |a_mu - D|^2 for nu drawn from it too, and so
+Shamai and Verdu 2005, for all points minus that for each class, g = e^-2t/Delta_t). It is g |D_c -
+D|^2, D the posterior's mean, and needs no such mean: since a_mu given x_t is a draw from the
+posterior, E |a_mu - a_nu|^2 = 2 E |a_mu - D|^2 for nu drawn from it too, and so
 
     E |D_c - D|^2 = E |a_mu - D|^2 - E |a_mu - D_c|^2 = 1/2 E [S - S_c],
     S = sum_nu p(nu | x_t) |a_mu - a_nu|^2,    S_c the same over p(nu | x_t, c)   (derived here).
@@ -172,7 +172,7 @@ def level_of(time: str) -> tuple[str, Level]:
 
 
 def known(num_classes: int) -> dict[str, Observable]:
-    """The observables that data of so many classes have."""
+    """The observables that data with this number of classes have."""
     return {
         name: each
         for name, each in OBSERVABLES.items()

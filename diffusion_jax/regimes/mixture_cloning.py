@@ -80,7 +80,7 @@ def clone(
 ) -> Cloning:
     """Forks clones at many times of the backward process, all in one pass.
 
-    One trunk a pair runs from N(0, I) at time `end` to 0. For each branch time one clone follows
+    One trunk per pair runs from N(0, I) at time `end` to 0. For each branch time one clone follows
     the trunk until then and has its own noise afterwards; the trunk itself is the other clone.
     Given the state at the fork the two are independent, as the experiment asks; phi at different
     times is correlated, since the trunk is shared.

@@ -1,4 +1,4 @@
-"""Which directions open between two noise levels: what an open eigenspace gains on another."""
+"""Which directions open between two noise levels: what an open eigenspace gains over another."""
 
 import numpy as np
 

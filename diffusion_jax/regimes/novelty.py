@@ -45,10 +45,10 @@ class Novelty:
         return ~(self.memorised | self.spurious)
 
     def fractions(self) -> dict[str, Estimate]:
-        """Of the samples, by the names of the three, with Wilson's 95 % intervals.
+        """Fractions of the samples, by the names of the three, with Wilson's 95 % intervals.
 
         The intervals are those of fresh samples beside the same training set and the same second
-        set. Where the samples were held against each other they are too narrow: by sqrt(2) where
+        set. Where the samples were compared with each other they are too narrow: by sqrt(2) where
         they come in pairs, of which both are spurious or neither, and more where more share one.
         """
         kinds = {"memorised": self.memorised, "spurious": self.spurious, "novel": self.novel}
@@ -66,20 +66,20 @@ def novelty(
     With d_1 <= d_2 the Euclidean distances from a sample to its two nearest training points, and g
     that to the nearest of the second set of generated samples, all of them plain, not squared:
 
-        memorised   d_1 < d_2/3
-        spurious    g < d_1/3, and not memorised
-        novel       neither
+        d_1 < d_2/3    memorised
+        g < d_1/3      spurious, where it is not memorised
 
-    The first line is the rule of `neighbours.Neighbours.memorised`, but for training points that
-    are equal to the last bit: they count as one here, so that a copy of a point that has a copy is
-    memorised. (There d_1 = d_2 = 0 is not.) Training points that are nearly equal are left apart: a
-    sample near both has d_1 about d_2 and is not memorised by either rule. The second line is the
-    same rule with the nearest training point in the place of the second nearest point: a state that
-    three samples share has three samples at g = 0, so that a ratio of the two nearest generated
-    ones would overlook just the states that attract most.
+    and a sample is novel where neither holds. The first line is the rule of
+    `neighbours.Neighbours.memorised`, except for training points that are equal to the last bit:
+    they count as one here, so that a copy of a point that has a copy is memorised. (There d_1 = d_2
+    = 0 is not.) Training points that are nearly equal are left apart: a sample near both has d_1
+    about d_2 and is not memorised by either rule. The second line is the same rule with the nearest
+    training point in the place of the second nearest point: a state that three samples share has
+    three samples at g = 0, so that a ratio of the two nearest generated ones would overlook just
+    the states that attract most.
 
-    The source's own code holds the two nearest distances, to the training set and to the other
-    samples of the same set, against two fixed thresholds, of LPIPS or of Euclidean distance, in the
+    The source's own code compares the two nearest distances, to the training set and to the other
+    samples of the same set, with two fixed thresholds, of LPIPS or of Euclidean distance, in the
     same order of precedence. Fixed thresholds need an LPIPS network or a scale for each data set;
     the ratios need neither, but say less where the data are dense:
 
@@ -95,9 +95,9 @@ def novelty(
 
     Args:
       samples: (N, ...).
-      training: training points (n, ...), two that are not equal at least, in the same units.
+      training: training points (n, ...), at least two that are not equal, in the same units.
       generated: a second set of generated samples (M, ...), M >= 2; the larger the better. None
-        holds each sample against the other samples.
+        compares each sample with the other samples.
       group: with it every map of a training point or of a sample counts as that one; see
         `neighbours.nearest`. Training points that are maps of each other are not made one.
 

@@ -95,8 +95,8 @@ def curves(
 
     open_modes: the number of open modes, a lower bound where `Spectra.at_least` says so; trace;
     local_dimension: over those draws that have one; gap: the widest; asymmetry. With losses:
-    noise_loss; stein; and difference, noise_loss less stein draw by draw, whose mean is zero within
-    its interval.
+    noise_loss; stein; and difference, noise_loss minus stein draw by draw, whose mean is zero
+    within its interval.
 
     Args:
       times: increasing Ornstein-Uhlenbeck times (T,).

@@ -8,7 +8,7 @@ over the training points is
 
 which is -(|x_t - e^-t a_nu|^2 - |x_t - e^-t a_mu|^2)/(2 Delta_t). The same (mu, z) serves every
 time: two matrix products give |a_mu - a_nu|^2 and z.(a_mu - a_nu), and a time costs one pass over n
-numbers a draw. What two clones of a forked trajectory do then needs no trajectory: they end in
+numbers per draw. What two clones of a forked trajectory do then needs no trajectory: they end in
 independent draws from p(. | x_t), so that
 
     phi_C(t) = E sum_nu p(nu | x_t)^2        (same training point)

@@ -33,9 +33,11 @@ For psi_p > 1 the d largest eigenvalues, of order psi_p, come from K: there the 
 Below them, for d < n < p, are the training points'. With psi_p >> psi_n >> 1, M in the span of W
 and Omega is made of 2 x 2 blocks, psi_p (mu^2, c mu v/sqrt(psi_n); c mu v/sqrt(psi_n), v^2/psi_n)
 for each of the d data directions, and psi_p v^2/psi_n for n - d directions of Omega, so U has
+eigenvalues about
 
-    d eigenvalues about psi_p mu^2, n - d about s^2 + v^2 psi_p/psi_n, and
-    d about s^2 + Delta v^2 psi_p/psi_n,  the blocks' determinants over their traces.
+    psi_p mu^2                      d of them
+    s^2 + v^2 psi_p/psi_n           n - d of them
+    s^2 + Delta v^2 psi_p/psi_n     d of them, the blocks' determinants over their traces
 
 The rest, if any, is a delta mass at s^2, which the flow never enters. The cross matrix V lies in
 the range of W: nearly all that the training loss falls by below the true score's comes from the
@@ -216,7 +218,7 @@ class FeatureSpectrum:
           nodes: for each bulk.
 
         Returns:
-          Eigenvalues (N,), their masses in the spectrum (N,), which sum to 1 less the delta's (to
+          Eigenvalues (N,), their masses in the spectrum (N,), which sum to 1 minus the delta's (to
           1e-8; to 1e-5 where two bulks all but touch and to 1e-4 at p = n + d), and their masses
           in the measure 1/d sum_k |V^T o_k|^2 delta(lambda - lambda_k), of the cross
           matrix V = E h xi^T in U's eigenvectors o_k: how much there is to learn (N,).

@@ -183,7 +183,7 @@ class FeatureFlow:
 
     @property
     def eigenvalues(self) -> np.ndarray:
-        """Of U, increasing (p,)."""
+        """Eigenvalues of U, increasing (p,)."""
         return self._modes[0]
 
     @property

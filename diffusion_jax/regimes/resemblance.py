@@ -4,7 +4,7 @@ D_net and D_theory are the denoised images of both at one time t, of the same no
 
     R^2 = 1 - E|D_net - D_theory|^2 / E|D_net - m|^2,    m = E D_net over the images of that t.
 
-Without m the mean image alone would give an R^2 near 1 at large t. All is made of a few numbers an
+Without m the mean image alone would give an R^2 near 1 at large t. All is made of a few numbers per
 image (`Sums`), so no more than these need be kept, and intervals resample whole images.
 
 Beside it stand the measures of the literature: the correlation of two images, whose median over
@@ -30,7 +30,7 @@ _RIVAL = 0.025
 
 @dataclass(frozen=True)
 class Sums:
-    """What is kept of N images at one time; d components an image.
+    """What is kept of N images at one time; d components per image.
 
     Attributes:
       error: |D_net - D_theory|^2 (N,).
@@ -56,7 +56,7 @@ class Sums:
         return len(self.error)
 
     def first(self, count: int) -> "Sums":
-        """Those of the first images alone; m stays what it was."""
+        """The sums of the first images alone; m stays what it was."""
         tables = {name: getattr(self, name)[:count] for name in _TABLES}
         return Sums(draws=self.draws, **tables)
 
@@ -153,7 +153,7 @@ class Resemblance:
         the mean of all images were nearer to the network than the theory is.
       cosine: E<D_net - m, D_theory - m>/sqrt(E|D_net - m|^2 E|D_theory - m|^2).
       image_r_squared: median over images of R^2 over the components of each.
-      network_loss: mean squared error of the predicted noise, a component.
+      network_loss: mean squared error of the predicted noise, per component.
       theory_loss: the theory's.
       excess: network_loss - theory_loss, of the same images and noise.
       images: how many.
@@ -264,7 +264,7 @@ class Closest:
 def closest(found: Mapping[str, Sums], seed: int = 0) -> Closest:
     """The theory of the largest R^2; see `Closest`.
 
-    Those that were compared on the most images are held against each other first. Their best then
+    Those that were compared on the most images are compared with each other first. Their best then
     meets the others, on the images that all of these have, and gives way to one that is closer in
     39 of 40 replicates; one that is as close in one of forty or more is a rival.
 

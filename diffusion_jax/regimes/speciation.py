@@ -64,8 +64,8 @@ def log_ratio(
 
     u = log P_t(x|S_1) - log P_t(x|S_2)
 
-    P_t(x|S) is the mean of N(x; e^-t a_nu, Delta_t I) over the training points nu in S but for the
-    point mu that x started from, which would pull its own class below the collapse:
+    P_t(x|S) is the mean of N(x; e^-t a_nu, Delta_t I) over the training points nu in S except for
+    the point mu that x started from, which would pull its own class below the collapse:
 
     log P_t(x|S) = log sum_{c in S} exp(log_evidence_c) - log(sum_{c in S} n_c - [mu in S]) + const.
 
@@ -121,14 +121,14 @@ def separation(
     t_rs is interpolated linearly in D/sqrt(V) between the draws' times, its interval taken from a
     bootstrap over draws. With n points in d dimensions P_t(x|c) is a sum of n Gaussians: below the
     collapse, where one of them outweighs all others, u compares the nearest points of the classes
-    and no more their laws.
+    and no longer their laws.
 
     Args:
       draws: the engine's pass over the training points.
       counts: number of training points of each class (C,).
       first: classes in S_1.
       second: classes in S_2.
-      log_odds: log(pi_1/pi_2), added to u, where the sets' weights shall count.
+      log_odds: log(pi_1/pi_2), added to u, where the sets' weights are to count.
       resamples: number of bootstrap samples.
       seed: of the bootstrap.
 

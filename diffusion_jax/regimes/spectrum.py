@@ -163,7 +163,7 @@ def speciation_time(eigenvalue: float) -> float:
 def mode_times(eigenvalues: np.ndarray) -> np.ndarray:
     """The time at which signal and noise of each mode are equal, lambda e^-2t = Delta_t.
 
-    t_i = 1/2 log(1 + lambda_i), another thing than t_S = 1/2 log Lambda.
+    t_i = 1/2 log(1 + lambda_i), which is not t_S = 1/2 log Lambda.
     """
     return 0.5 * np.log1p(eigenvalues)
 

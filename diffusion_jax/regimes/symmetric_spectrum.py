@@ -30,7 +30,7 @@ _BLOCK_BYTES = 2**26
 
 
 class OrbitMoments(NamedTuple):
-    """Of a data set with its images under a group, flattened, on the scale of [0, 1].
+    """Moments of a data set with its images under a group, flattened, on the scale of [0, 1].
 
     Attributes:
       mean: m_G (d,), float32.
@@ -235,7 +235,7 @@ def orbit_eigenvalues(images: np.ndarray, group: Group, num_modes: int) -> np.nd
     Args:
       images: (n, height, width, channels).
       group: maps of such images.
-      num_modes: how many are few.
+      num_modes: how many the first few are.
     """
     height, width, channels = images.shape[1:]
     shape, rows = (height, width, channels), Rows(images, True)

@@ -34,8 +34,8 @@ class Family:
     Attributes:
       about: what it is, in a line.
       make: the denoiser.
-      seconds: that it takes on two cores for an image, of the number of training points, the shape
-        of an image, and the patch. Equal patches, such as blank ones, cost less.
+      seconds: that it takes per image on two cores, a function of the number of training points,
+        the shape of an image, and the patch. Equal patches, such as blank ones, cost less.
       local: whether there is one for each patch.
       equivariant: whether it compares each place with all others, at the price of that.
       needs_classes: whether it needs labels of two or more classes.
@@ -88,13 +88,13 @@ FAMILIES: dict[str, Family] = {
         by_modes=True,
     ),
     "local": Family(
-        "the exact score, were each pixel to see a patch around it alone",
+        "the exact score if each pixel saw only a patch around it",
         lambda schedule, points, labels, patch: LocalDenoiser(schedule, points, patch),
         _every_patch,
         local=True,
     ),
     "equivariant": Family(
-        "the same, were a pixel not to know where it is, but for the borders that it sees",
+        "the same if a pixel knew its place only by the borders that it sees",
         lambda schedule, points, labels, patch: EquivariantLocalDenoiser(
             schedule, points, patch, "zero"
         ),
@@ -116,7 +116,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def modes_cost(n: int, shape: tuple[int, ...]) -> tuple[float, int]:
-    """What all modes of the covariance of n images cost: about so many seconds, and bytes."""
+    """What all modes of the covariance of n images cost, roughly: seconds and bytes."""
     d = math.prod(shape)
     m = min(n, d)
     return 5e-11 * (float(n) * d * m + 5 * float(m) ** 3), 8 * (3 * m * m + 2 * m * d)
@@ -207,7 +207,7 @@ def check_patches(
     points: np.ndarray,
     labels: np.ndarray | None,
 ) -> None:
-    """Has each theory with a patch made from one point: what it cannot be, it says itself.
+    """Makes each theory with a patch from one point, which refuses what cannot be.
 
     Raises:
       UserError: an even patch, or one too large for the images.

@@ -19,7 +19,7 @@ class TrainingSet:
     """Training points on the devices, in the order of their classes.
 
     Attributes:
-      points: float32 (n, d), less their mean.
+      points: float32 (n, d), minus their mean.
       squared_norms: |a_nu|^2 (n,).
       order: place in the caller's array of each point (n,).
       offsets: where each class begins, and n at the end.
@@ -65,7 +65,7 @@ def training_set(
       labels: classes 0..C-1 (n,); all one class where there are none.
       group: symmetries, whose maps of the points are training points of the same class; the points
         are then (n, height, width, channels). Maps that do more than move pixels ask for the
-        points as the process starts from them, less their mean.
+        points as the process starts from them, minus their mean.
 
     Raises:
       UserError: fewer than two points, values that are not finite, a label missing from 0..C-1, a

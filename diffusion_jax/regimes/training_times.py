@@ -1,9 +1,9 @@
 """When, in updates, a training reaches something, and how that time grows with the training set.
 
-Two times are told apart (Bonnaire, Urfin, Biroli and Mezard 2025, arXiv:2505.17638): tau_gen, from
-which on samples are as good as they become, which hardly depends on the number n of training
-images; and tau_mem, from which on they are copies, which grows with n, so that the curves of many n
-fall together against tau/n.
+Two times are distinguished (Bonnaire, Urfin, Biroli and Mezard 2025, arXiv:2505.17638): tau_gen,
+from which on samples are as good as they become, and tau_mem, from which on they are copies. The
+first hardly depends on the number n of training images; the second grows with n, so that the curves
+of many n fall together against tau/n.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class Reached:
 
     @property
     def estimate(self) -> Estimate:
-        """With its 95 % interval; ends that lie beyond the training are NaN."""
+        """The update with its 95 % interval; ends that lie beyond the training are NaN."""
         beyond = np.where(np.isnan(self.replicates), np.inf, self.replicates)
         ends = np.percentile(beyond, [2.5, 97.5], method="inverted_cdf")
         low, high = (float(end) if np.isfinite(end) else np.nan for end in ends)

@@ -242,7 +242,7 @@ def tangent_intercept(curve: Curve) -> float:
 
 
 def collapse_times(regimes: Regimes) -> dict[str, float]:
-    """Candidates for t_C, to hold against the closed form of the Gaussian mixture.
+    """Candidates for t_C, to compare with the closed form of the Gaussian mixture.
 
     The threshold of f^e/alpha is not its zero: at finite n that zero is rounded, by a width set by
     log n, and f^e/alpha is about 0.12 at the t_C of the infinite system.

@@ -1,13 +1,13 @@
 """When the classes of data with only their first two moments speciate.
 
-The data are replaced by a mixture of Gaussians, one a class, with the mean, the covariance and the
-weight of each. What phi and H(c | x_t) of the mixture share with those of the data follows from two
-moments; what they do not share, from higher ones.
+The data are replaced by a mixture of Gaussians, one per class, with the mean, the covariance and
+the weight of each. What phi and H(c | x_t) of the mixture share with those of the data follows from
+two moments; what they do not share, from higher ones.
 
 Draw c with probability pi_c, a = m_c + sqrt(C_c) w, and x_t = e^-t a + sqrt(Delta) z; the same
 (c, w, z) serve every time. A class's log density needs the components of x_t - e^-t m_c' along the
-class's modes and the squared norm of the rest, and these are made, at every time, of the components
-of a - m_c' and of z and of three inner products: a time costs k numbers a draw and class, not k d.
+class's modes and the squared norm of the rest. At every time these are made of the components of
+a - m_c' and of z, and of three inner products: a time costs k numbers per draw and class, not k d.
 """
 
 from functools import partial
@@ -38,7 +38,7 @@ def _draw(
     Args:
       classes: the laws, and log pi_c (C,).
       label: the class.
-      keys: one a draw.
+      keys: one per draw.
       levels: e^-t and Delta, each (T,).
     """
     own: LowRankGaussian = jax.tree.map(lambda leaf: leaf[label], classes[0])

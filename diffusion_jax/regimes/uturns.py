@@ -78,7 +78,7 @@ class Distances:
 
 @lru_cache(maxsize=8)
 def distances(height: int, width: int) -> Distances:
-    """Those of images of this shape."""
+    """The distances of images of this shape."""
     rows, columns = (np.abs(np.rint(n * fft.fftfreq(n))) for n in (2 * height, 2 * width))
     distance = np.hypot(rows[:, None], columns[None])
     pairs = np.outer(height - rows, width - columns)

@@ -1,7 +1,7 @@
 """The covariance of images together with all their shifts on a torus, by Fourier transforms.
 
 It is diagonal in the wave vectors k. With F_i(k), a vector over the channels, the unnormalised
-two-dimensional transform of image i less the mean image, and F_m(k) that of the mean image, the
+two-dimensional transform of image i minus the mean image, and F_m(k) that of the mean image, the
 block of k of n images is
 
     C(k) = [1/(n - 1) sum_i F_i(k) F_i(k)^* + F_m(k) F_m(k)^*]/(height width),    F_m(0) = 0,

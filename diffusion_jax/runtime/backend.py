@@ -40,7 +40,7 @@ _SEEN = {
 
 
 def known(options: dict[str, Any], version: str = jaxlib.__version__) -> dict[str, Any]:
-    """Those of XLA's options that a release of jaxlib was seen to start with."""
+    """Those of XLA's options with which a release of jaxlib was seen to start."""
     release = ".".join(version.split(".")[:3])  # 0.12.0.1 is 0.12.0, built again
     return {name: value for name, value in options.items() if release in _SEEN[name]}
 
@@ -81,7 +81,7 @@ def _choose_xla_options() -> None:
 
 
 def computes_on_cpu() -> bool:
-    """Whether JAX will compute on the CPU, told before it makes its devices.
+    """Whether JAX will compute on the CPU, known before it makes its devices.
 
     By its setting, `jax_platforms`, or else by whether it has a plugin for something else, and the
     system a device that this may find.
@@ -159,7 +159,7 @@ def _keep_compiled_programs() -> None:
 
 
 def _settle_cache(folder: Path, limited: bool) -> None:
-    """Makes a folder JAX's cache, perhaps of limited size, but for what the environment says."""
+    """Makes a folder JAX's cache, perhaps of limited size, except for what the environment says."""
     # What a GPU tunes is kept within the programs. JAX's folder for it would make the cache's own
     # path a part of every program's name, so that a folder mounted elsewhere would hold none.
     settings: dict[str, Any] = {"jax_persistent_cache_enable_xla_caches": "none"}

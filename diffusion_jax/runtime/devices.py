@@ -168,7 +168,7 @@ def whole(batch_size: int) -> int:
 def few_sizes(count: int, batch_size: int) -> int:
     """A batch size for a count: 8, 32, 128, ... up to `batch_size`, the first that takes all.
 
-    A program is compiled for each size, so that there be few; what is padded is computed in vain.
+    A program is compiled for each size, so there are few sizes; what is padded is computed in vain.
     """
     size = 8
     while size < min(count, batch_size):

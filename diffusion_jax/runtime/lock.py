@@ -1,4 +1,4 @@
-"""One process a folder: locks that end with the process which holds them.
+"""One process per folder: locks that end with the process which holds them.
 
 The system gives a process's locks up when it ends, after a SIGKILL too: nothing stale is left.
 """

@@ -1,4 +1,4 @@
-"""Faults of a disk that may pass, told from what is wrong with a file, and waited for."""
+"""Faults of a disk that may pass: distinguished from what is wrong with a file, and waited for."""
 
 import errno
 import os

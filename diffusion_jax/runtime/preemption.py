@@ -41,8 +41,8 @@ _any = jax.jit(jnp.max)
 class StopRequest:
     """Whether one of SIGNALS asked this process, or another of the run, to stop.
 
-    Another one within a second is the same request. After that one ends the process at once, but
-    for SIGXCPU, which the system repeats.
+    Another one within a second is the same request. A later one ends the process at once, except
+    SIGXCPU, which the system repeats.
 
     To be used as a context manager, which puts the signals' handlers back. Python lets the main
     thread alone handle signals: in others none asks this process. What is ignored, as SIGHUP is

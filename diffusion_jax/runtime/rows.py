@@ -37,8 +37,8 @@ class Rows:
         Args:
           path: the .npy file.
           row: shape of a row.
-          of: a digest of all that a row follows from but its number. Rows of another one are not
-            gone on with, and are replaced once all new ones are there.
+          of: a digest of all that a row follows from, except its number. Rows of another digest are
+            not continued; they are replaced once all new ones are there.
         """
         self._path, self._row, self._of = path, row, of
         self._partial = path.with_name(f"{path.name}.{of[:8]}.partial")

@@ -97,8 +97,8 @@ def backward(
 ) -> Backward:
     """The backward process of a denoiser that may err, as the commands run it.
 
-    It begins at the last step from which it is safe to (`first_step`), takes the steps that so many
-    calls allow, and predicts no data outside their range (`ClippedDenoiser`).
+    It begins at the last step from which it is safe to (`first_step`), takes the steps that the
+    given calls allow, and predicts no data outside their range (`ClippedDenoiser`).
 
     Args:
       schedule: the denoiser's schedule of L steps.

@@ -42,7 +42,7 @@ def basis_probes(batch: int, shape: tuple[int, ...]) -> Array:
 def _slope(
     denoiser: Denoiser, schedule: NoiseSchedule, x_hat: Array, step: Array, probes: Array
 ) -> tuple[Array, Array]:
-    """The velocity eps, and for each example e^-t div eps less that of unit Gaussian data.
+    """The velocity eps, and for each example e^-t div eps minus that of unit Gaussian data.
 
     The latter is d sqrt(alpha_bar (1 - alpha_bar)), whose integral over rho is d (T - t_0): left
     in, it would make up most of the method's error.
@@ -63,8 +63,8 @@ def log_likelihood(
 
     The density is that of e^t x_t at the first level: the data's, blurred with Gaussian noise of
     deviation rho_0 (0.01 for the linear schedule of 1000 steps), as the denoiser knows it. Of
-    second order in the steps; two denoiser calls and their derivatives a step. The loop over steps
-    is not compiled: within one, XLA's CPU backend takes five times as long for the UNet's
+    second order in the steps; two denoiser calls and their derivatives per step. The loop over
+    steps is not compiled: within one, XLA's CPU backend takes five times as long for the UNet's
     derivative (measured with the preset `sample`, batch 32).
 
     Args:
@@ -127,7 +127,7 @@ def image_bits(
 ) -> np.ndarray:
     """Bits per dimension of images of grey levels, dequantized once each, on all devices.
 
-    An image's value depends on `key`, its place and the image alone, but for rounding.
+    An image's value depends on `key`, its place and the image alone, up to rounding.
 
     Args:
       denoiser: a denoiser that is a pytree, see `Denoiser`.
@@ -135,7 +135,7 @@ def image_bits(
       images: grey levels, uint8 (n, height, width, channels).
       mean: per-channel mean of the training set on the scale of [0, 1], (channels,).
       key: typed PRNG key.
-      num_probes: Hutchinson's probes an image.
+      num_probes: Hutchinson's probes per image.
       batch_size: images at a time, rounded up to a multiple of the number of devices.
 
     Returns:

@@ -93,7 +93,7 @@ def sampling_loop(
       sampler: see `Sampler`.
       denoiser: see `Denoiser`.
       x: state at noise level alpha_bar_{start - 1}, (batch, ...).
-      keys: one PRNG key an example (batch,).
+      keys: one PRNG key per example (batch,).
       start: number of steps still to go down to 0; by default all L, from pure noise.
       stop: the last step executed; 0 ends at clean data. Two clones that share the steps L-1..b
         come from one run with stop = b, and two with start = b and keys of their own: noise is a
@@ -135,7 +135,7 @@ def sample(
     """Draws samples on all devices.
 
     Sample i depends on `key` and i alone: neither on the batch size nor on the number of devices,
-    but for rounding.
+    up to rounding.
 
     Args:
       sampler: a sampler, see `Sampler`.

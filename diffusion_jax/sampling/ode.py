@@ -6,7 +6,7 @@ predicts, D(x, t) = (x - sigma eps(x, t))/alpha,
 
     d(x/sigma)/d lambda = e^lambda D(x, t),
 
-so that a step to lambda + h is exact but for D's change along it:
+so that a step to lambda + h is exact except for D's change along it:
 
     x <- (sigma'/sigma) x + alpha' (1 - e^-h) D~,    D~ some mean of D over the step,
 
@@ -78,8 +78,8 @@ class DPMSolver2M(Sampler):
 
     D~ = D + (h/(2 h_before)) (D - D_before),    h = lambda_{s-1} - lambda_s
 
-    One denoiser call a step and of second order, but for the first step of a run and step 0, whose
-    D~ = D.
+    One denoiser call per step, and of second order, except for the first step of a run and step 0,
+    where D~ = D.
 
     Attributes:
       schedule: noise schedule whose steps are taken.

@@ -311,7 +311,7 @@ def from_png(text: str, shape: tuple[int, ...]) -> np.ndarray:
                 f"{width} x {height}"
             )
         if opened.mode.startswith("I"):
-            raise UserError("the PNG has 16 bits a channel: send one of 8 bits")
+            raise UserError("the PNG has 16 bits per channel: send one of 8 bits")
         pixels = np.asarray(opened.convert("L" if channels == 1 else "RGB"))
     except UserError:
         raise

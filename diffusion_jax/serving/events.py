@@ -27,7 +27,7 @@ async def stream(job: Job, worker: Worker, after: int = -1) -> AsyncIterator[str
       after: number of the last event that is known already.
 
     Yields:
-      Events, numbered but for progress, of which no more is sent than there is news.
+      Events, numbered except for progress, of which no more is sent than there is news.
     """
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
 

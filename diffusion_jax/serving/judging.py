@@ -42,7 +42,7 @@ def fates(model: Model, denoiser: str, ends: np.ndarray, batch: int) -> list[Fat
     noise level, and so where no classifier could be trained; of the others' it is the classifier's.
 
     Args:
-      model: whose training images they are held against.
+      model: with whose training images they are compared.
       denoiser: that made them.
       ends: images.
       batch: images at a time, the last of them again where they are fewer.

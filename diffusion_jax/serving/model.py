@@ -99,7 +99,7 @@ class Model:
         return line if side is None else f"{line}, of {side} x {side} pixels"
 
     def backward(self, denoiser: str, sampler: str, calls: int) -> Backward:
-        """The backward process of so many calls.
+        """The backward process with this number of calls.
 
         Raises:
           UserError: see `sampling.backward`.
@@ -111,7 +111,7 @@ class Model:
         return backward(self.schedule, named, sampler, calls, start=start, faithful=faithful)
 
     def process(self, denoiser: str, sampler: str, calls: int) -> Process:
-        """The same in tables of one length, see `programs.padded`."""
+        """The backward process in tables of one length, see `programs.padded`."""
         return _process(self, denoiser, sampler, calls)
 
 

@@ -69,7 +69,7 @@ def mixture_images() -> ImageSet:
 
 
 def mixture() -> GaussianMixture:
-    """The law of `mixture_images`, less their mean."""
+    """The law of `mixture_images`, minus their mean."""
     return _LAW
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffusion_jax.errors import UserError
 from diffusion_jax.serving import ids
 
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1, description="Of the noise.", examples=[0])]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1, description="Seed of the noise.", examples=[0])]
 Number = Annotated[int, Field(ge=0, le=2**31 - 1 - 1024)]
 Step = Annotated[
     int,
@@ -84,7 +84,7 @@ class Process(Strict):
         default=None,
         ge=2,
         le=2**20,
-        description="Of the denoiser; the model's default.",
+        description="Denoiser calls; by default the model's.",
         examples=[100],
     )
     seed: Seed = 0
@@ -111,7 +111,7 @@ class Image(Strict):
     """A training image by its number, a PNG, or an array of values in [0, 1]: one of them."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"index": 5}]})
-    index: Number | None = Field(default=None, description="Of a training image.")
+    index: Number | None = Field(default=None, description="Number of a training image.")
     png: str | None = Field(default=None, description="Base64 of a PNG of the model's size.")
     array: Array | None = Field(default=None, description="Values in [0, 1].")
 
@@ -119,7 +119,9 @@ class Image(Strict):
 class TurnRequest(Process):
     """An image taken up to a time with noise, and back."""
 
-    step: Annotated[int, Field(ge=0, le=2**31 - 1, description="Where it turns.", examples=[231])]
+    step: Annotated[
+        int, Field(ge=0, le=2**31 - 1, description="Step at which it turns.", examples=[231])
+    ]
     returns: int = Field(default=8, ge=1, le=ids.MOST_CLONES, examples=[8])
     image: Image
 
@@ -139,7 +141,7 @@ class DenoiseRequest(Strict):
     denoisers: list[Annotated[str, Field(max_length=40)]] | None = Field(
         default=None,
         max_length=10,
-        description="Names; all that the model has by default.",
+        description="Denoisers by name; by default all that the model has.",
         examples=[["exact", "gaussian"]],
     )
 
@@ -158,7 +160,7 @@ class Posterior(BaseModel):
     classes: list[float] | None = Field(description="p(c | x_t)", examples=[[0.93, 0.07]])
     entropy: float | None = Field(description="H(c | x_t) in nats", examples=[0.25])
     effective: float = Field(description="exp H(p(. | x_t))", examples=[12.5])
-    nearest: list[Near] = Field(description="Those of the largest weights, decreasing.")
+    nearest: list[Near] = Field(description="The images of the largest weights, decreasing.")
 
 
 class State(BaseModel):
@@ -183,7 +185,7 @@ class Fate(BaseModel):
     """What became of an image."""
 
     label: int | None = Field(serialization_alias="class", examples=[1])
-    probability: float | None = Field(description="Of that class.", examples=[0.99])
+    probability: float | None = Field(description="Probability of that class.", examples=[0.99])
     nearest: int = Field(description="Number of the nearest training image.", examples=[17])
     ratio: float = Field(description="Distance to it over that to the second nearest.")
     memorised: bool = Field(description="Whether the ratio is below 1/3.")
@@ -230,9 +232,9 @@ class Trunk(BaseModel):
     request: dict[str, Any]
     status: Status
     detail: str | None = None
-    steps: list[int] = Field(description="Those visited, descending; the last is -1.")
+    steps: list[int] = Field(description="Steps visited, descending; the last is -1.")
     times: list[float]
-    done: int = Field(description="States that are there.")
+    done: int = Field(description="Number of states so far.")
     fate: Fate | None
     along: Along
 
@@ -250,7 +252,7 @@ class Ends(BaseModel):
     id: str
     status: Status
     detail: str | None = None
-    done: int = Field(description="Ends that are there.")
+    done: int = Field(description="Number of ends so far.")
     fates: list[Fate]
     classes: list[ClassShare] | None
     phi: Pairs | None = Field(description="Pairs that ended in the same class.")

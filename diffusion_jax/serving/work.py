@@ -124,7 +124,7 @@ class Worker:
             job.changed()
 
     def stop(self) -> None:
-        """The same, and waits for it."""
+        """Ends the thread as `stop_soon` does, and waits for it."""
         self.stop_soon()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=5)

@@ -34,9 +34,9 @@ class Checkpoints:
     """The latest checkpoints below one folder, each a pytree of arrays and a JSON dictionary.
 
     Saving goes on in the background; a checkpoint appears under its step once it is complete. With
-    it goes a CRC-32 of every array and of the dictionary, which is compared at every reading:
-    whatever one bit, or up to 32 in a row, became another on the disk is found. To be used as a
-    context manager, which waits for the last one.
+    it goes a CRC-32 of every array and of the dictionary, which is compared at every reading: a
+    change on the disk of one bit, or of up to 32 in a row, is always found. To be used as a context
+    manager, which waits for the last one.
 
     In several processes all call the same methods. The first one alone reads, so that all go on
     from the same checkpoint, whatever a shared file system shows the others.
@@ -46,7 +46,7 @@ class Checkpoints:
         """Opens the folder, making it if it is missing.
 
         Args:
-          folder: where the checkpoints lie, one folder a step.
+          folder: where the checkpoints lie, one folder per step.
           keep: how many of the latest are kept; all, by default.
           read_only: nothing is written below the folder, which must exist.
         """
@@ -97,7 +97,7 @@ class Checkpoints:
         self._policy.step = step
 
     def steps(self) -> list[int]:
-        """Those of the complete checkpoints, damaged or not, increasing.
+        """Steps of the complete checkpoints, damaged or not, increasing.
 
         Without a manager (`read_only`), as this process sees them.
         """
@@ -271,7 +271,7 @@ class Checkpoints:
 
 @dataclass
 class _LatestAndOne:
-    """Which checkpoints Orbax keeps: the latest so many, or all, and one that was named."""
+    """Which checkpoints Orbax keeps: a number of the latest, or all, and one that was named."""
 
     count: int | None
     step: int | None = None

@@ -49,7 +49,7 @@ def time_bands(schedule: NoiseSchedule, faithful: bool = False) -> list[Band]:
       faithful: leave out step 0, which the authors' code never trains.
 
     Returns:
-      Bands between the times 0, 0.05, 0.2, 0.5, 1, 2 and infinity, but for those without a step.
+      Bands between the times 0, 0.05, 0.2, 0.5, 1, 2 and infinity, except for those without a step.
     """
     cuts = np.searchsorted(np.asarray(schedule.time, np.float64), _EDGES)
     cuts = np.maximum(cuts, int(faithful))
@@ -63,7 +63,7 @@ def time_bands(schedule: NoiseSchedule, faithful: bool = False) -> list[Band]:
 
 
 def band_of_step(schedule: NoiseSchedule, step: int) -> Band:
-    """That of one step alone, named after the times of this one and the next."""
+    """The band of one step alone, named after the times of this one and the next."""
     time = np.append(np.asarray(schedule.time, np.float64), np.inf)
     return Band(f"t_{time[step]:.4g}_{time[step + 1]:.4g}", step, step + 1)
 
@@ -90,9 +90,9 @@ def denoising_losses(
 
     E |noise - eps(sqrt(alpha_bar_s) x_0 + sqrt(1 - alpha_bar_s) noise, s)|^2 / d, s in the band
 
-    Each image is taken once a band. Its step and noise follow from `key`, the band's first step and
-    the image's place alone, so that with one key the losses of two denoisers differ by what these
-    predict; the steps of all images are spread evenly over the band, in random order.
+    Each image is taken once per band. Its step and noise follow from `key`, the band's first step
+    and the image's place alone, so that with one key the losses of two denoisers differ by what
+    these predict; the steps of all images are spread evenly over the band, in random order.
 
     Args:
       denoiser: a denoiser that is a pytree, see `Denoiser`.
@@ -207,16 +207,16 @@ _ROWS, _EXACT_ROWS, _MOST_BYTES = 64, 512, 2**30
 
 
 def key_of(seed: int) -> Array:
-    """That of a run's evaluations, the same at every one.
+    """The key of a run's evaluations, the same at every one.
 
-    Its own, so that evaluating changes nothing in the training, which has the keys that folding
-    with 0 and 1 gives too; folding with 3 gives that of the samples.
+    It is their own, so that evaluating changes nothing in the training, which has the keys that
+    folding with 0 and 1 gives; folding with 3 gives that of the samples.
     """
     return jax.random.fold_in(jax.random.key(seed), 2)
 
 
 def rows_of(num_images: int, count: int = _ROWS) -> np.ndarray:
-    """So many images of a set, evenly spaced (count,); of a smaller set each comes more than once.
+    """Images of a set, evenly spaced (count,); of a smaller set each comes more than once.
 
     Then each row has noise of its own.
     """

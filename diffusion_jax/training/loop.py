@@ -174,7 +174,7 @@ class _Run:
       like: shapes of the train state.
       fresh: makes the train state of update 0.
       step: the parallel train step.
-      outputs: what the run shows by the way.
+      outputs: what the run shows along the way.
       network: what is trained in place of the configuration's UNet.
     """
 
@@ -234,7 +234,7 @@ class _Run:
         return cls(config, images, metadata, like, fresh, step, outputs, network)
 
     def with_mean(self, mean: list[float]) -> "_Run":
-        """The run on the same images, less the mean that it was begun with."""
+        """The run on the same images, minus the mean that it was begun with."""
         kept = np.asarray(mean, np.float32)
         if np.array_equal(kept, self.images.mean):
             return self
@@ -344,7 +344,7 @@ def _dispatches(config: Config, start: int) -> Iterator[int]:
 
 
 def _together(asked: int | Literal["auto"], *stops: int) -> int:
-    """Updates a dispatch, `auto` such that all that has to stop the updates is a multiple of it."""
+    """Updates per dispatch; `auto` takes a divisor of all numbers at which updates have to stop."""
     if asked != "auto":
         return asked
     common = 1 if jax.default_backend() == "cpu" else math.gcd(*stops)

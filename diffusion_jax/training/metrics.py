@@ -15,7 +15,7 @@ TRAINING, HELD_OUT = "training_loss", "held_out_loss"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, but for those that a kill tore or a disk damaged."""
+    """The lines of a metrics.jsonl, except for those that a kill tore or a disk damaged."""
     records = []
     text = patiently(path, lambda: path.read_text(errors="replace") if path.exists() else "")
     for line in text.splitlines():

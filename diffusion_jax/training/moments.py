@@ -1,4 +1,4 @@
-"""The first two moments of a training set, kept with its run: where a sampler had best start."""
+"""The first two moments of a training set, kept with its run: a sampler starts best from them."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ NAME = "moments.npz"
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a training set, all channels together, on the scale of [0, 1].
+    """Moments of a training set, all channels together, on the scale of [0, 1].
 
     Attributes:
       mean_image: the mean of all images (height, width, channels), float32.
@@ -95,7 +95,7 @@ class Moments:
 
 
 def load(run_dir: Path) -> Moments | None:
-    """Those kept in a run's folder; None where there are none, or they are damaged.
+    """The moments kept in a run's folder; None where there are none, or they are damaged.
 
     Raises:
       UserError: the system does not let them be read.

@@ -144,7 +144,7 @@ def check_processes(config: Config) -> None:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a run shows of its model by the way: evaluations, grids of samples, curves.
+    """What a run shows of its model along the way: evaluations, grids of samples, curves.
 
     All processes compute them together; the first one writes.
     """

@@ -1,4 +1,4 @@
-"""One checkpoint read and held against its checksums, by one process."""
+"""One checkpoint read and checked against its checksums, by one process."""
 
 import json
 import os

@@ -112,7 +112,7 @@ class TrainedModel:
         return backward(schedule, denoiser, sampler, calls, clock, bounds, self.start, faithful)
 
     def with_data(self, data: Path | str | None = None, data_dir: Path | None = None) -> Self:
-        """The same model, told where its run's data are now.
+        """The same model with the place where its run's data are now.
 
         Args:
           data: in place of the configuration's `data`; that, by default.

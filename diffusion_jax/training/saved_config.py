@@ -1,4 +1,4 @@
-"""config.json of a run's folder: written, read, and held against what is asked for."""
+"""config.json of a run's folder: written, read, and compared with what is asked for."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def dtype_of(config: Config, binding: bool) -> str:
 
 
 def settle(config: Config, binding: bool) -> None:
-    """Holds a configuration against the one in its run's folder, and writes it if that is free.
+    """Compares a configuration with the one in its run's folder, and writes it if that is free.
 
     Args:
       config: the configuration asked for.
@@ -81,7 +81,7 @@ def parsed(values: dict[str, Any], what: str) -> Config:
     """The configuration that `to_dict` made `values` of; what they lack has its default.
 
     Raises:
-      UserError: they are none; it begins with `what`.
+      UserError: they are no configuration; the message begins with `what`.
     """
     try:
         return from_dict(values)

@@ -43,7 +43,7 @@ def to_saved(state: TrainState) -> SavedState:
       state: whole on every device. It may be donated afterwards.
 
     Returns:
-      NumPy arrays, but for the key.
+      NumPy arrays, except for the key.
     """
     like = jax.eval_shape(state.unravel, state.flat_params)
 

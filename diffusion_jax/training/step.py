@@ -91,7 +91,7 @@ def noise_loss(
       x_0: images (batch, height, width, channels), mean removed.
       step: integer steps (batch,).
       noise: standard normal noise, the shape of x_0.
-      dropout_keys: one PRNG key an example (batch,), or None for no dropout.
+      dropout_keys: one PRNG key per example (batch,), or None for no dropout.
 
     Returns:
       Scalar, averaged over examples, pixels and channels.
@@ -196,7 +196,7 @@ def state_of(params: Any, optimizer: optax.GradientTransformation, key: Array) -
 
 
 def _examples(config: TrainingConfig, mean: Array, images: Array, keys: Array) -> Array:
-    """The images less their mean; with a symmetry each moved by a map drawn from its own key."""
+    """The images minus their mean; with a symmetry each moved by a map drawn from its own key."""
     scale = 255 if images.dtype == jnp.uint8 else 1
     x_0 = images.astype(mean.dtype) / scale - jnp.broadcast_to(mean, images.shape)
     if (group := config.group(x_0.shape[1:])) is None:

@@ -53,7 +53,7 @@ class Telemetry:
           run_dir: the run's folder.
           start: updates done before.
           steps: updates in all.
-          batch_size: images an update.
+          batch_size: images per update.
         """
         self._path = run_dir / "metrics.jsonl"
         kept = [record for record in read_metrics(self._path) if record["step"] <= start]

@@ -186,7 +186,7 @@ def print_digits(found: dict[str, Any]) -> None:
     Console().print(table)
     print(
         f"* below the collapse (phi_C = 1/2 at t = {collapse:.2f}): there u compares the nearest "
-        f"images of the\nclasses and no more their laws"
+        f"images of the\nclasses and no longer their laws"
     )
 
 

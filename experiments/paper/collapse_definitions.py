@@ -2,7 +2,7 @@
 
 On samples of Gaussian mixtures (centres +-1 in every coordinate, variance 1), whose collapse time
 is known in closed form, measures every candidate through the posterior engine and prints its bias.
-Those that sit at the t_C of n/4 points are held against that too.
+Those that sit at the t_C of n/4 points are compared with that too.
 """
 
 import math

@@ -1,11 +1,11 @@
 """Classifier-free guidance, theory and samples: python -m experiments.paper.guidance --out DIR.
 
 The weight w is that of Ho & Salimans (2022), eps = (1 + w) eps_c - w eps_u: what is elsewhere
-called guidance_scale is 1 + w. First two Gaussians in d = 16, 64 and 256 dimensions: the law along
-the means in theory, for the backward process and for the probability flow, against samples: the
-overshoot of the class's mean, its variance, t_S, and phi and H(c | x_t) along the guided paths;
-then weights that change along time. Then the ones and eights of MNIST, by the exact scores of the
-classes and by their Gaussians.
+called guidance_scale is 1 + w. First two Gaussians in d = 16, 64 and 256 dimensions. For the
+backward process and for the probability flow, the law along the means in theory is compared with
+samples: the overshoot of the class's mean, its variance, t_S, and phi and H(c | x_t) along the
+guided paths. Then come weights that change along time, and the ones and eights of MNIST, by the
+exact scores of the classes and by their Gaussians.
 
 Writes mixture.png, windows.png, digits.png and result.json. Ends with status 1 where samples leave
 theory by more than 4 standard errors.

@@ -1,4 +1,4 @@
-"""The published numbers that experiments are held against (published.json)."""
+"""The published numbers that experiments are compared with (published.json)."""
 
 import json
 from pathlib import Path

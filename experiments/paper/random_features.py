@@ -1,10 +1,10 @@
 """Memorisation by a random-features score: python -m experiments.paper.random_features --out DIR.
 
-The setting of Bonnaire et al. (2025), Gaussian data and a score whose last layer alone is trained,
-at one diffusion time. The eigenvalues of the features of networks against their law in high
-dimension; the training and the test loss along gradient flow for several numbers n of training
-points, against tau and against tau/n; a smaller network really trained, on fresh noise at each
-step, against the flow; and the times of generalisation, of the training points' bulk and of
+In the setting of Bonnaire et al. (2025), Gaussian data and a score whose last layer alone is
+trained, at one diffusion time, it shows the eigenvalues of the features of networks beside their
+law in high dimension; the training and the test loss along gradient flow for several numbers n of
+training points, against tau and against tau/n; a smaller network really trained, on fresh noise at
+each step, beside the flow; and the times of generalisation, of the training points' bulk and of
 overfitting against n, with the exponents of n.
 
 Writes spectra.png, losses.png, times.png and result.json. Ends with status 1 where the trained

@@ -113,7 +113,7 @@ def _purpose(name: str, known: Mapping[str, Path]) -> str:
 
 
 def _arrow(start: float, end: float, others: bool) -> str:
-    """A bow at the boxes' left, from the importing room down to the imported one."""
+    """An arc left of the boxes, from the importing room down to the imported one."""
     bow = _BOX - 12 - 26 * ((end - start) / _LINE) ** 0.82
     look = "far" if others else "near"
     path = f"M{_BOX} {start:g}C{bow:.1f} {start:g} {bow:.1f} {end:g} {_BOX - 5} {end:g}"

@@ -3,8 +3,8 @@
 The paper's model on images of 32 x 32 and 64 x 64: forward pass, whole train step, ancestral
 sampling, data pipeline, time to the first step and memory. JAX and the reference (`torch_ref`)
 take turns in one process, call by call, on equal threads; the ratio of each pair of calls is formed
-and the median of the ratios counts, with a distribution-free interval. The two are first held
-against each other: models that disagree are not timed.
+and the median of the ratios counts, with a distribution-free interval. The two are compared first:
+models that disagree are not timed.
 
 On a GPU a call is 20 updates (or forward passes, or samplings) that are waited for once.
 
@@ -56,7 +56,7 @@ class Options:
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where both run; auto: where JAX does."""
     batch_size: int | None = None
-    """Images a batch; by default 8 on a CPU, 64 on a GPU."""
+    """Images per batch; by default 8 on a CPU, 64 on a GPU."""
     peak_tflops: float | None = None
     """The GPU's peak in bfloat16, dense, for the utilisation; by default from its name. For float32
     half of it counts, the peak in TF32."""

@@ -59,7 +59,7 @@ def tables() -> dict[str, str]:
             "| `--data` | classes | files wanted in `data/NAME` | from |",
             [
                 *(_files(name, source) for name, source in sources),
-                "| a path | yours | a folder of images (a subfolder a class), a table of them "
+                "| a path | yours | a folder of images (one subfolder per class), a table of them "
                 "(`.csv`, `.jsonl`), Parquet files, an `.npy`, or an `.npz` | |",
             ],
         ),

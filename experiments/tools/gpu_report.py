@@ -6,7 +6,7 @@ The programs are the train step, of one update and of several in a dispatch, the
 initial weights. What is read from each: what it starts on the GPU and the bytes that moves
 (`gpu/launches.py` has the rules), what breaks CUDA's graphs, the memory at every batch size, and
 whether it is what it ought to be: library calls, layouts, precision of sums, collectives, donated
-memory. The bounds are in `gpu/bounds.py`. It takes about a minute a program, and the extra
+memory. The bounds are in `gpu/bounds.py`. It takes about a minute per program, and needs the extra
 `gpu-report`, with the compiler of CUDA 12 or 13: jax-cuda12-plugin, jax-cuda12-pjrt,
 nvidia-cuda-nvcc-cu12, or jax-cuda13-plugin, jax-cuda13-pjrt, nvidia-cuda-nvcc, nvidia-nvvm. The
 default is the paper's model, in bfloat16.
@@ -65,25 +65,25 @@ class Options:
     target: str = "h100"
     """h100, a100, or a file with another GPU's target specification (OpenXLA's text format)."""
     batch_sizes: tuple[int, ...] = (64,)
-    """Images an update, or sampled at a time, over all devices; one program each."""
+    """Images per update, or sampled at a time, over all devices; one program each."""
     devices: tuple[int, ...] = (1, 8)
     """Numbers of GPUs; one program each."""
     programs: tuple[Name, ...] = get_args(Name)
     """The train step, that of several updates in a dispatch (scan), the sampler, the initial
     weights; the last three for the first batch size and number of GPUs alone."""
     updates: int = 10
-    """Updates in a dispatch of the scan."""
+    """Updates per dispatch of the scan."""
     memory_gib: float | None = None
-    """Memory of the GPU in GiB, for whether a batch fits; by default the target's."""
+    """Memory of the GPU in GiB, which says whether a batch fits; by default the target's."""
     image_size: int = 64
-    """Pixels a side."""
+    """Pixels per side."""
     channels: int = 3
     """Channels of an image."""
     accumulation: int = 1
     """Parts into which a device's batch is split to save memory."""
     model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig(dtype="bfloat16"))
     out: Path = Path("runs/gpu_report.json")
-    """Where the numbers go."""
+    """The file for the numbers."""
 
 
 def attentions(config: ModelConfig, target: Target) -> int:

@@ -1,10 +1,11 @@
 """Times the analyses against the published way: python -m experiments.tools.regimes_speed.
 
-In one process, with equal threads, each pair alternating after a warm-up, medians of several runs:
-the excess entropy of 1 000 MNIST digits to the same standard error, the cloning experiment on a
-Gaussian mixture at d = 1024, and the largest eigenvalue of 2 000 x 4 096 pixels. The published way
-is written anew in torch (`torch_ref.regimes`). Prints a table, writes DIR/speed.json, and exits
-with status 1 where a factor is under its bound. About 45 seconds on two CPU cores.
+Both run in one process with equal threads, in turns after a warm-up, and the medians of several
+runs count: the excess entropy of 1 000 MNIST digits to the same standard error, the cloning
+experiment on a Gaussian mixture at d = 1024, and the largest eigenvalue of 2 000 x 4 096 pixels.
+The published way is written anew in torch (`torch_ref.regimes`). Prints a table, writes
+DIR/speed.json, and exits with status 1 where a factor is under its bound. About 45 seconds on two
+CPU cores.
 """
 
 import math
@@ -36,7 +37,7 @@ class Options:
     out: Path = Path("runs/regimes_speed")
     """Folder for speed.json."""
     repeats: int = 5
-    """Timed runs of each, of which the median counts."""
+    """Timed runs of each; the median counts."""
 
 
 def measure_cloning(repeats: int) -> dict[str, Any]:

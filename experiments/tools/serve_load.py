@@ -34,13 +34,13 @@ class Options:
     what: Annotated[str, tyro.conf.Positional] = "mnist"
     """What is served."""
     seconds: float = 30.0
-    """For which the clients ask."""
+    """Seconds for which the clients ask."""
     clients: int = 16
-    """At once."""
+    """Clients at once."""
     port: int = 8799
-    """That the server listens on."""
+    """Port that the server listens on."""
     calls: int = 50
-    """Of the denoiser, for each trunk."""
+    """Denoiser calls per trunk."""
 
 
 @dataclass

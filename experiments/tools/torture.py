@@ -44,9 +44,9 @@ class Options:
     """Kills, stops and starves a small training again and again."""
 
     kills: int = 50
-    """SIGKILLs."""
+    """Number of SIGKILLs."""
     seed: int = 0
-    """Of the strikes."""
+    """Seed of the strikes."""
     out: Path = Path("runs/torture")
     """Folder for the runs and summary.json; empty or missing."""
 
@@ -63,7 +63,7 @@ class Torture:
           out: where all runs go.
           seed: of what is random in the strikes.
           steps: updates of each run.
-          command: what trains, but for steps and folders.
+          command: what trains, except for steps and folders.
 
         Raises:
           UserError: it failed.

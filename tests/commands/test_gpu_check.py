@@ -50,11 +50,11 @@ def test_training_and_sampling_are_measured_on_both_sides(checked):
     for name in ("train_64", "train_32", "float32"):
         found = lines[name]["found"]
         assert found["JAX"]["images/s"] > 0
-        assert found["JAX"]["host, ms a dispatch"] > 0
+        assert found["JAX"]["host, ms per dispatch"] > 0
     assert lines["sample_64"]["found"]["JAX"]["calls/s"] > 0
     assert lines["batches"]["found"]["JAX, batch 4"]["images/s"] > 0
-    assert set(lines["flags"]["found"]) >= {"plain", "10 updates a dispatch"}
-    assert all("ms an update" in form for form in lines["flags"]["found"].values())
+    assert set(lines["flags"]["found"]) >= {"plain", "10 updates per dispatch"}
+    assert all("ms per update" in form for form in lines["flags"]["found"].values())
     pytest.importorskip("torch")
     for name in ("train_64", "sample_64", "train_32", "float32"):
         found = lines[name]["found"]

@@ -240,7 +240,7 @@ def test_a_symmetry_stands_beside_the_images_alone(blobs, tmp_path, monkeypatch,
     printed = capsys.readouterr().out
     assert "mine with the symmetry flip" in printed
     assert "with flip [95 %] without [95 %]" in " ".join(printed.split())
-    assert "the law is that of the 160 maps of the images less their mean" in printed
+    assert "the law is that of the 160 maps of the images minus their mean" in printed
     folder = tmp_path / "runs" / "regimes"
     plain, found = (
         json.loads((folder / name / "result.json").read_text()) for name in ("mine", "mine_flip")
@@ -275,7 +275,7 @@ def test_images_that_are_others_flipped_are_named(blobs, tmp_path, monkeypatch, 
     assert "8 of 16 images are others under the symmetry flip" in text
     assert "(the first: images 3 and 12, counted from 0)" in text
     assert "4 of them are of another class" in text
-    assert "of the 32 maps of the images less their mean (28 points, since some maps" in text
+    assert "of the 32 maps of the images minus their mean (28 points, since some maps" in text
     result = json.loads((tmp_path / "o" / "result.json").read_text())
     # 8 images share their points with another, each of which is two for the posterior.
     assert result["curves"]["phi_C"]["mean"][0] == pytest.approx(0.75, abs=0.03)

@@ -169,7 +169,7 @@ def png_of_size(path, width, height):
         (lambda path: path.write_text("hello"), "b.png cannot be read as an image"),
         (lambda path: path.symlink_to("nowhere.png"), "b.png cannot be read as an image"),
         (lambda path: png_of_size(path, 10**6, 10**6), r"b.png cannot be read.*bomb"),
-        (lambda path: save(path, GREY[0].astype(np.uint16) * 257), "more than 8 bits a channel"),
+        (lambda path: save(path, GREY[0].astype(np.uint16) * 257), "more than 8 bits per channel"),
         (
             lambda path: save(path, COLOUR[0, :, :9]),
             r"b.png is 9 x 8 pixels, but .*a.png is 10 x 8",
@@ -335,7 +335,7 @@ def test_bad_values_are_found_wherever_they_are(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (LABELS[:5], r"labels .* have shape \(5,\) .* one label an image, \(12,\)"),
+        (LABELS[:5], r"labels .* have shape \(5,\) .* one label per image, \(12,\)"),
         (np.eye(12, dtype=int), r"have shape \(12, 12\)"),
         (LABELS / 2, "are float64: labels are integers or strings"),
         (LABELS.astype(object), "are object: labels are integers or strings"),

@@ -89,7 +89,9 @@ DEEP = {
 def test_more_than_8_bits_are_refused_in_every_format(tmp_path, name):
     content, bits = DEEP[name]
     (tmp_path / name).write_bytes(content)
-    message = rf"{name} has more than 8 bits a channel \({bits}\): convert to 8 bits, or save .*npy"
+    message = (
+        rf"{name} has more than 8 bits per channel \({bits}\): convert to 8 bits, or save .*npy"
+    )
     with pytest.raises(UserError, match=message):
         folder.load(tmp_path)
 

@@ -73,7 +73,7 @@ def test_a_source_from_outside_is_loaded_and_checked(squares):
     with pytest.raises(UserError, match=r"does not exist: data are .*, squares, or"):
         data.load(DataConfig("square"))
     SOURCES["squares"] = replace(SOURCES["squares"], sizes=(8, 16))
-    with pytest.raises(UserError, match="image_size = 4: squares has 8 or 16 pixels a side"):
+    with pytest.raises(UserError, match="image_size = 4: squares has 8 or 16 pixels per side"):
         data.load(config)
 
 

@@ -304,7 +304,7 @@ def test_tables_that_cannot_be_used(tmp_path, text, message):
     ("text", "message"),
     [
         ('{"file_name": "0.png", "label": 1}\n{"file_name"\n', "line 2 of .* is no JSON object"),
-        ("[1]\n[2]\n", "line 1 of .* is no JSON object: write one a line"),
+        ("[1]\n[2]\n", "line 1 of .* is no JSON object: write one per line"),
         ('[\n{"file_name": "0.png"}\n]', "line 1 of .* is no JSON object"),
         ('{"file_name": "0.png"', "line 1 of .* is no JSON object"),
         ('{"file_name": "0.png", "label": 1.5}', "holds values of type float: labels are all int"),

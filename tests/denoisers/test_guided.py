@@ -315,7 +315,7 @@ def test_what_is_refused_in_a_sentence():
     refused(r"at t = 0\.05 is no number but of shape \(2,\)", lambda t: np.ones(2))
     refused(r"at t = 0\.05 is no number but of shape \(\) and type <U1", lambda t: "1")
     for wrong in (np.ones(19), jnp.ones((20, 1)), np.ones(1)):
-        refused(r"weights of shape .*: give one number, or one a step, \(20,\)", wrong)
+        refused(r"weights of shape .*: give one number, or one per step, \(20,\)", wrong)
     refused("function of time needs a schedule", np.sin, [lambda x, step: x] * 2)
     longer = exact_pair(schedule=schedule_of(30))[1]
     shifted = exact_pair(schedule=from_time(np.linspace(0.06, 2, 20)))[1]

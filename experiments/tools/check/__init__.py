@@ -1,1 +1,1 @@
-"""What `gpu_check` measures, an item a module; `items` lists them."""
+"""What `gpu_check` measures, one item per module; `items` lists them."""

@@ -1,6 +1,6 @@
-"""What the device computes, held against float64 on the CPU: layers, the UNet, a training.
+"""What the device computes, compared with float64 on the CPU: layers, the UNet, a training.
 
-The device has its own kernels, what it is held against is plain JAX.
+The device has its own kernels; what it is compared with is plain JAX.
 
 Errors of arrays are relative: of outputs the largest difference over the largest value, of
 gradients the norm of the difference over that of the gradient, all parameters as one vector.

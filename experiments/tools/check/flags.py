@@ -1,4 +1,4 @@
-"""Whether options of XLA, or more updates a dispatch, make training quicker."""
+"""Whether options of XLA, or more updates per dispatch, make training quicker."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from experiments.tools.speed import programs
 # again at the end: what the two differ by, the others may differ by without meaning anything.
 FORMS = {
     "plain": ("", 1),
-    "10 updates a dispatch": ("", 10),
+    "10 updates per dispatch": ("", 10),
     "convolutions in CUDA graphs": ("--xla_gpu_enable_command_buffer=+CONVOLUTION", 1),
     "products by cuBLAS alone": ("--xla_gpu_enable_triton_gemm=false", 1),
     "plain again": ("", 1),
@@ -36,9 +36,9 @@ def measure(task: Task) -> None:
         except RuntimeError as error:  # such as an option that this version has not
             task.add({name: {"failed": str(error)}})
             continue
-        found = {"ms an update": 1e3 * tasks.last_json(log)}
-        if "ms an update" in (plain := task.found.get("plain", {})):
-            found["ratio to plain"] = found["ms an update"] / plain["ms an update"]
+        found = {"ms per update": 1e3 * tasks.last_json(log)}
+        if "ms per update" in (plain := task.found.get("plain", {})):
+            found["ratio to plain"] = found["ms per update"] / plain["ms per update"]
         task.add({name: found})
 
 

@@ -32,7 +32,7 @@ ITEMS = (
     Item("float32", "training at 64 px, float32, both", "race.float32", 150, 40),
     Item("resume", "a run stopped and resumed, losses bit for bit", "resume.measure", 150, 60),
     Item("engine", "the posterior engine against the CPU", "engine.measure", 90, 30),
-    Item("flags", "XLA's options and updates a dispatch", "flags.measure", 300, 60),
+    Item("flags", "XLA's options and updates per dispatch", "flags.measure", 300, 60),
     Item("batches", "training at 64 px in larger batches", "race.batches", 240, 60),
     Item("paper", "the paper's MNIST model, its samples, cloning", "paper.measure", 3600, 120),
 )

@@ -30,14 +30,14 @@ def measure(task: Task) -> None:
     task.add(
         {
             "updates": count,
-            "kernels an update": sum(n for _, n in found.values()) / count,
-            "kernels, ms an update": busy / count,
-            "by the clock, ms an update, with the profiler": 1e3 * seconds / count,
+            "kernels per update": sum(n for _, n in found.values()) / count,
+            "kernels, ms per update": busy / count,
+            "by the clock, ms per update, with the profiler": 1e3 * seconds / count,
             "every kernel": [[name, ms, n] for name, (ms, n) in found.items()],
         }
     )
     for place, (name, (ms, n)) in enumerate(list(found.items())[:SHOWN], 1):
-        what = f"{ms / count:.3g} ms and {n / count:g} calls an update, {100 * ms / busy:.1f} %"
+        what = f"{ms / count:.3g} ms and {n / count:g} calls per update, {100 * ms / busy:.1f} %"
         task.add({f"{place}. {name[:60]}": what})
 
 

@@ -89,7 +89,7 @@ def _train(task: Task, place: int, bfloat16: bool, batch: int | None = None, end
     found: dict[str, Any] = {"compile, s": update.compile_seconds}
     if update.memory:
         found["peak memory by the compiler, GiB"] = update.memory["peak"] / device.GIB
-    found["host, ms a dispatch"] = 1e3 * _dispatch_seconds(update, task.sizes.together)
+    found["host, ms per dispatch"] = 1e3 * _dispatch_seconds(update, task.sizes.together)
     task.add({f"JAX{end}": found, f"images{end}": f"{sides.batch} of {size} px"})
 
     named = {"images_per_second": "images/s", "model_flop_utilisation": "MFU"}
@@ -97,7 +97,7 @@ def _train(task: Task, place: int, bfloat16: bool, batch: int | None = None, end
 
     def numbers(seconds: float) -> dict[str, float]:
         found = {named[name]: value / seconds for name, value in of_a_second.items()}
-        return {"ms an update": 1e3 * seconds} | found
+        return {"ms per update": 1e3 * seconds} | found
 
     for row in race.rows(update):
         task.add({f"{form}{end}": numbers(s) for form, s in _named(row["seconds"]).items()})
@@ -124,7 +124,7 @@ def sample_64(task: Task) -> None:
     for row in race.rows(chain):
         for form, seconds in _named(row["seconds"]).items():
             call = seconds / steps
-            task.add({form: {"ms a call": 1e3 * call, "calls/s": 1 / call}})
+            task.add({form: {"ms per call": 1e3 * call, "calls/s": 1 / call}})
         _add_ratio(task, row, "")
     _judge(task)
 

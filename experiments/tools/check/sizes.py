@@ -12,7 +12,7 @@ class Sizes:
     Attributes:
       fields: the UNet's that are not the paper's.
       pixels: a side, of the larger and the smaller images.
-      batch: images a batch of each.
+      batch: images per batch of each.
       batches: larger ones, of the larger images.
       together: updates that are timed together, with one wait.
       repeats: timed calls of each side.
@@ -20,9 +20,9 @@ class Sizes:
       chain: steps of sampling that a call runs.
       copied: MiB that are read, and as many written, to time the memory.
       side: of the square matrices multiplied.
-      compared: fields of the UNet that is held against float64.
-      compared_images: how many images it takes, and of how many pixels a side.
-      updates: whose losses are held against float64's.
+      compared: fields of the UNet that is compared with float64.
+      compared_images: how many images it takes, and of how many pixels per side.
+      updates: whose losses are compared with float64's.
       points: training points of the posterior engine, for each of its timings.
       draws: of it.
       run: options of the train run that is resumed, and its updates.

@@ -85,7 +85,7 @@ def describe(
     Args:
       program: from `compile_program`.
       parameters: shapes of the model's parameters.
-      images: how many a device computes at a time, their pixels a side, the model's levels.
+      images: how many a device computes at a time, their pixels per side, the model's levels.
       rounds: updates or calls of the network in one dispatch; launches and their bytes are given
         for each of them.
     """

@@ -44,7 +44,7 @@ def lower_step(
     Args:
       model: the noise predictor.
       config: training configuration, with the batch over all devices.
-      image_size: pixels a side.
+      image_size: pixels per side.
       mesh: from `target.gpu_mesh`; other devices will do where nothing is to be compiled.
       updates: how many in one dispatch; 0 for the step of one update.
 
@@ -64,7 +64,7 @@ def lower_step(
 
 
 def lower_sampler(model: UNet, batch: int, image_size: int, mesh: Mesh) -> Any:
-    """Lowers ancestral sampling of so many images, over all devices, in all steps of the schedule.
+    """Lowers ancestral sampling of some images over all devices, in all steps of a schedule.
 
     Arguments and results as in `lower_step`.
     """

@@ -27,11 +27,11 @@ def _column(row: dict[str, Any], memory: float, kinds: Iterable[str]) -> dict[st
         "launches writing float32 features": f"{wide:.0f} ({wide_bytes / 1e9:.1f} GB)",
         "CUDA graphs": str(row["graphs"]),
         "launched outside of them": outside or "-",
-        "temporary memory a GPU, GiB": f"{needed['temporary'] / GIB:.2f}",
-        "arguments a GPU, GiB": f"{needed['arguments'] / GIB:.2f}",
-        "peak memory a GPU, GiB": f"{needed['peak'] / GIB:.2f}",
+        "temporary memory per GPU, GiB": f"{needed['temporary'] / GIB:.2f}",
+        "arguments per GPU, GiB": f"{needed['arguments'] / GIB:.2f}",
+        "peak memory per GPU, GiB": f"{needed['peak'] / GIB:.2f}",
         f"fits {memory:.3g} GiB": "yes" if needed["peak"] <= SHARE * memory * GIB else "no",
-        "model TFLOP an update, all GPUs": f"{flops / 1e12:.2f}" if flops else "-",
+        "model TFLOP per update, all GPUs": f"{flops / 1e12:.2f}" if flops else "-",
         **{f"{kind} convolutions": str(row["convolutions"].get(kind, 0)) for kind in kinds},
         "of these not NHWC": str(sum(row["convolutions_not_nhwc"].values())),
         "fused attentions, forward": str(fused["forward"]),
@@ -53,7 +53,7 @@ def table(title: str, memory: float, rows: Sequence[dict[str, Any]]) -> Table:
     Args:
       title: what was compiled for what.
       memory: of a GPU, in GiB.
-      rows: one a program, from `gpu_report.report_row`.
+      rows: one per program, from `gpu_report.report_row`.
     """
     result = Table(Column("", no_wrap=True), title=title)
     names = {

@@ -21,7 +21,7 @@ def gradients(size: int, channels: int, fields: Mapping[str, Any]) -> dict[str, 
     """Errors of a model's output, loss and gradients; see `torch_ref.compare.compare_model`.
 
     Args:
-      size: pixels a side.
+      size: pixels per side.
       channels: of an image.
       fields: the UNet's.
 

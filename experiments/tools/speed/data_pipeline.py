@@ -43,7 +43,7 @@ def measure(
 
     Args:
       images: uint8 (n, size, size, channels), from which batches are drawn.
-      batch: images a batch.
+      batch: images per batch.
       update: the train step.
       num_updates: updates that wait for a batch.
       step_seconds: what one takes.

@@ -14,7 +14,7 @@ class Effort:
     """How much is measured.
 
     Attributes:
-      sizes: pixels a side.
+      sizes: pixels per side.
       pairs: timed calls of each side, by row.
       warm_up: calls of each that are not timed: by the third, neither asks the system for memory.
       sampled: steps of sampling that a call runs.

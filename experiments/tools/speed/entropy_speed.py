@@ -24,7 +24,7 @@ DRAWS_PER_POINT, LOOP_DRAWS = 4, 300
 
 
 def _our_entropy(points: np.ndarray, t: float, x: np.ndarray) -> np.ndarray:
-    """Entropy of the posterior over the points at each place (N,), in nats a dimension."""
+    """Entropy of the posterior over the points at each place (N,), in nats per dimension."""
     denoiser = EmpiricalDenoiser(from_beta(np.array([-math.expm1(-2 * t)])), jnp.asarray(points))
     parts = []
     for part in np.split(x, len(x) // 500):
@@ -73,7 +73,7 @@ def variances(points: np.ndarray) -> list[dict[str, float]]:
 
 
 def _seconds(points: np.ndarray, t: float, repeats: int) -> tuple[dict[str, float], float]:
-    """Seconds a draw at a time t, in each form; and those of a whole call of the engine."""
+    """Seconds per draw at a time t, in each form; and those of a whole call of the engine."""
     import torch
 
     from torch_ref import regimes
@@ -108,10 +108,10 @@ def _seconds(points: np.ndarray, t: float, repeats: int) -> tuple[dict[str, floa
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Seconds a draw in three forms, times how many draws each needs.
+    """Seconds per draw in three forms, times how many draws each needs.
 
     Args:
-      repeats: timed runs of each, of which the median counts.
+      repeats: timed runs of each; the median counts.
     """
     digits = mnist.load(("1", "8"), 500, 32)
     points = digits.images.reshape(len(digits.images), -1) / np.float32(255)

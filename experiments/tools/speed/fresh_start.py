@@ -98,8 +98,8 @@ def fresh_start(function: str, batch: int, size: int, cache: Path | None = None)
 
     Args:
       function: "report_jax" or "report_torch".
-      batch: images an update.
-      size: pixels a side.
+      batch: images per update.
+      size: pixels per side.
       cache: folder in which compiled programs are kept; by default the user's.
 
     Returns:
@@ -148,8 +148,8 @@ def measure(batch: int, size: int, with_torch: bool) -> dict[str, Any] | None:
     """What the benchmark's report says of starts; None where no process can be started.
 
     Args:
-      batch: images an update.
-      size: pixels a side.
+      batch: images per update.
+      size: pixels per side.
       with_torch: whether the reference is started too.
     """
     try:

@@ -55,7 +55,7 @@ class Program:
         return jax.block_until_ready(self.launch())
 
     def in_a_row(self, count: int) -> Callable[[], Any]:
-        """A function that runs it so many times and waits once."""
+        """A function that runs it a number of times and waits once."""
         return timing.in_a_row(self.launch, jax.block_until_ready, count)
 
 

@@ -1,4 +1,4 @@
-"""The side of `benchmark` that JAX is held against: the model of `torch_ref`, on its device."""
+"""The side of `benchmark` that JAX is compared with: the model of `torch_ref`, on its device."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

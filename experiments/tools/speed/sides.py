@@ -1,4 +1,4 @@
-"""The two models that `benchmark` holds against each other, and what both are given."""
+"""The two models that `benchmark` compares, and what both are given."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Sides:
       model: JAX's, with the device's kernels.
       params: its parameters.
       reference: PyTorch's, or None where JAX is measured alone.
-      batch: images a batch.
+      batch: images per batch.
       fields: the UNet's fields that are not the paper's.
     """
 
@@ -65,7 +65,7 @@ def make_sides(batch: int, threads: int, **fields: Any) -> Sides:
     """Makes both models, or JAX's alone where torch is missing.
 
     Args:
-      batch: images a batch.
+      batch: images per batch.
       threads: of the reference, as many as JAX takes.
       **fields: the UNet's fields, by default the paper's.
     """

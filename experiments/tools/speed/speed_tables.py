@@ -28,9 +28,9 @@ def prices(entropy: Mapping[str, Any]) -> str:
     """What the columns of `entropy_table` mean, and what a draw takes."""
     each = entropy["seconds_per_draw"]
     return (
-        "i.i.d.: were the points taken at random in the engine too. z: difference of the two "
+        "i.i.d.: if the points were taken at random in the engine too. z: difference of the two "
         "routes on the same draws, in standard errors of the published "
-        f"one.\nMicroseconds a draw: loop {1e6 * each['published_loop']:.3g}, batched "
+        f"one.\nMicroseconds per draw: loop {1e6 * each['published_loop']:.3g}, batched "
         f"{1e6 * each['published_batched']:.3g}, ours {1e6 * each['ours']:.3g}, and "
         f"{1e6 * each['ours_per_time_of_a_curve']:.3g} for each time of a curve of "
         f"{len(entropy['by_time'])}."
@@ -45,7 +45,7 @@ def factors(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     return {
         "entropy, loop": (
             least["factor_loop"],
-            f"{ratio['loop']:.3g} a draw x {least['variance_ratio']:.3g} in draws, at the least "
+            f"{ratio['loop']:.3g} per draw x {least['variance_ratio']:.3g} in draws, at the least "
             f"favourable t = {least['time']:g}",
         ),
         "entropy, loop, a whole call": (
@@ -56,9 +56,9 @@ def factors(report: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
         ),
         "entropy, loop, as part of a curve": (
             least["factor_curve"],
-            f"{ratio['curve']:.3g} a draw and time",
+            f"{ratio['curve']:.3g} per draw and time",
         ),
-        "entropy, batched": (least["factor_batched"], f"{ratio['batched']:.3g} a draw"),
+        "entropy, batched": (least["factor_batched"], f"{ratio['batched']:.3g} per draw"),
         "cloning": (
             cloning["factor"],
             f"{cloning['published_seconds_extrapolated']:.4g} s against "

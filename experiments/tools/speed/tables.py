@@ -54,7 +54,9 @@ def _others(report: Mapping[str, Any]) -> list[list[str]]:
     for name, result in report["ratios"].items():
         if "against_quickest_adam" in result:
             extra = result["against_quickest_adam"]["median"]
-            cells.append([f"ratio, {name}, were PyTorch's Adam the quickest form", f"{extra:.3f}"])
+            cells.append(
+                [f"ratio, {name}, if PyTorch's Adam had its quickest form", f"{extra:.3f}"]
+            )
     for name, result in report.items():
         if name.startswith("sampling"):
             size = name.split("_")[1]

@@ -1,4 +1,4 @@
-"""Images a second, and the share of a GPU's peak that the model's FLOPs take."""
+"""Images per second, and the share of a GPU's peak that the model's FLOPs take."""
 
 import jax
 
@@ -18,7 +18,7 @@ def throughput(
     """What is said of a train step of one update beside its seconds.
 
     Args:
-      batch: images an update.
+      batch: images per update.
       update: the train step.
       seconds: what one update takes.
       bfloat16: whether it computes in bfloat16; else in TF32, of which the peak is half.

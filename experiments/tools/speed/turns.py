@@ -49,7 +49,7 @@ class TakeTurns:
 
 @contextlib.contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raises a TimeoutError in the with block after so many seconds."""
+    """Raises a TimeoutError in the with block after some seconds."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"not done after {seconds} s")
@@ -76,7 +76,7 @@ class Compiled:
     """A call of the reference through `torch.compile`.
 
     Attributes:
-      in_a_row: makes so many calls and one wait.
+      in_a_row: makes a number of calls and one wait.
       seconds: that compiling took, and the first call.
     """
 
