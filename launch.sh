@@ -71,7 +71,7 @@ needed() {
   local others=$1
   shift
   case $(name_of "$@") in
-    pytest | py.test)
+    pytest | py.test | experiments.tools.notebooks)
       echo test
       if [ "$version" = 3.11 ] && ! has "$others" cuda12 && ! has "$others" gpu-report; then
         echo torch

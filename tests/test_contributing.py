@@ -82,7 +82,7 @@ def command(monkeypatch, tmp_path):
 def test_each_diff_is_of_the_file_as_it_is():
     """The lines without a + are there, and in this order."""
     assert len(DIFFS) == len(KINDS)
-    assert all(f"**A {kind}**" in PAGE for kind in KINDS)
+    assert all(f"\n## A {kind}\n" in PAGE for kind in KINDS)
     for _, _, table, *_, context in DIFFS:
         text = (Path(__file__).parents[1] / table).read_text()
         places = [text.index(f"\n{line}\n") for line in context]
