@@ -165,10 +165,18 @@ def results_memorisation(names):
         assert sorted(np.unique(file["labels"])) == ["1", "8"]
 
 
+def installation(names):
+    """What goes with a package is itself and what no other needs; all of it is installed."""
+    assert "grpcio" in names["gone"]["tensorboard"]
+    assert names["gone"]["numpy"] == set()
+    assert "tensorflow-datasets" not in names["installed"](names["direct"])
+
+
 # What is said of the numbers that a page's code makes, beside that it runs.
 SAID = {
     "README.md": readme,
     "docs/data.md": data,
+    "docs/developers/installation.md": installation,
     "docs/geometry.md": geometry,
     "docs/memorisation.md": memorisation,
     "docs/python.md": python,
