@@ -48,7 +48,7 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     @outliving_its_reader()
     def wrapped() -> None:
-        # TFDS and Orbax log with a traceback what they raise as well, and where an array cannot be
+        # Orbax logs with a traceback what it raises as well, and where an array cannot be
         # read or written Orbax leaves those of the others behind, which complain as they are
         # collected.
         absl.logging.set_verbosity(absl.logging.FATAL)

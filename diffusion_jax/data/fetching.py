@@ -12,7 +12,6 @@ from typing import IO, NamedTuple
 from urllib.parse import urlsplit
 
 import requests
-import tensorflow_datasets as tfds
 import urllib3
 from rich import progress
 from rich.console import Console
@@ -29,8 +28,11 @@ _CHUNK = 2**18
 _NETWORK = (requests.RequestException, urllib3.exceptions.HTTPError)
 
 
+_PUBLISHED = Path(__file__).parent / "published"
+
+
 class Published(NamedTuple):
-    """A file as its publisher and TFDS know it."""
+    """A file as its publisher and TensorFlow Datasets know it."""
 
     url: str
     size: int
@@ -40,11 +42,11 @@ class Published(NamedTuple):
 def published(listed: str) -> dict[str, Published]:
     """The files of a data set by name: their addresses, sizes and SHA-256 digests.
 
-    TensorFlow Datasets ships them in url_checksums/LISTED.txt, and checks its own downloads against
-    them.
+    They are those that TensorFlow Datasets checks its own downloads against (its
+    url_checksums/LISTED.txt), in published/LISTED.txt.
     """
     files = {}
-    for line in tfds.core.tfds_path(f"url_checksums/{listed}.txt").read_text().splitlines():
+    for line in (_PUBLISHED / f"{listed}.txt").read_text().splitlines():
         url, size, digest, name = line.split("\t")
         files[name] = Published(url, int(size), digest)
     return files

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from diffusion_jax.data import arrays, layouts
 from diffusion_jax.data.faults import Faults, with_others
@@ -30,10 +29,9 @@ def wordnet_ids() -> list[str]:
     """The WordNet id of each label: that of label k is at k - 1.
 
     Labels follow map_clsloc.txt of the ILSVRC development kit, which is neither the order of the
-    ids nor that of other ImageNet labels. TFDS ships that list.
+    ids nor that of other ImageNet labels. The list is that of TensorFlow Datasets.
     """
-    path = tfds.core.tfds_path("image_classification/imagenet_resized_labels.txt")
-    return path.read_text().split()
+    return (Path(__file__).parent / "published" / "imagenet_labels.txt").read_text().split()
 
 
 def load(data_dir: Path, size: int, selection: Selection, store: Store) -> ImageSet:

@@ -1,21 +1,19 @@
-"""LSUN from its original LMDB folders, prepared once into ArrayRecord by a TFDS builder.
+"""LSUN from its original LMDB folders, prepared once into ArrayRecord.
 
-The images of a class are prepared in chunks, each a TFDS data set of its own that appears only
-when it is complete: an interrupted preparation goes on after the last complete chunk.
+The images of a class are prepared in chunks, each a folder of its own that appears only when it is
+complete: an interrupted preparation goes on after the last complete chunk.
 """
 
 import contextlib
-import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -24,6 +22,7 @@ from diffusion_jax.data.images import CROP, ImageSet, require_images
 from diffusion_jax.data.lmdb_reader import DamagedLmdb, open_lmdb, read_lmdb
 from diffusion_jax.data.lsun_files import OBJECTS, SCENES, URL, check_categories
 from diffusion_jax.data.lsun_files import lmdb_folder as lmdb_folder
+from diffusion_jax.data.prepared import VERSION, Chunk
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.source import Defaults, Fetched, Source
 from diffusion_jax.data.storage import Store, stored, unwritten
@@ -34,83 +33,20 @@ CHUNK = 2048
 _NEXT_KEY = "next_key"
 
 
-@dataclass
-class ChunkConfig(tfds.core.BuilderConfig):
-    """Images start..stop-1 of one category, at one size; `keys` are of ranks, see `read_lmdb`."""
-
-    folder: Path = Path()
-    start: int = 0
-    stop: int = 0
-    image_size: int = 64
-    is_object: bool = False
-    source: dict[str, int] | None = None
-    keys: dict[int, bytes] = field(default_factory=dict)
-    advance: Callable[[], None] | None = None
+def _chunk(prepared_dir: Path, category: str, image_size: int, start: int, stop: int) -> Chunk:
+    """Images start..stop-1 of a category, at one size."""
+    name = f"{category}-{image_size}px-{start:07d}-{stop:07d}"
+    return Chunk(prepared_dir / "lsun" / name / VERSION, (image_size, image_size, 3))
 
 
-class Lsun(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of one chunk of a category."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = f"LSUN's LMDB folders, from {URL}"
-
-    def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
-        return builder_config  # TFDS warns of each that is not listed in the class
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        config = self.builder_config
-        shape = (config.image_size, config.image_size, 3)
-        # Raw bytes: reading them is several times faster than decoding PNG.
-        image = tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes")
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="The first images of an LSUN category, centre crop 256, resized.",
-            homepage=URL,
-            features=tfds.features.FeaturesDict({"image": image}),
-            disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(config.source or {}),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        config = self.builder_config
-        images = read_lmdb(
-            config.folder,
-            config.start,
-            config.stop,
-            config.image_size,
-            config.is_object,
-            config.keys,
-        )
-        for rank, image in enumerate(images, config.start):
-            yield rank, {"image": image}
-            if config.advance is not None:
-                config.advance()
-        if config.stop in config.keys:  # where the next chunk begins
-            self.info.metadata[_NEXT_KEY] = config.keys[config.stop].hex()
-
-
-def _name(category: str, image_size: int, start: int, stop: int) -> str:
-    return f"{category}-{image_size}px-{start:07d}-{stop:07d}"
-
-
-def _builder(prepared_dir: Path, category: str, **fields: Any) -> Lsun:
-    name = _name(category, fields["image_size"], fields["start"], fields["stop"])
-    config = ChunkConfig(name=name, **fields)
-    return Lsun(data_dir=str(prepared_dir), config=config, file_format="array_record")
-
-
-def _source(builder: Lsun) -> dict[str, int]:
+def _source(chunk: Chunk) -> dict[str, int]:
     """Which LMDB a chunk was prepared from, see `_check_source`."""
-    return {name: each for name, each in builder.info.metadata.items() if name != _NEXT_KEY}
+    return {name: each for name, each in chunk.metadata().items() if name != _NEXT_KEY}
 
 
 def _are_there(prepared_dir: Path, category: str, bounds: list[int], image_size: int) -> bool:
-    names = (_name(category, image_size, *span) for span in pairwise(bounds))
-    folders = (prepared_dir / Lsun.name / name / str(Lsun.VERSION) for name in names)
-    return all(os.path.isdir(folder) for folder in folders)
+    chunks = (_chunk(prepared_dir, category, image_size, *span) for span in pairwise(bounds))
+    return all(os.path.isdir(chunk.folder) for chunk in chunks)
 
 
 def are_prepared(
@@ -151,7 +87,7 @@ def prepare(
     image_size: int,
     chunk: int = CHUNK,
     first: int = 0,
-) -> dict[str, list[Lsun]]:
+) -> dict[str, list[Chunk]]:
     """Prepares consecutive images of each category, with a progress bar; done chunks are kept.
 
     Chunks are counted from the first image wanted: held-out images, which come after those trained
@@ -169,7 +105,7 @@ def prepare(
       first: rank of the first of them.
 
     Returns:
-      The chunks' builders, in order, for each category.
+      The chunks, in order, for each category.
 
     Raises:
       UserError: an LMDB that is missing, damaged, too small, or not the one that the prepared
@@ -204,7 +140,7 @@ def _prepare_category(
     bounds: list[int],
     image_size: int,
     locked: bool,
-) -> list[Lsun]:
+) -> list[Chunk]:
     source = None
     # An LMDB that only its owner may read is as good as none to those who need it no more.
     is_readable = os.access(folder / "data.mdb", os.R_OK)
@@ -219,54 +155,52 @@ def _prepare_category(
         redirect_stdout=False,
     )
     task = progress.add_task(category, total=bounds[-1] - bounds[0], visible=False)
-    builders: list[Lsun] = []
+
+    def shown(images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for image in images:
+            yield image
+            progress.update(task, advance=1, visible=True)
+
+    def metadata(stop: int) -> dict[str, Any]:
+        # Where the next chunk begins, if there is one.
+        return (source or {}) | ({_NEXT_KEY: keys[stop].hex()} if stop in keys else {})
+
+    chunks: list[Chunk] = []
     keys: dict[int, bytes] = {}
-    tfds.disable_progress_bar()
     with progress:
         for start, stop in pairwise(bounds):
-            builder = _builder(
-                prepared_dir,
-                category,
-                start=start,
-                stop=stop,
-                image_size=image_size,
-                folder=folder,
-                is_object=category in OBJECTS,
-                source=source,
-                keys=keys,
-                advance=lambda: progress.update(task, advance=1, visible=True),
-            )
-            if not Path(builder.data_dir).exists():
-                _prepare_chunk(builder, locked)
+            chunk = _chunk(prepared_dir, category, image_size, start, stop)
+            if not chunk.folder.exists():
+                images = read_lmdb(folder, start, stop, image_size, category in OBJECTS, keys)
+                _prepare_chunk(chunk, shown(images), partial(metadata, stop), locked)
             else:
                 progress.update(task, advance=stop - start)
-            if source is not None and (was := _source(builder)) != source:
+            if source is not None and (was := _source(chunk)) != source:
                 raise UserError(
                     f"the images in {prepared_dir} were prepared from another {folder.name} "
-                    f"({was}, now {source}); remove {Path(builder.data_dir).parent} or name "
+                    f"({was}, now {source}); remove {chunk.folder.parent} or name "
                     f"another folder with --prepared-dir"
                 )
-            if _NEXT_KEY in builder.info.metadata:
-                keys[stop] = bytes.fromhex(builder.info.metadata[_NEXT_KEY])
-            builders.append(builder)
-    return builders
+            if (next_key := chunk.metadata().get(_NEXT_KEY)) is not None:
+                keys[stop] = bytes.fromhex(next_key)
+            chunks.append(chunk)
+    return chunks
 
 
-def _prepare_chunk(builder: Lsun, locked: bool) -> None:
-    target = Path(builder.data_dir)
+def _prepare_chunk(
+    chunk: Chunk,
+    images: Iterator[np.ndarray],
+    metadata: Callable[[], dict[str, Any]],
+    locked: bool,
+) -> None:
     if locked:  # What a killed preparation left behind; else another process may be at work.
-        for partial in target.parent.glob("incomplete.*"):
-            shutil.rmtree(partial, ignore_errors=True)
-    manual_dir = str(builder.builder_config.folder.parent)
+        for unfinished in chunk.folder.parent.glob("incomplete.*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # its own announcements
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
-            )
+        chunk.write(images, metadata)
     except OSError:
-        if not target.exists():  # else another process made the same meanwhile
+        if not chunk.folder.exists():  # else another process made the same meanwhile
             raise
-        builder.info.read_from_directory(target)
 
 
 def load(data_dir: Path, image_size: int, selection: Selection, store: Store) -> ImageSet:
@@ -306,21 +240,22 @@ def load_lmdb(
         )
     except DamagedLmdb as error:
         raise UserError(f"{error}; {advice}") from error
-    builders = [builder for category in categories for builder in chunks[category]]
+    flat = [chunk for category in categories for chunk in chunks[category]]
     total = count * len(categories)
 
     def fill(images: np.ndarray) -> None:
         position = 0
-        for builder in builders:
-            for example in builder.as_data_source(split="train"):
-                images[position] = example["image"]
+        for chunk in flat:
+            for image in chunk.images():
+                if position < total:
+                    images[position] = image
                 position += 1
         if position != total:
             raise UserError(
                 f"{prepared_dir} holds {position} of {total} images; remove it and run again"
             )
 
-    key = [[builder.builder_config.name, _source(builder)] for builder in builders]
+    key = [[chunk.name, _source(chunk)] for chunk in flat]
     images, file = stored(store, (total, image_size, image_size, 3), fill, key)
     labels = np.repeat(np.arange(len(categories)), count)
     return ImageSet(images, labels, categories, file=file)

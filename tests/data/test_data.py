@@ -101,7 +101,7 @@ def test_an_interrupted_preparation_goes_on(folders, tmp_path, monkeypatch):
     lsun.prepare(*arguments, chunk=2)
     assert len(decoded) == 10  # the first chunk of two was complete
     chunks = lsun.prepare(*arguments, chunk=2)
-    got = [e["image"] for c in CATEGORIES for b in chunks[c] for e in b.as_data_source("train")]
+    got = [image for c in CATEGORIES for chunk in chunks[c] for image in chunk.images()]
     np.testing.assert_array_equal(got, expected)
     assert not list(prepared.rglob("incomplete.*"))
 
@@ -255,7 +255,7 @@ def test_prepared_images_need_no_lmdb_but_all_their_chunks(folders, tmp_path):
     before = lsun.prepare(*arguments, chunk=2)
     shutil.rmtree(lsun.lmdb_folder(data_dir, CATEGORIES[1]))
     assert lsun.prepare(*arguments, chunk=2).keys() == before.keys()
-    shutil.rmtree(before[CATEGORIES[1]][1].data_path)
+    shutil.rmtree(before[CATEGORIES[1]][1].folder)
     with pytest.raises(UserError, match="LSUN's conference_room was not found"):
         lsun.prepare(*arguments, chunk=2)
 
@@ -307,7 +307,7 @@ def test_a_disk_that_refuses_the_bytes_keeps_what_is_prepared(folders, tmp_path)
     assert result.returncode == 1, result.stderr
     assert f"cannot write the prepared images to {prepared}" in result.stdout
     chunks = lsun.prepare(folders[0], prepared, ("church_outdoor",), 2, 64, chunk=2)
-    assert len(chunks["church_outdoor"][0].as_data_source("train")) == 2
+    assert len(list(chunks["church_outdoor"][0].images())) == 2
 
 
 def test_unknown_class_of_photographs(tmp_path):

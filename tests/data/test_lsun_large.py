@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,18 +69,17 @@ def tower(tmp_path):
 
 
 def prepare(folder, first=0, count=N):
-    builders = lsun.prepare(folder, folder / "prepared", ("tower",), count, 8, CHUNK, first)
-    return builders["tower"]
+    return lsun.prepare(folder, folder / "prepared", ("tower",), count, 8, CHUNK, first)["tower"]
 
 
-def images(builders):
-    return [each["image"] for builder in builders for each in builder.as_data_source("train")]
+def images(chunks):
+    return [image for chunk in chunks for image in chunk.images()]
 
 
-def without_keys(builders):
+def without_keys(chunks):
     """What the version before this one wrote: no chunk said where the next one begins."""
-    for builder in builders:
-        path = builder.data_path / "metadata.json"
+    for chunk in chunks:
+        path = chunk.folder / "metadata.json"
         kept = json.loads(path.read_text())
         kept.pop("next_key", None)
         path.write_text(json.dumps(kept))
@@ -90,8 +88,8 @@ def without_keys(builders):
 def test_each_entry_is_visited_once_and_the_first_of_a_chunk_twice(tmp_path, tower, visited):
     """A chunk is at its end when it sees the first key of the next."""
     keys, pixels = tower
-    builders = prepare(tmp_path)
-    np.testing.assert_array_equal(images(builders), pixels)
+    chunks = prepare(tmp_path)
+    np.testing.assert_array_equal(images(chunks), pixels)
     twice = keys[CHUNK::CHUNK]
     assert sorted(visited) == sorted(keys + twice)
     visited.clear()
@@ -102,8 +100,8 @@ def test_each_entry_is_visited_once_and_the_first_of_a_chunk_twice(tmp_path, tow
 @pytest.mark.parametrize("complete", [1, 3, 5])
 def test_what_is_left_goes_on_from_the_last_complete_chunk(tmp_path, tower, visited, complete):
     keys, pixels = tower
-    for builder in prepare(tmp_path)[complete:]:
-        shutil.rmtree(builder.data_path.parent)
+    for chunk in prepare(tmp_path)[complete:]:
+        shutil.rmtree(chunk.folder.parent)
     visited.clear()
     np.testing.assert_array_equal(images(prepare(tmp_path)), pixels)
     left = keys[complete * CHUNK :]
@@ -115,15 +113,15 @@ def test_chunks_of_the_version_before_stay_as_they_are_and_cost_one_walk(
     tmp_path, tower, visited, complete
 ):
     keys, pixels = tower
-    builders = prepare(tmp_path)
-    without_keys(builders)
-    for builder in builders[complete:]:
-        shutil.rmtree(builder.data_path.parent)
-    before = [states(Path(each.data_dir)) for each in builders[:complete]]
+    chunks = prepare(tmp_path)
+    without_keys(chunks)
+    for chunk in chunks[complete:]:
+        shutil.rmtree(chunk.folder.parent)
+    before = [states(each.folder) for each in chunks[:complete]]
     visited.clear()
     again = prepare(tmp_path)
     np.testing.assert_array_equal(images(again), pixels)
-    assert [states(Path(each.data_dir)) for each in again[:complete]] == before
+    assert [states(each.folder) for each in again[:complete]] == before
     assert sorted(visited) == sorted(keys + keys[(complete + 1) * CHUNK :: CHUNK])
 
 

@@ -154,12 +154,11 @@ def test_chunks_of_lsun_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(lsun, "read_lmdb", overtaken)
     chunks = lsun.prepare(*arguments)["tower"]
-    assert [chunk.info.metadata for chunk in chunks] == [each.info.metadata for each in expected]
+    assert [chunk.metadata() for chunk in chunks] == [each.metadata() for each in expected]
     for chunk, other, each in zip(chunks, others[0], expected, strict=True):
-        wanted = [example["image"] for example in each.as_data_source("train")]
+        wanted = list(each.images())
         for found in (chunk, other):
-            got = [example["image"] for example in found.as_data_source("train")]
-            np.testing.assert_array_equal(got, wanted)
+            np.testing.assert_array_equal(list(found.images()), wanted)
     assert not list((tmp_path / "prepared").rglob("incomplete.*"))
 
 

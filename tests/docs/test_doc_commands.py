@@ -23,7 +23,17 @@ from experiments.__main__ import COMMANDS
 # Programs of others, whose own options are not ours to check.
 TOOLS = {
     *("python", "python3", "pip", "git", "cd", "export", "pytest", "ruff", "mypy", "mkdocs"),
-    *("jupytext", "jupyter", "pre-commit", "pip-audit", "schemathesis", "xprof", "curl", "source"),
+    *(
+        "jupytext",
+        "jupyter",
+        "pre-commit",
+        "pip-audit",
+        "schemathesis",
+        "xprof",
+        "curl",
+        "source",
+        "du",
+    ),
 }
 FOREIGN = {"--signal"}  # SLURM's, named in the text by itself
 # What starts a command elsewhere or in another way.

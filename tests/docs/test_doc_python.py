@@ -183,10 +183,17 @@ def runs(names):
         np.testing.assert_array_equal(made[name], shipped[name])
 
 
+def installation(names):
+    """What goes with a package is itself and what no other needs."""
+    assert "grpcio" in names["gone"]["tensorboard"]
+    assert names["gone"]["numpy"] == set()
+
+
 # What is said of the numbers that a page's code makes, beside that it runs.
 SAID = {
     "README.md": readme,
     "docs/data.md": data,
+    "docs/developers/installation.md": installation,
     "docs/geometry.md": geometry,
     "docs/memorisation.md": memorisation,
     "docs/python.md": python,
