@@ -14,14 +14,15 @@ import yaml
 from experiments.tools.pages import notebooks, reference
 
 ROOT = Path(__file__).parents[3]
-# Files outside docs/ that are pages.
+# Files outside docs/ that are pages, or lie beside them.
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "developers/contributing.md",
+    "CITATION.cff": "CITATION.cff",
 }
-# Not for readers: what notebooks are made from, runs, and data of tests and figures.
-_LEFT = shutil.ignore_patterns("*.json*", "*.py", "*.yml", "*.np[yz]", "checkpoints", ".*")
+# Not for readers: what notebooks are made from, and the shipped run's arrays.
+_LEFT = shutil.ignore_patterns("*.py", "*.jsonl", "*.np[yz]", "checkpoints", ".*")
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
 
