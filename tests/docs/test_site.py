@@ -24,7 +24,7 @@ PAGES = (
     *("guides/images.html", "regimes.html", "robustness.html", "results/mnist/README.html"),
     *("notebooks/README.html", "notebooks/gaussian_mixture.html", "reference/front_door.html"),
     *("reference/commands.html", "reference/diffusion_jax/regimes/posterior.html"),
-    *("developers/architecture.html", "developers/equations.html", "explorer/index.html"),
+    *("developers/architecture.html", "developers/equations.html", "explorer/embedded.html"),
 )
 
 
@@ -100,7 +100,7 @@ def test_formulas_are_typeset_and_the_explorer_runs_in_its_page(address, browser
     ]
     assert raw == []
     page = browser.new_page()
-    page.goto(f"{address}/explorer/index.html")
+    page.goto(f"{address}/explorer/embedded.html")
     frame = page.frame_locator("iframe")
     frame.get_by_role("button", name="Fork here").wait_for(timeout=60_000)
 

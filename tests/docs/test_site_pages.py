@@ -1,13 +1,15 @@
 """What the site is made of: formulas of docstrings, pages of modules, links led and tried."""
 
 import ast
+import re
 from pathlib import Path
 
+import nbformat
 import pytest
 from latex2mathml.converter import convert
 
 import diffusion_jax as dj
-from experiments.tools.pages import assembly, built, reference
+from experiments.tools.pages import assembly, built, notebooks, reference
 from experiments.tools.pages.docstrings import typeset
 from experiments.tools.pages.formulas import latex
 
@@ -130,3 +132,18 @@ def test_formulas_of_pages_are_mathml(tmp_path):
 def test_a_link_that_leads_nowhere_is_found(tmp_path, link, broken):
     found = built.broken_links(site(tmp_path, f'<a href="{link}">x</a>'))
     assert found == ([f"a.html: {link}"] if broken else [])
+
+
+def test_a_notebook_becomes_a_page(tmp_path):
+    """With its code marked as Python, and each figure under a name of its own."""
+    path = tmp_path / "small_run.ipynb"
+    committed = ROOT / "docs" / "notebooks" / "small_run.ipynb"
+    path.write_bytes(committed.read_bytes())
+    notebooks.write(path)
+    text = path.with_suffix(".md").read_text()
+    assert not path.exists()
+    cells = nbformat.read(committed, as_version=4).cells
+    assert text.count("```python\n") == sum(cell.cell_type == "code" for cell in cells)
+    shown = re.findall(r"!\[png\]\((\S+)\)", text)
+    assert sorted(shown) == sorted(each.name for each in tmp_path.glob("small_run_*.png"))
+    assert len(shown) > 3
