@@ -205,10 +205,18 @@ EVALUATED = [
 ]
 
 
-def test_evaluations_change_nothing_and_survive_a_kill(small_run, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def evaluated_run(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "evaluated"
+    return run_dir, train(run_dir, "--steps", 60, *EVALUATED)
+
+
+def test_evaluations_change_nothing_and_survive_a_kill(
+    small_run, evaluated_run, tmp_path, monkeypatch
+):
     monkeypatch.setattr(ModelConfig, "build", two_convolutions.build)
-    out = train(tmp_path / "whole", "--steps", 60, *EVALUATED)
-    expected = evaluations(tmp_path / "whole")
+    whole, out = evaluated_run
+    expected = evaluations(whole)
     assert [record["step"] for record in expected] == [15, 30, 45, 60]
     assert out.count("memorised") == 4
     names = [f"{a}_loss/{t}" for a in ("training", "held_out") for t in BANDS]
@@ -218,9 +226,9 @@ def test_evaluations_change_nothing_and_survive_a_kill(small_run, tmp_path, monk
         assert all(np.isfinite(record[name]) and record[name] > 0 for name in names)
     for name in names[1:4]:
         assert expected[-1][name] < 0.9 * expected[0][name]  # it learns, from and for both
-    assert Image.open(tmp_path / "whole" / "memorisation.png").size[0] > 500
-    assert Image.open(tmp_path / "whole" / "loss.png").size[0] > 500
-    np.testing.assert_array_equal(losses(tmp_path / "whole"), losses(small_run))
+    assert Image.open(whole / "memorisation.png").size[0] > 500
+    assert Image.open(whole / "loss.png").size[0] > 500
+    np.testing.assert_array_equal(losses(whole), losses(small_run))
 
     killed = tmp_path / "killed"
     killed_at = kill_after(30, killed, *EVALUATED)
@@ -231,8 +239,8 @@ def test_evaluations_change_nothing_and_survive_a_kill(small_run, tmp_path, monk
     assert f"Resuming after step {killed_at}" in out
     np.testing.assert_array_equal(losses(killed), losses(small_run))
     assert evaluations(killed) == expected
-    for run_dir in ("whole", "killed"):
-        for a, b in zip(saved(tmp_path / run_dir, 60), saved(small_run, 60), strict=True):
+    for run_dir in (whole, killed):
+        for a, b in zip(saved(run_dir, 60), saved(small_run, 60), strict=True):
             np.testing.assert_array_equal(a, b)
     grid = killed / "samples" / "step_00000060.png"
     grid.unlink()  # as after a kill while it was drawn
