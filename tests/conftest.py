@@ -28,6 +28,7 @@ import jax  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 import pytest  # noqa: E402
+from unrendered import render_nothing  # noqa: E402
 
 # Begun first, so that no core is idle while the last of them ends.
 LONG = (
@@ -45,6 +46,20 @@ LONG = (
 def pytest_collection_modifyitems(items):
     rank = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
+
+
+@pytest.fixture
+def rendered():
+    """A test that asks for it renders the figures that it makes."""
+
+
+@pytest.fixture(autouse=True)
+def _unrendered(request):
+    """Figures are made and not rendered, but in fixtures of a module, and for `rendered`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "rendered" not in request.fixturenames:
+            render_nothing(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="module")

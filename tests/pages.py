@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from browsers import chromium
 from processes import free_port
-from servers import serving
+from servers import quick_regimes, serving
 
 from diffusion_jax.serving import model, opening
 
@@ -23,7 +23,7 @@ class Server:
         images = replace(opening.mixture_images(), class_names=CLASSES)
         law, names = opening.mixture(), ["mixture", "exact", "gaussian"]
         opened = opening.Opened("mixture", images, None, folder, names, [], law)
-        result = opening.regimes(opened, 0.05)
+        result = quick_regimes(opened)
         schedule = opened.schedule
         self.model = model.make("mixture", images, schedule, names, result, None, None, law)
         self.port = free_port()

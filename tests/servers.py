@@ -6,9 +6,11 @@ import time
 from contextlib import contextmanager
 
 import httpx
+import pytest
 from tiny_runs import digits
 
 from diffusion_jax.data.images import ImageSet
+from diffusion_jax.regimes import transitions
 from diffusion_jax.schedule import linear_schedule
 from diffusion_jax.serving import app, model, opening
 from diffusion_jax.serving.desk import Desk
@@ -22,13 +24,20 @@ def digit_set(count=40):
     return ImageSet(images, (labels == 8).astype("int64"), ("1", "8"))
 
 
+def quick_regimes(opened):
+    """The regimes from a quarter of the draws: what they are is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transitions, "_FIRST_ROUND", 256)
+        return opening.regimes(opened, 0.05)
+
+
 def small_model(name="digits", names=("exact", "gaussian"), images=None, **others):
     """A model of digits, with the regimes that are kept nowhere."""
     images = digit_set() if images is None else images
     run = others.get("run")
     schedule = linear_schedule() if run is None else run.sampler.schedule
     opened = opening.Opened(name, images, run, opening.Path("/nonexistent"), list(names), [])
-    result = opening.regimes(opened, 0.02)
+    result = quick_regimes(opened)
     return model.make(name, images, schedule, list(names), result, None, **others)
 
 

@@ -83,6 +83,7 @@ def test_it_is_drawn_without_touching_pyplot(study):
     assert len(figure.axes[0].lines) >= 6  # three curves, three times
 
 
+@pytest.mark.usefixtures("rendered")
 def test_it_is_saved_and_reported(study, tmp_path, monkeypatch):
     paths = study.save(tmp_path / "deep" / "folder")
     result = json.loads((tmp_path / "deep" / "folder" / "result.json").read_text())

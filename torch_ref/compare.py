@@ -277,7 +277,7 @@ def compare_training(
         return optax.apply_updates(params, updates), opt_state, loss
 
     params = jax.tree.map(jnp.asarray, params)
-    compiled, opt_state, losses = jit(train_step), optimizer.init(params), []
+    compiled, opt_state, losses = jit(train_step), jit(optimizer.init)(params), []
     for arrays in batches:
         params, opt_state, loss = compiled(params, opt_state, *map(jnp.asarray, arrays))
         losses.append(float(loss))

@@ -270,6 +270,7 @@ BYTE = os.fsdecode(b"\xe9")  # not UTF-8
 EXACT = ("--score", "exact", "--calls", "20", *FORKS)
 
 
+@pytest.mark.usefixtures("rendered")
 def test_a_dozen_images_and_awkward_names(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(forking, "train_classifier", partial(train_classifier, updates=2))
     folder = small_run(tmp_path / "few", [f"[red]x{BYTE}", "[/] :dog:"] * 6)

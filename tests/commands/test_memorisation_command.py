@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,14 @@ import pytest
 import small_study
 from tiny_runs import digits, save_digits
 
+from diffusion_jax import forking
+from diffusion_jax.judging.classifier_training import train_classifier
 from diffusion_jax.memorising import workers
 from diffusion_jax.runtime import backend
 from diffusion_jax.training import evaluations
-from experiments import memorisation
+from experiments import memorisation, memorisation_page
+
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
 TESTS = Path(small_study.__file__).parent
 
@@ -34,24 +40,35 @@ def words_of(out, data, *options):
     return [*map(str, [*words, *options])]
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The study in this process, its runs in others: status, stdout, stderr."""
-    monkeypatch.setattr(backend, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(workers, "PROGRAM", small_study.PROGRAM)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
-
-    def main(*words):
-        monkeypatch.setattr(sys, "argv", ["memorisation", *words])
-        status = 0
+def study(*words):
+    """The study in this process, its runs in others; its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "keep_freed_memory", lambda: None)
+        patch.setattr(workers, "PROGRAM", small_study.PROGRAM)
+        patch.setattr(forking, "train_classifier", partial(train_classifier, updates=5))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
+        patch.setenv("JAX_NUM_CPU_DEVICES", "1")
+        patch.setattr(sys, "argv", ["memorisation", *words])
         try:
             memorisation.main()
         except SystemExit as ended:
-            status = ended.code
-        return status, *capsys.readouterr()
+            return ended.code
+    return 0
 
-    return main
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The same without figures, at which `whole` is looked at: status, stdout, stderr."""
+    monkeypatch.setattr(memorisation_page, "_pictures", lambda findings: [])
+    return lambda *words: (study(*words), *capsys.readouterr())
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The folder of a study of two sizes that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("study") / "whole"
+    assert study(*words_of(folder, data, "--sizes", 8, 16)) == 0
+    return folder
 
 
 def kept(folder):
@@ -63,7 +80,7 @@ def kept(folder):
 def killed_study(out, data):
     """Starts a study and kills it, and it alone, once a run has saved something."""
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(TESTS), *sys.path]))
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    environment["JAX_NUM_CPU_DEVICES"] = "1"
     program = [sys.executable, "-m", "small_study", *words_of(out, data)]
     process = subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
@@ -75,22 +92,20 @@ def killed_study(out, data):
     process.communicate()
 
 
-def test_a_study_that_was_killed_goes_on_to_the_same_numbers(tmp_path, data, run):
+def test_a_study_that_was_killed_goes_on_to_the_same_numbers(tmp_path, data, whole, run):
     """Though its run is still saving itself, and is waited for."""
     killed_study(tmp_path / "killed", data)
-    status, out, err = run(*words_of(tmp_path / "killed", data))
+    status, _, err = run(*words_of(tmp_path / "killed", data, "--signals"))
     assert status == 1  # of the size that there are no images for
     assert "n2000_w64_s0" in err
     assert "begin after the first 20 of each class" in err
-    whole = tmp_path / "whole"
-    status, _, _ = run(*words_of(whole, data, "--sizes", 8, 16))
-    assert status == 0
     assert kept(tmp_path / "killed") == kept(whole)
-
-    # What it writes.
     result = json.loads((tmp_path / "killed" / "result.json").read_text())
     assert list(result["cells"]) == ["n8_w64_s0"]
     assert list(result["failed"]) == ["n2000_w64_s0"]
+
+
+def test_what_a_study_writes(whole):
     cells = json.loads((whole / "result.json").read_text())["cells"]
     assert list(cells) == ["n8_w64_s0", "n16_w64_s0"]
     for cell in cells.values():
@@ -108,7 +123,12 @@ def test_a_study_that_was_killed_goes_on_to_the_same_numbers(tmp_path, data, run
         assert (whole / f"{name}.png").stat().st_size > 5000
     assert "The memorised fraction in the plane" in (whole / "report.html").read_text()
 
-    # Again: nothing is trained, and no signals; another run in its folder is told.
+
+def test_a_study_that_is_done(tmp_path, data, whole, run):
+    """Nothing is trained again, and there are no signals; another run in its folder is told."""
+    shutil.copytree(whole, tmp_path / "whole")
+    whole = tmp_path / "whole"
+    cells = json.loads((whole / "result.json").read_text())["cells"]
     times = [path.stat().st_mtime_ns for path in whole.rglob("checkpoints/*")]
     status, out, err = run(*words_of(whole, data, "--signals", "--sizes", 8))
     assert (status, err) == (0, "")
@@ -163,13 +183,12 @@ def test_what_a_study_decides_itself_is_no_option(tmp_path, data, run):
     assert not list((tmp_path / "out").glob("n*"))
 
 
-def test_an_evaluation_that_was_cut_short_is_named(tmp_path, data, run):
+def test_an_evaluation_that_was_cut_short_is_named(tmp_path, data, whole, run):
     out = tmp_path / "out"
-    status, _, err = run(*words_of(out, data, "--sizes", 8, "--steps", 33))
-    assert (status, err) == (0, "")
+    shutil.copytree(whole, out)
     path = evaluations.path_of(out / "n8_w64_s0", 33)
     path.write_bytes(path.read_bytes()[:1000])
-    status, _, err = run(*words_of(out, data, "--sizes", 8, "--steps", 33))
+    status, _, err = run(*words_of(out, data, "--sizes", 8))
     assert status == 1
     assert "00000033.npz cannot be read" in err
     assert "Traceback" not in err

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import os
 import re
@@ -23,7 +25,7 @@ def run(monkeypatch, *arguments):
     return 0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def blobs():
     """Two classes of 6 x 6 colour images, far enough apart to speciate before they collapse."""
     rng = np.random.default_rng(0)
@@ -35,11 +37,19 @@ def blobs():
 FAST = ("--accuracy", "0.02")
 
 
-def test_images_with_labels(blobs, tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def plain(blobs, tmp_path_factory):
+    """The folder that holds mine.npz, and what the command wrote of it into `out` and printed."""
+    folder, printed = tmp_path_factory.mktemp("plain"), io.StringIO()
     images, labels = blobs
-    np.savez(tmp_path / "mine.npz", images=images.astype(np.float32), labels=labels)
-    out = tmp_path / "out"
-    assert run(monkeypatch, "--data", tmp_path / "mine.npz", "--out", out, *FAST) == 0
+    np.savez(folder / "mine.npz", images=images.astype(np.float32), labels=labels)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        assert run(patch, "--data", folder / "mine.npz", "--out", folder / "out", *FAST) == 0
+    return folder, printed.getvalue()
+
+
+def test_images_with_labels(blobs, plain):
+    images, out = blobs[0], plain[0] / "out"
     result = json.loads((out / "result.json").read_text())
     covariance = np.cov(images[..., 0].reshape(80, -1), rowvar=False)
     Lambda = np.linalg.eigvalsh(covariance)[-1]
@@ -61,7 +71,7 @@ def test_images_with_labels(blobs, tmp_path, monkeypatch, capsys):
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 7
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert "t_S_phi" in capsys.readouterr().out
+    assert "t_S_phi" in plain[1]
 
 
 def test_a_partition_of_named_classes(blobs, tmp_path, monkeypatch, capsys):
@@ -170,6 +180,7 @@ def test_out_must_be_a_folder(blobs, tmp_path, monkeypatch, capsys):
     assert "cannot be made a folder: File exists" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("rendered")
 def test_awkward_names_and_few_draws(blobs, tmp_path, monkeypatch, capsys):
     """They are printed as they are: neither markup, nor emoji, nor mathematics, but legible."""
     images, labels = blobs
@@ -228,32 +239,31 @@ def test_files_of_others_are_not_written_over(blobs, tmp_path, monkeypatch, caps
         assert run(monkeypatch, *words) == 0
 
 
-def test_a_symmetry_stands_beside_the_images_alone(blobs, tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("rendered")
+def test_a_symmetry_stands_beside_the_images_alone(plain, tmp_path, monkeypatch, capsys):
     """In a folder of its own; what is said of the images alone is what the command says of them."""
-    images, labels = blobs
-    np.savez(tmp_path / "mine.npz", images=images.astype(np.float32), labels=labels)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    words = ("--data", "mine.npz", *FAST)
-    assert run(monkeypatch, *words) == 0
+    words = ("--data", plain[0] / "mine.npz", *FAST)
     assert run(monkeypatch, *words, "--symmetry", "flip") == 0
     printed = capsys.readouterr().out
     assert "mine with the symmetry flip" in printed
     assert "with flip [95 %] without [95 %]" in " ".join(printed.split())
     assert "the law is that of the 160 maps of the images minus their mean" in printed
     folder = tmp_path / "runs" / "regimes"
-    plain, found = (
-        json.loads((folder / name / "result.json").read_text()) for name in ("mine", "mine_flip")
+    alone, found = (
+        json.loads((of / "result.json").read_text())
+        for of in (plain[0] / "out", folder / "mine_flip")
     )
-    assert (plain["settings"]["symmetry"], found["settings"]["symmetry"]) == (None, "flip")
+    assert (alone["settings"]["symmetry"], found["settings"]["symmetry"]) == (None, "flip")
     assert (found["num_points"], found["num_distinct"], found["order"]) == (160, 160, 2)
-    assert "without_symmetry" not in plain
+    assert "without_symmetry" not in alone
     for name, time in found["without_symmetry"].items():
-        assert time == plain[name], name
+        assert time == alone[name], name
         if time["value"] is not None:
             assert found[name]["value"] != time["value"]
-    assert found["lipschitz"] == plain["lipschitz"]
-    assert found["squared_norm"]["initial"] == pytest.approx(plain["squared_norm"]["initial"])
+    assert found["lipschitz"] == alone["lipschitz"]
+    assert found["squared_norm"]["initial"] == pytest.approx(alone["squared_norm"]["initial"])
     assert found["curves"]["phi_C"]["mean"][-1] == pytest.approx(1 / 160, rel=1e-3)
     page = (folder / "mine_flip" / "report.html").read_text()
     assert page.count("Regimes of mine with the symmetry flip<") == 2

@@ -208,6 +208,7 @@ def test_times_theories_and_images_add_to_what_is_done(compared, runs, tmp_path,
     assert "holds batches of another experiment (seed: 0 -> 1)" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("rendered")
 def test_two_networks(runs, tmp_path, capsys):
     out = tmp_path / "out"
     options = (*BASE, "--theories", "exact", "--samples", "3", "--sample-calls", "4")

@@ -3,16 +3,18 @@
 import io
 import re
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import two_convolutions
 from axe_playwright_python import sync_playwright as axe
 from pages import AT_REST, CLASSES, drawn_at_cursor, fork, number_of, until
 from PIL import Image
 from scipy.stats import binomtest, norm
+from tiny_runs import digits, make_run
 
+from diffusion_jax.config import ModelConfig
 from diffusion_jax.regimes.cloning import fork as forked
 from diffusion_jax.serving import programs
 
@@ -341,11 +343,12 @@ def test_python_lines_of_a_data_set(opened):
     np.testing.assert_allclose(names["ends"], expected.clones[0, 0, 5:], atol=1e-4)
 
 
-def test_python_lines_of_a_run(opened):
+def test_python_lines_of_a_run(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(ModelConfig, "build", two_convolutions.build)
     of = """(name) => import('python').then(({pythonLines}) => pythonLines({name, kind: 'run'},
         {denoiser: 'trained', sampler: 'ancestral', calls: 4, seed: 1, branches: [], index: 2},
         {steps: [9, 6, 3, 0, -1]}, -1, null))"""
-    names, folder = {}, Path(__file__).parents[1] / "reference" / "run" / "run"
+    names, folder = {}, make_run(tmp_path / "made", *digits(0, 12))
     exec(opened().evaluate(of, str(folder)), names)
     run = names["run"]
     expected = run.backward("ancestral", 4).sample(jax.random.key(1), 3, run.shape)[2]

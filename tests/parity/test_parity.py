@@ -42,6 +42,8 @@ from torch_ref.compare import (  # noqa: E402
 )
 
 TINY = {"base_channels": 16, "multiples": (1, 2), "attention_levels": (2,), "num_res_blocks": 1}
+# For whole trainings, whose model is the point no more.
+ONE_LEVEL = TINY | {"multiples": (1,), "attention_levels": (1,)}
 
 
 def assert_within(errors, dtype):
@@ -140,7 +142,7 @@ def test_configurations_reach_the_corners():
 
 @pytest.mark.parametrize(
     ("seed", "dtype", "kernels"),
-    [(seed, "float64", PLAIN) for seed in SEEDS] + [(seed, "float32", CPU) for seed in SEEDS[1:]],
+    [(seed, "float64", PLAIN) for seed in SEEDS] + [(SEEDS[-1], "float32", CPU)],
 )
 def test_whole_model_of_any_configuration(seed, dtype, kernels):
     fields, size = configuration(seed)
@@ -181,7 +183,7 @@ def make_update(model, config):
 def test_training_with_clipping_in_float64():
     clip_norm = 1.0
     with precision("float64"):
-        torch_model = perturbed(**TINY | {"multiples": (1,), "attention_levels": (1,)})
+        torch_model = perturbed(**ONE_LEVEL)
         model, params = bridge.from_torch(torch_model.state_dict())
         optimizer, update = make_update(model, TrainingConfig(warmup_steps=0, clip_norm=clip_norm))
         opt_state = quick_jit(optimizer.init)(params)
@@ -269,7 +271,7 @@ def test_training_in_float64():
     """A short form of what `experiments.parity` runs for 200 updates, and the chain after it."""
     with precision("float64"):
         torch.manual_seed(0)
-        model = torch_unet.UNet(**TINY, dropout=0.0)
+        model = torch_unet.UNet(**ONE_LEVEL, dropout=0.0)
         batches = [batch(seed, 3, 4, 6) for seed in range(20)]
         losses, want = compare.compare_training(model, batches, quick_jit)
         assert np.abs(losses / want - 1).max() < 1e-12

@@ -12,6 +12,8 @@ from diffusion_jax.regimes.class_information import Partition
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.transitions import Regimes
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 # What is given, and what is seen of it.
 NAMES = {
     "$5 to $10": "$5 to $10",

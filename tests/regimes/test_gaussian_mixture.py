@@ -363,6 +363,7 @@ def test_cloning_that_cannot_be_done(changed, message):
         clone(jax.random.key(0), **arguments)
 
 
+@pytest.mark.usefixtures("rendered")
 def test_command_writes_its_results_and_reports_what_leaves_its_bounds(
     tmp_path, monkeypatch, capsys
 ):

@@ -325,6 +325,7 @@ def test_what_a_flow_refuses(odd_sizes):
         _ = RandomFeatures(np.ones((2, 1)), lambda x: np.tanh(30 * x), 0.1).population
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_command_writes_what_it_measures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "PSI_P", 20)
     monkeypatch.setattr(experiment, "TRAINED", (8, 64, 12))

@@ -35,7 +35,7 @@ class GaussianDenoiser:
         variance = self.schedule.noise_variance[step][0].astype(x.dtype)
         law = self.schedule.alpha_bar[step][0].astype(x.dtype) * self.covariance
         law = law + variance * jnp.eye(x.shape[1], dtype=x.dtype)
-        return jnp.sqrt(variance) * jnp.linalg.solve(law[None], x[..., None])[..., 0]
+        return jnp.sqrt(variance) * jnp.linalg.solve(law, x.T).T
 
 
 def rotated(values):
@@ -57,7 +57,7 @@ def test_gaussian_closed_form_and_second_order():
     """The exact flow ends on N(0, I) at T = 9 but for e^-18, so only the method's error is left."""
     covariance = rotated([0.2, 1.0, 3.0])
     x = np.random.default_rng(0).standard_normal((5, 3))
-    errors, counts = [], np.array([65, 129, 257])
+    errors, counts = [], np.array([129, 257])
     with jax.enable_x64(True):
         for count in counts:
             ratio = np.geomspace(np.expm1(2 * 0.01), np.expm1(2 * 9.0), count)

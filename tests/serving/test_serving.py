@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import two_convolutions
 from scipy.stats import binomtest
 from servers import client, digit_set, posted, serving, settled, small_model
 from tiny_runs import digits, make_run
 
+from diffusion_jax.config import ModelConfig
 from diffusion_jax.regimes import cloning, posterior
 from diffusion_jax.regimes.gaussian_mixture import GaussianMixture
 from diffusion_jax.sampling import SAMPLERS
@@ -263,11 +265,11 @@ def test_results_that_were_dropped_are_computed_again(model):
 
 
 def test_phi_of_many_forks_is_the_posterior_engine_s(http, model):
-    """Of 150 trunks, a pair of clones each; the chain of 40 steps is the process's to a percent."""
+    """Of 100 trunks, a pair of clones each; the chain of 40 steps is the process's to a percent."""
     t = 0.5
     step = int(np.abs(np.asarray(model.schedule.time) - t).argmin())
     same = {"phi": 0, "phi_C": 0}
-    for index in range(150):
+    for index in range(100):
         name = f"{model.id}.exact.ancestral.40.{SEED}.{index}"
         found = fork(http, name, step, 2)
         for which in same:
@@ -278,13 +280,14 @@ def test_phi_of_many_forks_is_the_posterior_engine_s(http, model):
     expected["phi_C"] = np.mean(draws.collision[:, 0])
     for which, count in same.items():
         assert 0.02 < expected[which] < 0.97
-        assert binomtest(count, 150, float(expected[which])).pvalue > 1e-3
+        assert binomtest(count, 100, float(expected[which])).pvalue > 1e-3
 
 
-def test_a_network_s_trunks_are_its_run_s_samples(tmp_path):
-    folder = make_run(tmp_path / "made", *digits(0, 20), steps=40)
+def test_a_network_s_trunks_are_its_run_s_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(ModelConfig, "build", two_convolutions.build)
+    folder = make_run(tmp_path / "made", *digits(0, 40), steps=40)  # as many images as `model` has
     trained = run.load_model(folder)
-    images = trained.own_images(digit_set(20))
+    images = trained.own_images(digit_set())
     made = small_model("run", ("trained", "exact"), images, run=trained)
     assert made.kind == "run"
     with serving(made) as (address, _), client(address) as http:
@@ -335,7 +338,7 @@ def test_nearest_images_are_told_apart_where_all_other_weights_underflow(http, m
 
 
 def test_names_that_are_no_text_are_shown_escaped():
-    images = replace(digit_set(20), class_names=("caf\udce9", "<b>"))
+    images = replace(digit_set(), class_names=("caf\udce9", "<b>"))
     made = small_model(images=images)
     with serving(made) as (address, _), client(address) as http:
         described = http.get(f"/v1/models/{made.id}").json()

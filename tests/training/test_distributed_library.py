@@ -1,5 +1,7 @@
 """Sampling, regimes and cloning in two processes against the same in one with eight devices."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,26 +44,43 @@ def measure():
 
 
 PROGRAM = """
-import sys
+import json, sys
 import numpy as np
 import pytest
 from diffusion_jax.runtime import distributed
 distributed.join()
 sys.path[:0] = sys.argv[1:3]
 from test_distributed_library import measure
+from test_transfers import reads_of_eight_updates
 import jax
-found = measure()
-np.savez(f"{sys.argv[3]}/{jax.process_index()}.npz", **found)
+name = f"{sys.argv[3]}/{jax.process_index()}"
+np.savez(f"{name}.npz", **measure())
+with open(f"{name}.json", "w") as file:
+    json.dump(reads_of_eight_updates(), file)
 distributed.finish()
 """
 
 
-def test_two_processes_measure_what_one_does(tmp_path, request):
-    ends = finish(start(["-c", PROGRAM, *request.path.parents[:2], tmp_path], 2, devices=2))
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, request):
+    """The folder of what two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    ends = finish(start(["-c", PROGRAM, *request.path.parents[:2], folder], 2, devices=2))
     assert [code for code, _, _ in ends] == [0, 0], ends
+    return folder
+
+
+def test_two_processes_measure_what_one_does(two):
     expected = measure()
     for index in range(2):
-        with np.load(tmp_path / f"{index}.npz") as found:
+        with np.load(two / f"{index}.npz") as found:
             assert set(found) == set(expected)
             for name, value in expected.items():
                 np.testing.assert_allclose(found[name], value, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+def test_an_update_of_two_processes_reads_nothing_from_the_devices(two):
+    """pmap in several processes reads the key at each: the reason why shard_map is what trains."""
+    for index in range(2):
+        found = json.loads((two / f"{index}.json").read_text())
+        assert found == {"shard_map": 0, "pmap": 8}

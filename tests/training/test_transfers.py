@@ -1,13 +1,10 @@
-"""Updates are handed to the devices without waiting for them: in one process and in two."""
-
-import json
+"""Updates are handed to the devices without waiting for them: here in one process."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.array import ArrayImpl
-from processes import finish, start
 from two_convolutions import TwoConvolutions
 
 from diffusion_jax.config import TrainingConfig
@@ -52,25 +49,3 @@ def reads_of_eight_updates():
 
 def test_an_update_reads_nothing_from_the_devices():
     assert reads_of_eight_updates() == {"shard_map": 0, "pmap": 0}
-
-
-PROGRAM = """
-import json, sys
-from diffusion_jax.runtime import distributed
-distributed.join()
-sys.path[:0] = sys.argv[1:3]
-from test_transfers import reads_of_eight_updates
-import jax
-with open(f"{sys.argv[3]}/{jax.process_index()}.json", "w") as file:
-    json.dump(reads_of_eight_updates(), file)
-distributed.finish()
-"""
-
-
-def test_neither_does_one_of_two_processes(tmp_path, request):
-    """pmap in several processes reads the key at each: the reason why shard_map is what trains."""
-    ends = finish(start(["-c", PROGRAM, *request.path.parents[:2], tmp_path], 2, devices=2))
-    assert [code for code, _, _ in ends] == [0, 0], ends
-    for index in range(2):
-        found = json.loads((tmp_path / f"{index}.json").read_text())
-        assert found == {"shard_map": 0, "pmap": 8}
