@@ -36,7 +36,7 @@ def main() -> None:
     zensical = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     if subprocess.run([*zensical, "--config-file", settings], cwd=ROOT).returncode:
         raise UserError("the site was not made, for the reasons above")
-    built.typeset(build / "site")
+    built.finish(build / "site")
     if wrong := built.broken_links(build / "site"):
         raise UserError("links of the site that lead nowhere: " + "; ".join(wrong))
     print(f"the site is in {build / 'site'}")

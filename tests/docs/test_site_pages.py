@@ -110,7 +110,7 @@ def site(tmp_path, body):
 def test_formulas_of_pages_are_mathml(tmp_path):
     inline = r'<span class="arithmatex">\(x_t &lt; 1\)</span>'
     block = '<div class="arithmatex">\n\\[\\frac{a}{b}\\]\n</div>'
-    built.typeset(site(tmp_path, inline + block))
+    built.finish(site(tmp_path, inline + block))
     html = (tmp_path / "a.html").read_text()
     assert "arithmatex" not in html
     assert html.count("<math") == 2
