@@ -28,9 +28,7 @@ import jax  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 import pytest  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from diffusion_jax.plots import style  # noqa: E402
+from unrendered import render_nothing  # noqa: E402
 
 # Begun first, so that no core is idle while the last of them ends.
 LONG = (
@@ -56,18 +54,11 @@ def rendered():
 
 @pytest.fixture(autouse=True)
 def _unrendered(request):
-    """Figures are made, and not rendered, whose layout takes longer than most tests.
-
-    Those that fixtures of a module make are, and those of a test that asks for `rendered`.
-    """
+    """Figures are made and not rendered, but in fixtures of a module, and for `rendered`."""
     with pytest.MonkeyPatch.context() as patch:
         if "rendered" not in request.fixturenames:
-            patch.setattr(style, "_write", _write_nothing)
+            render_nothing(patch.setattr)
         yield
-
-
-def _write_nothing(figure, file):
-    Image.new("L", (1, 1)).save(file, "png")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import sys
 
 import two_convolutions
+from unrendered import render_nothing
 
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.memorising import workers
@@ -15,6 +16,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "cell":
         del sys.argv[1]
         ModelConfig.build = two_convolutions.build
+        render_nothing()
         memorisation_cell.main()
     else:
         workers.PROGRAM = PROGRAM

@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from unrendered import render_nothing
 
 from diffusion_jax.config import ModelConfig
 from diffusion_jax.nn.dropout import channel_dropout, kept_channels
@@ -39,4 +40,5 @@ def build(config, channels):
 
 if __name__ == "__main__":
     ModelConfig.build = build
+    render_nothing()
     train_lsun.main()
