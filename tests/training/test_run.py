@@ -43,8 +43,7 @@ TINY = [
 ]
 
 
-UNET = (*TINY, "--learning-rate", "0.002", "--checkpoint-every", "5")
-# Two convolutions, which compile at once, in place of the UNet: where the run is the point.
+# Two convolutions, which compile at once, in place of the UNet: the run is the point.
 SMALL = (*TINY, "--learning-rate", "0.005")
 
 
@@ -62,13 +61,12 @@ def finish(process, timeout=300):
     return out
 
 
-def train(run_dir, *options, setting=SMALL):
+def train(run_dir, *options):
     """The same in this process: what it prints."""
-    words = [*setting, "--run-dir", run_dir, *options]
+    words = [*SMALL, "--run-dir", run_dir, *options]
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        if setting == SMALL:
-            patch.setattr(ModelConfig, "build", two_convolutions.build)
+        patch.setattr(ModelConfig, "build", two_convolutions.build)
         loop.train(parse([*map(str, words)]))
     return printed.getvalue()
 
@@ -135,9 +133,9 @@ def kill_after(step, run_dir, *options):
 
 
 @pytest.fixture(scope="module")
-def unet_run(tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("runs") / "unet"
-    out = train(run_dir, "--steps", 20, setting=UNET)
+def short_run(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "short"
+    out = train(run_dir, "--steps", 20, "--checkpoint-every", 5)
     return run_dir, out
 
 
@@ -148,8 +146,9 @@ def small_run(tmp_path_factory):
     return run_dir
 
 
-def test_a_run_writes_what_it_says(unet_run):
-    run_dir, out = unet_run
+def test_a_run_writes_what_it_says(short_run, monkeypatch):
+    monkeypatch.setattr(ModelConfig, "build", two_convolutions.build)
+    run_dir, out = short_run
     for line in ("Devices: 8 x cpu", "Data: 40 images 28 x 28 x 1, mnist (1, 8)", "t_S = "):
         assert line in out
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -176,10 +175,11 @@ def test_a_run_writes_what_it_says(unet_run):
     np.testing.assert_allclose(model.mean, summary["mean"])
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(unet_run, tmp_path):
+def test_a_checkpoint_of_an_earlier_version_goes_on(short_run, tmp_path, monkeypatch):
     """Its optimizer's arrays were trees like the parameters', and it did not say so."""
+    monkeypatch.setattr(ModelConfig, "build", two_convolutions.build)
     run_dir, folder = tmp_path / "earlier", tmp_path / "earlier" / "checkpoints"
-    shutil.copytree(unet_run[0], run_dir)
+    shutil.copytree(short_run[0], run_dir)
     state, metadata = saved_state(run_dir, 15)
     shutil.rmtree(folder)
     _, as_params = ravel_pytree(state.params)
@@ -191,9 +191,9 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(unet_run, tmp_path):
     opened = run.load_model(run_dir)
     assert opened.step == 15
     jax.tree.map(np.testing.assert_array_equal, opened.denoiser.params, state.ema_params)
-    assert "Resuming after step 15" in train(run_dir, "--steps", 20, setting=UNET)
-    np.testing.assert_array_equal(losses(run_dir), losses(unet_run[0]))
-    for a, b in zip(saved(run_dir, 20), saved(unet_run[0], 20), strict=True):
+    assert "Resuming after step 15" in train(run_dir, "--steps", 20, "--checkpoint-every", 5)
+    np.testing.assert_array_equal(losses(run_dir), losses(short_run[0]))
+    for a, b in zip(saved(run_dir, 20), saved(short_run[0], 20), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -298,13 +298,13 @@ def test_several_steps_a_dispatch_change_nothing(small_run, tmp_path):
     np.testing.assert_allclose(losses(run_dir), losses(small_run)[:25], rtol=1e-5)
 
 
-def test_another_configuration_in_the_same_folder_is_refused(unet_run, here):
-    run_dir, _ = unet_run
+def test_another_configuration_in_the_same_folder_is_refused(short_run, here):
+    run_dir, _ = short_run
     before = (run_dir / "config.json").read_text()
     code, _, err = here(run_dir, "--learning-rate", 0.5, "--multiples", 1, 3, "--seed", 4)
     assert code == 1
     assert err.count("\n") == 1
-    for part in ("learning_rate: 0.002 -> 0.5", "multiples: [1, 1] -> [1, 3]", "seed: 3 -> 4"):
+    for part in ("learning_rate: 0.005 -> 0.5", "multiples: [1, 1] -> [1, 3]", "seed: 3 -> 4"):
         assert part in err
     assert (run_dir / "config.json").read_text() == before
 
