@@ -23,7 +23,7 @@ from experiments.tools.speed.sides import make_sides
 # Wider than the 8 groups of a norm: else biases before it have no gradient to compare.
 TINY = {"base_channels": 16, "multiples": (1,), "attention_levels": (), "num_res_blocks": 1}
 PAIRS = dict.fromkeys(QUICK.pairs, 2)
-EFFORT = replace(QUICK, pairs=PAIRS, sampled=2, compared={32: {}}, pause=0.0)
+EFFORT = replace(QUICK, pairs=PAIRS, warm_up=1, sampled=2, compared={32: {}}, pause=0.0)
 ROWS = ("forward_32", "sampling_32", "train_32")
 
 
@@ -31,11 +31,11 @@ ROWS = ("forward_32", "sampling_32", "train_32")
 def test_the_interval_of_the_median_covers_it_as_often_as_it_says(count, coverage):
     rng = np.random.default_rng(0)
     # Skewed, so that mean and median differ: the median of an exponential law is log 2.
-    found = [timing.median_interval(x.tolist()) for x in rng.exponential(size=(4000, count))]
+    found = [timing.median_interval(x.tolist()) for x in rng.exponential(size=(1000, count))]
     assert found[0].coverage == pytest.approx(coverage, abs=1e-12)
     covered = sum(m.interval[0] <= math.log(2) <= m.interval[1] for m in found)
-    error = math.sqrt(coverage * (1 - coverage) / 4000)
-    assert abs(covered / 4000 - coverage) < 4 * error
+    error = math.sqrt(coverage * (1 - coverage) / 1000)
+    assert abs(covered / 1000 - coverage) < 4 * error
     assert all(m.interval[0] <= m.median <= m.interval[1] for m in found)
 
 
@@ -120,6 +120,7 @@ def sides():
     return make_sides(8, 1, **TINY)
 
 
+@pytest.mark.usefixtures("rendered")
 def test_everything_is_measured_and_written(sides, tmp_path):
     report = json.loads(json.dumps(benchmark.measure(sides, EFFORT)))
     assert tuple(report["ratios"]) == ROWS
