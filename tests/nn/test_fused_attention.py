@@ -9,6 +9,8 @@ from diffusion_jax.nn import attention as attention_module
 from diffusion_jax.nn.attention import fused_attention
 from diffusion_jax.nn.plain import attention
 
+pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+
 
 def swap(x):
     return jnp.swapaxes(x, 1, 2).astype(jnp.float32)
