@@ -47,7 +47,6 @@ def study(*words):
         patch.setattr(workers, "PROGRAM", small_study.PROGRAM)
         patch.setattr(forking, "train_classifier", partial(train_classifier, updates=5))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
-        patch.setenv("JAX_NUM_CPU_DEVICES", "1")
         patch.setattr(sys, "argv", ["memorisation", *words])
         try:
             memorisation.main()
@@ -80,7 +79,6 @@ def kept(folder):
 def killed_study(out, data):
     """Starts a study and kills it, and it alone, once a run has saved something."""
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(TESTS), *sys.path]))
-    environment["JAX_NUM_CPU_DEVICES"] = "1"
     program = [sys.executable, "-m", "small_study", *words_of(out, data)]
     process = subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
