@@ -128,7 +128,7 @@ class UNet(nn.Module):
     Encoder: 3x3 convolution to C channels; per level `num_res_blocks` residual blocks and, but for
     the last, a down-sampling; every output is kept as a skip. Bottleneck: a residual block with
     attention, one without. Decoder, from the deepest level: `num_res_blocks` + 1 residual blocks,
-    each on [h, skip], and, but for the last, an up-sampling.
+    each on [h, skip], and, except for the last, an up-sampling.
     """
 
     def __init__(

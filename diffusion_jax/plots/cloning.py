@@ -14,7 +14,7 @@ from diffusion_jax.regimes.measures import COLLAPSE_LEVEL
 def _points(axes: Axes, cloning: Cloning, fraction: np.ndarray, color: str, label: str) -> None:
     """Fractions with Wilson's intervals."""
     low, high = cloning.interval().T
-    # Wilson's interval holds the fraction, but for rounding.
+    # Wilson's interval holds the fraction, except for rounding.
     errors = np.maximum([fraction - low, high - fraction], 0)
     axes.errorbar(
         cloning.times, fraction, errors, fmt="o", markersize=4, color=color, capsize=2, label=label

@@ -25,7 +25,7 @@ from diffusion_jax.regimes.curves import Curve, average, interval
 from diffusion_jax.regimes.resemblance import cosines
 
 # Where a pixel's change varies by less than this, in the root mean square over pixels, images of
-# [0, 1] come back as they were but for rounding: a fortieth of a grey level.
+# [0, 1] come back as they were except for rounding: a fortieth of a grey level.
 LEAST_CHANGE = 1e-4
 # Of so few images, or of all where there are no more, changes are told.
 LEAST_IMAGES = 5

@@ -28,7 +28,7 @@ from experiments.tools.check import device
 from experiments.tools.check.task import Task
 from experiments.tools.speed import programs
 
-# The largest errors by the way of computing. float32 at "highest" rounds to 6e-8, TF32 to 5e-4,
+# The largest errors for each way of computing. float32 at "highest" rounds to 6e-8, TF32 to 5e-4,
 # bfloat16 to 4e-3; some tens of roundings after one another add up to about ten of them in outputs
 # and gradients, more where a sum cancels. A training carries the errors of its updates on.
 BOUNDS = {
