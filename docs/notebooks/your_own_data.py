@@ -118,7 +118,7 @@ Shown(paths["collapse"].read_bytes(), width=600)
 Shown(paths["samples"].read_bytes(), width=600)
 
 # %% [markdown]
-# *Samples*: images with the noise of the named times. Look at them: at $t_S$ you should be able to guess the class, not more than that.
+# *Samples*: images with the noise of the named times. Look at them: at $t_S$ an ideal observer could guess the class and no more; the eye often cannot.
 #
 # ## Fewer images, mirrored images
 #
@@ -135,13 +135,15 @@ for name, each in (("all images", study), ("every second", half), ("with mirror"
     )
 
 # %% [markdown]
-# - **The number of images** does not move $t_S$: 0.237 and 0.232, well within the intervals. It moves $t_C$, from 0.096 to 0.077 with twice as many: the more images, the longer a model makes something new before it must choose one of them.
+# - **The number of images** does not move $t_S$ as long as $t_C$ is well below it: 0.237 and 0.232, well within the intervals. It moves $t_C$, from 0.096 to 0.077 with twice as many: the more images, the longer a model makes something new before it must choose one of them.
 # - **The mirror images** act on $t_C$ as more images do (0.070). They also move $t_S$ down, to 0.216: a mirrored one or eight is not quite a one or an eight, so each class has become broader. Add mirror images where a mirrored image could have been in your data, and not otherwise.
 #
 # ## What the warnings mean
 #
 # - *The classes differ in size*: $\phi$ then has another floor than one over the number of classes. The level of `t_S_phi` takes that into account, so this is for your information.
 # - *Lambda is at most 1*: there is no $\frac12\log\Lambda$. That is common for small or dark images. Use `t_S_phi`.
+# - *Lambda is too large by more than its interval*: no direction stands out, or the images are too few. Use `t_S_phi`.
+# - *t_S_phi lies at or below t_C_phi*: it then tells single images apart and not classes. More images would help.
 # - *No labels*: without classes there is no $\phi$, and no `t_S_phi`; the collapse needs none.
 # - *Images that occur more than once*: two copies count as two images, and $\phi_C$ cannot reach 1 for them. Remove copies first.
 #

@@ -18,6 +18,7 @@ from diffusion_jax.data import SOURCES, load
 from diffusion_jax.presets import data_defaults
 from diffusion_jax.regimes import analysis as numbers
 from diffusion_jax.runtime.files import write_json
+from diffusion_jax.sampling.backward import SAMPLERS
 
 pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
 
@@ -26,6 +27,7 @@ SERVER = "http://127.0.0.1:8000"
 SMALLER = {
     "200_000": "3",
     "calls=50": "calls=5",
+    "calls=100": "calls=5",
     "analyse(images, labels)": "analyse(images, labels, accuracy=0.05)",
     'digits.npz"))': 'digits.npz"), accuracy=0.05)',
 }
@@ -58,7 +60,8 @@ def execute(world, tmp_path, monkeypatch):
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     images, labels = digits(0, 20)
-    names, sources = {"dj": dj, "images": images, "labels": labels}, dict(SOURCES)
+    names = {"dj": dj, "images": images, "labels": labels}
+    tables = [(table, dict(table)) for table in (SOURCES, SAMPLERS)]
 
     with ExitStack() as servers:
 
@@ -76,8 +79,9 @@ def execute(world, tmp_path, monkeypatch):
             return names
 
         yield run
-    SOURCES.clear()
-    SOURCES.update(sources)
+    for table, before in tables:
+        table.clear()
+        table.update(before)
 
 
 def readme(names):
@@ -189,9 +193,20 @@ def installation(names):
     assert names["gone"]["numpy"] == set()
 
 
+def diffusion(names):
+    """The clock; unit variance of x_t at large t; the exact score's samples are training images."""
+    assert abs(float(names["schedule"].time[442]) - 1) < 2e-3
+    assert names["x_t"].shape == (50, 8, 8, 1)
+    assert abs(float(names["x_t"].std()) - 1) < 0.05
+    points = np.asarray(names["points"])
+    distances = np.abs(names["samples"][:, None] - points[None]).max(axis=(2, 3, 4))
+    assert distances.min(axis=1).max() < 0.1
+
+
 # What is said of the numbers that a page's code makes, beside that it runs.
 SAID = {
     "README.md": readme,
+    "docs/concepts/diffusion.md": diffusion,
     "docs/data.md": data,
     "docs/developers/installation.md": installation,
     "docs/geometry.md": geometry,

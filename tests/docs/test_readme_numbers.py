@@ -24,7 +24,8 @@ def medians(found, name):
 ROWS = {
     "t_S of 1 000 ones and eights": lambda found: interval(found, "t_S_phi"),
     "the same from 1/2 log Lambda": lambda found: interval(found, "t_S_spectrum"),
-    "t_C, from the excess entropy": lambda found: interval(found, "t_C_entropy"),
+    "t_C, where phi_C": lambda found: interval(found, "t_C_phi"),
+    "t_C, where the [excess entropy]": lambda found: interval(found, "t_C_entropy"),
     "against PyTorch, output": lambda found: [
         f"{found['errors'][dtype]['whole model']['output']:.1e}" for dtype in ("float64", "float32")
     ],

@@ -4,6 +4,7 @@ docs/ as it is, README, CHANGELOG and CONTRIBUTING, the notebooks with what they
 reference; with links from where a file lies in the repository led to where its page lies.
 """
 
+import pkgutil
 import re
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ PAGES = {
 }
 # Not for readers: what notebooks are made from, and the shipped run's arrays.
 _LEFT = shutil.ignore_patterns("*.py", "*.jsonl", "*.np[yz]", "checkpoints", ".*")
+_CODE = re.compile(r"`((?:\w+\.)+\w+)`")
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
 
@@ -42,6 +44,8 @@ def assemble(build: Path) -> Path:
     for page, text in reference.pages().items():
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         (folder / page).write_text(text)
+    equations = folder / "developers" / "equations.md"
+    equations.write_text(_CODE.sub(_linked, equations.read_text()))
     sources = {page: name for name, page in PAGES.items()}
     for path in sorted(folder.rglob("*.md")):
         page = path.relative_to(folder).as_posix()
@@ -51,6 +55,17 @@ def assemble(build: Path) -> Path:
     menu.extend(reference.menu())
     (build / "site.yml").write_text(yaml.safe_dump(settings))
     return build / "site.yml"
+
+
+def _linked(found: re.Match[str]) -> str:
+    """The name of a function in a table of equations, with a link to its entry."""
+    try:
+        each = pkgutil.resolve_name(f"diffusion_jax.{found[1]}")
+    except (AttributeError, ImportError):
+        return found[0]
+    if not hasattr(each, "__qualname__"):
+        return found[0]
+    return f"[`{found[1]}`][{each.__module__}.{each.__qualname__}]"
 
 
 def _led(text: str, source: str, page: str) -> str:

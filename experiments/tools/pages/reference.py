@@ -96,25 +96,27 @@ def _relative(source: str, folder: Path) -> str:
 
 
 def _front_door() -> str:
-    """Every name of `import diffusion_jax as dj`."""
-    rows = []
+    """Every name of `import diffusion_jax as dj`, by the room that it comes from."""
+    rooms: dict[str, list[str]] = {}
     for name in sorted(dir(dj), key=str.lower):
         each = getattr(dj, name)
         where = getattr(each, "__module__", "diffusion_jax.presets")
         summary = " ".join((inspect.getdoc(each) or "").partition("\n\n")[0].split())
-        about = "runs by name" if isinstance(each, dict) else summary.replace("|", "\\|")
-        rows.append(f"| [`dj.{name}`][{where}.{name}] | {about} |")
-    return "\n".join(
-        [
-            "# The front door",
-            "`import diffusion_jax as dj` gives the names that most users need, each from the "
-            "module that it lives in. Everything else is imported from there.\n",
-            "| name | |",
-            "| --- | --- |",
-            *rows,
-            "",
-        ]
-    )
+        about = (
+            "complete configurations by name"
+            if isinstance(each, dict)
+            else summary.replace("|", "\\|")
+        )
+        row = f"| [`dj.{name}`][{where}.{name}] | {about} |"
+        rooms.setdefault(where.split(".")[1], []).append(row)
+    parts = [
+        "# The front door\n",
+        "`import diffusion_jax as dj` gives the names that most users need, here by the room that "
+        "each comes from. Everything else is imported from its module.\n",
+    ]
+    for room, rows in rooms.items():
+        parts += [f"## {room}\n", "| name | what it is |", "| --- | --- |", *rows, ""]
+    return "\n".join(parts)
 
 
 def _commands() -> str:
@@ -136,7 +138,7 @@ def _help(name: str, *words: str) -> str:
     out = io.StringIO()
     with (
         mock.patch.object(sys, "argv", [f"diffusion-jax {name}", *words, "--help"]),
-        mock.patch.dict(os.environ, COLUMNS="88", NO_COLOR="1"),
+        mock.patch.dict(os.environ, COLUMNS="78", NO_COLOR="1"),
         contextlib.redirect_stdout(out),
         contextlib.suppress(SystemExit),
     ):
