@@ -102,12 +102,10 @@ def _front_door() -> str:
         each = getattr(dj, name)
         where = getattr(each, "__module__", "diffusion_jax.presets")
         summary = " ".join((inspect.getdoc(each) or "").partition("\n\n")[0].split())
-        about = (
-            "complete configurations by name"
-            if isinstance(each, dict)
-            else summary.replace("|", "\\|")
-        )
-        row = f"| [`dj.{name}`][{where}.{name}] | {about} |"
+        if isinstance(each, dict):  # whose own docstring is dict's
+            summary = "complete configurations by name"
+        summary = summary.replace("|", "\\|")
+        row = f"| [`dj.{name}`][{where}.{name}] | {summary} |"
         rooms.setdefault(where.split(".")[1], []).append(row)
     parts = [
         "# The front door\n",
