@@ -87,7 +87,7 @@ process = model.backward("ancestral", calls=50)  # half of the steps: there are 
 times = np.asarray(process.sampler.schedule.time)
 asked = [2.0, 1.0, 0.5, 0.25, 0.12, 0.06]
 steps = sorted({int(np.abs(times - t).argmin()) + 1 for t in asked}, reverse=True)
-trunks = 48
+trunks = 32
 found = dj.fork(
     *(process.sampler, process.denoiser, key, steps, model.shape, 0, trunks), start=process.start
 )
@@ -127,9 +127,9 @@ axis.set_xticks([0.05, 0.1, 0.2, 0.5, 1, 2], [0.05, 0.1, 0.2, 0.5, 1, 2])
 axis.legend()
 plt.show()
 # %% [markdown]
-# Both curves say the same: at large $t$ nothing is decided, and the choice between one and eight falls around $t = 0.4$. It is the data, above all, that set this time. (With 48 pairs at each time the bars, two standard errors, are wide.)
+# Both curves say the same: at large $t$ nothing is decided, and the choice between one and eight falls around $t = 0.4$. It is the data, above all, that set this time. (With 32 pairs at each time the bars, two standard errors, are wide.)
 #
-# At small $t$ the network's clones agree a little less often: 0.917 at $t = 0.06$, where those of the exact score always agree. There the exact score has one training image left ($t$ is below $t_C = 0.12$) and can only return it. The network has no image by heart: none of its samples is a copy. Besides, some of its digits lie between a one and an eight, and the nearest training image of such a digit may be either.
+# At small $t$ the network's clones agree a little less often: 0.906 at $t = 0.06$, where those of the exact score always agree. There the exact score has one training image left ($t$ is below $t_C = 0.12$) and can only return it. The network has no image by heart: none of its samples is a copy. Besides, some of its digits lie between a one and an eight, and the nearest training image of such a digit may be either.
 #
 # ## What does the network compute?
 #
