@@ -75,7 +75,8 @@ class Study:
                 console.print(Text(f"warning: {shown(warning)}"))
             print_table(console, self.table())
             print_table(console, self.information_table())
-            console.print(Text(self.notes))
+            if self.notes:
+                console.print(Text(self.notes))
         lines = [line.rstrip() for line in text.get().splitlines()]
         return "\n".join([describe(self.images), *lines])
 
@@ -88,7 +89,9 @@ class Study:
     @property
     def notes(self) -> str:
         """What the tables do not say, one line each: of which law they are, and `norm`."""
-        symmetry, last = self.analysis.symmetry, [*class_notes(self.analysis), self.norm]
+        symmetry, last = self.analysis.symmetry, class_notes(self.analysis)
+        if self.norm:
+            last.append(self.norm)
         if symmetry is None:
             return "\n".join(last)
         maps, points = symmetry.order * len(self.images.images), symmetry.num_distinct
@@ -102,14 +105,17 @@ class Study:
 
     @property
     def norm(self) -> str:
-        """What E|x_t|^2 does along time, in words."""
+        """That the mean squared norm of x_t is the same at every t, where it is; else nothing.
+
+        Elsewhere it runs from that of the images to that of the noise without a stationary point.
+        """
         norm = self.analysis.norm
         if norm.critical_point == "nowhere":
-            return (
-                f"E|a|^2 = {norm.initial:.4g}, d = {norm.dimension}: E|x_t|^2 has no stationary "
-                f"point"
-            )
-        return f"E|a|^2 = d = {norm.dimension}: E|x_t|^2 is the same at every t"
+            return ""
+        return (
+            f"The images minus their mean have the mean squared norm of the noise, E|a|^2 = d = "
+            f"{norm.dimension}: so has x_t at every time t"
+        )
 
     def table(self) -> Table:
         """The table of times as rich prints it."""

@@ -140,7 +140,8 @@ def main() -> None:
     _warn(console, found.analysis.warnings)
     print_table(console, found.table())
     print_table(console, found.information_table())
-    console.print(Text(found.notes))
+    if found.notes:
+        console.print(Text(found.notes))
     named = {
         name: getattr(options, name)
         for name in ("data", "images_per_class", "image_size", "flat", "data_dir")

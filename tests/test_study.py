@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -302,6 +303,18 @@ def test_a_lambda_that_is_too_large_sends_to_phi(monkeypatch):
     assert alone.endswith("or the images are too few")
     faint_one = dj.analyse(images / 10, labels, **FAST)
     assert "Lambda is too large by more than its interval: no mode" in " ".join(faint_one.warnings)
+
+
+def test_the_norm_is_told_of_where_it_stands_still(study):
+    """Else result.json alone has it."""
+    assert study.notes == ""
+    assert "E|a|^2" not in repr(study)
+    assert numbers.to_json(study.analysis)["squared_norm"]["critical_point"] == "nowhere"
+    norm = numbers.spectrum.SquaredNorm(36, 36.0)
+    still = replace(study, analysis=replace(study.analysis, norm=norm))
+    assert numbers.to_json(still.analysis)["squared_norm"]["critical_point"] == "everywhere"
+    assert still.notes.startswith("The images minus their mean have the mean squared norm of the")
+    assert "E|a|^2 = d = 36: so has x_t at every time t" in " ".join(repr(still).split())
 
 
 def test_where_no_schedule_can_be_made_it_is_said(study, monkeypatch, tmp_path):
