@@ -89,9 +89,8 @@ class Study:
     @property
     def notes(self) -> str:
         """What the tables do not say, one line each: of which law they are, and `norm`."""
-        symmetry, last = self.analysis.symmetry, class_notes(self.analysis)
-        if self.norm:
-            last.append(self.norm)
+        symmetry = self.analysis.symmetry
+        last = [each for each in (*class_notes(self.analysis), self.norm) if each]
         if symmetry is None:
             return "\n".join(last)
         maps, points = symmetry.order * len(self.images.images), symmetry.num_distinct
@@ -105,10 +104,7 @@ class Study:
 
     @property
     def norm(self) -> str:
-        """That the mean squared norm of x_t is the same at every t, where it is; else nothing.
-
-        Elsewhere it runs from that of the images to that of the noise without a stationary point.
-        """
+        """That the mean squared norm of x_t is the same at every t, where it is; else nothing."""
         norm = self.analysis.norm
         if norm.critical_point == "nowhere":
             return ""
@@ -335,16 +331,31 @@ def measure(
         group,
         partition,
     )
-    settings = {
-        "classes": images.class_names,
+    settings = settings_of(images, accuracy, max_draws, seed, group, partition)
+    return Study(name, images, analysis, (*warnings, *analysis.warnings), settings)
+
+
+def settings_of(
+    images: ImageSet,
+    accuracy: float,
+    max_draws: int,
+    seed: int,
+    group: Group | None = None,
+    partition: Sequence[Sequence[int]] | None = None,
+) -> dict[str, Any]:
+    """How images are measured, as result.json has it; the arguments are those of `measure`."""
+    names = images.class_names
+    groups = tuple(tuple(names[label] for label in each) for each in partition or ())
+    return {
+        "classes": names,
+        "num_images": len(images.images),
         "shape": images.images.shape[1:],
         "accuracy": accuracy,
         "max_draws": max_draws,
         "seed": seed,
         "symmetry": None if group is None else group.name,
-        "partition": None if analysis.partition is None else analysis.partition.groups,
+        "partition": groups or None,
     }
-    return Study(name, images, analysis, (*warnings, *analysis.warnings), settings)
 
 
 def require_own(folder: Path, names: Sequence[str] = ("spectrum.png", "collapse.png")) -> None:
