@@ -22,7 +22,7 @@ from rich.text import Text
 
 from diffusion_jax import data, study
 from diffusion_jax.data.notes import say_notes
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, brief
 from diffusion_jax.explorer import mailed
 from diffusion_jax.regimes.class_information import groups_named
 from diffusion_jax.regimes.transitions import check_accuracy
@@ -97,7 +97,7 @@ def _changed(options: Options, out: Path, settings: dict[str, Any]) -> list[str]
         moved = data_options.place_of(earlier["data"], earlier["data_dir"]) != place
         others = [name for name in asked if name in earlier and earlier[name] != asked[name]]
         others = ["data"] * moved + others
-        return [f"{name} = {json.dumps(earlier[name], ensure_ascii=False)}" for name in others]
+        return [f"{name} = {brief(earlier[name])}" for name in others]
     except (OSError, ValueError, LookupError, TypeError, UserError):
         return []
 

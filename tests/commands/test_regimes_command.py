@@ -270,14 +270,14 @@ def test_a_result_of_other_settings_is_not_replaced_in_silence(
         == f"note: replaces the earlier result of num_images = 80 {ends}"
     )
     assert f"of shape = [4, 4, 3] {ends}" in said(shape=[4, 4, 3])
-    assert f'of data = "b.npz", seed = 1 {ends}' in said(
+    assert f"of data = 'b.npz', seed = 1 {ends}" in said(
         "--out", out.relative_to(tmp_path), data="b.npz", seed=1
     )
     assert said(data=str(tmp_path / "mine.npz")) == ""
-    assert f'of classes = ["0", "7"], partition = [["0"], ["7"]] {ends}' in said(
+    assert f"of classes = ['0', '7'], partition = [['0'], ['7']] {ends}" in said(
         classes=["0", "7"], partition=[["0"], ["7"]]
     )
-    assert f'of symmetry = "flip" {ends}' in said(symmetry="flip")
+    assert f"of symmetry = 'flip' {ends}" in said(symmetry="flip")
     (out / "result.json").unlink()
     assert run(monkeypatch, "--data", "mine.npz", *FAST) == 1
     assert "note" not in capsys.readouterr().err
