@@ -75,7 +75,8 @@ class Study:
                 console.print(Text(f"warning: {shown(warning)}"))
             print_table(console, self.table())
             print_table(console, self.information_table())
-            console.print(Text(self.notes))
+            if self.notes:
+                console.print(Text(self.notes))
         lines = [line.rstrip() for line in text.get().splitlines()]
         return "\n".join([describe(self.images), *lines])
 
@@ -88,7 +89,8 @@ class Study:
     @property
     def notes(self) -> str:
         """What the tables do not say, one line each: of which law they are, and `norm`."""
-        symmetry, last = self.analysis.symmetry, [*class_notes(self.analysis), self.norm]
+        symmetry = self.analysis.symmetry
+        last = [each for each in (*class_notes(self.analysis), self.norm) if each]
         if symmetry is None:
             return "\n".join(last)
         maps, points = symmetry.order * len(self.images.images), symmetry.num_distinct
@@ -102,14 +104,14 @@ class Study:
 
     @property
     def norm(self) -> str:
-        """What E|x_t|^2 does along time, in words."""
+        """That the mean squared norm of x_t is the same at every t, where it is; else nothing."""
         norm = self.analysis.norm
         if norm.critical_point == "nowhere":
-            return (
-                f"E|a|^2 = {norm.initial:.4g}, d = {norm.dimension}: E|x_t|^2 has no stationary "
-                f"point"
-            )
-        return f"E|a|^2 = d = {norm.dimension}: E|x_t|^2 is the same at every t"
+            return ""
+        return (
+            f"The images minus their mean have the mean squared norm of the noise, E|a|^2 = d = "
+            f"{norm.dimension}: so has x_t at every time t"
+        )
 
     def table(self) -> Table:
         """The table of times as rich prints it."""
@@ -329,16 +331,31 @@ def measure(
         group,
         partition,
     )
-    settings = {
-        "classes": images.class_names,
+    settings = settings_of(images, accuracy, max_draws, seed, group, partition)
+    return Study(name, images, analysis, (*warnings, *analysis.warnings), settings)
+
+
+def settings_of(
+    images: ImageSet,
+    accuracy: float,
+    max_draws: int,
+    seed: int,
+    group: Group | None = None,
+    partition: Sequence[Sequence[int]] | None = None,
+) -> dict[str, Any]:
+    """How images are measured, as result.json has it; the arguments are those of `measure`."""
+    names = images.class_names
+    groups = tuple(tuple(names[label] for label in each) for each in partition or ())
+    return {
+        "classes": names,
+        "num_images": len(images.images),
         "shape": images.images.shape[1:],
         "accuracy": accuracy,
         "max_draws": max_draws,
         "seed": seed,
         "symmetry": None if group is None else group.name,
-        "partition": None if analysis.partition is None else analysis.partition.groups,
+        "partition": groups or None,
     }
-    return Study(name, images, analysis, (*warnings, *analysis.warnings), settings)
 
 
 def require_own(folder: Path, names: Sequence[str] = ("spectrum.png", "collapse.png")) -> None:

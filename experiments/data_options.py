@@ -65,7 +65,7 @@ def load(name: str, options: DataOptions) -> ImageSet:
     )
 
 
-def _place(name: str, data_dir: str | Path | None) -> str:
+def place_of(name: str, data_dir: str | Path | None) -> str:
     """Where a data set lies: that tells it from others of its name."""
     if name in data.SOURCES:
         return f"{name} {os.path.realpath(expanded(data_dir or Path('data') / name))}"
@@ -85,14 +85,14 @@ def default_folder(
       data_dir: where the data set's files lie.
       endings: what NAME has at its end, each after a low line.
     """
-    place = _place(name, data_dir)
+    place = place_of(name, data_dir)
     plain = Path(room) / "_".join([data.name_of(name), *endings])
     own = plain.with_name(f"{plain.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}")
     if own.exists():
         return own
     try:
         there = parse_json((plain / "result.json").read_bytes())["settings"]
-        return plain if _place(there["data"], there["data_dir"]) == place else own
+        return plain if place_of(there["data"], there["data_dir"]) == place else own
     except (FileNotFoundError, NotADirectoryError):  # the latter is refused as --out
         return plain
     except (ValueError, LookupError, TypeError, UserError):  # not written by this command

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -22,13 +22,13 @@ from rich.text import Text
 
 from diffusion_jax import data, study
 from diffusion_jax.data.notes import say_notes
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, brief
 from diffusion_jax.explorer import mailed
 from diffusion_jax.regimes.class_information import groups_named
 from diffusion_jax.regimes.transitions import check_accuracy
 from diffusion_jax.runtime import backend, distributed
 from diffusion_jax.runtime.devices import is_first_process
-from diffusion_jax.runtime.files import expanded
+from diffusion_jax.runtime.files import expanded, parse_json
 from diffusion_jax.runtime.tables import print_table
 from diffusion_jax.runtime.text import shown
 from diffusion_jax.symmetry import GROUPS, check_symmetry
@@ -46,7 +46,8 @@ class Options(DataOptions):
     an .npy or an .npz."""
     out: Path | None = None
     """Folder for result.json, the figures and report.html; by default runs/regimes/NAME, or
-    NAME_SYMMETRY, or NAME-DIGEST where other data of that name were first."""
+    NAME_SYMMETRY; with -DIGEST at its end where data of that name from another place were first.
+    An earlier result there is replaced; a note says so where its settings were others."""
     accuracy: float = 2e-3
     """Target standard error of phi, phi_C and f^e/alpha, at every time."""
     max_draws: int = 50_000
@@ -87,6 +88,20 @@ def default_folder(options: Options) -> Path:
     return data_options.default_folder("runs/regimes", options.data, options.data_dir, endings)
 
 
+def _changed(options: Options, out: Path, settings: dict[str, Any]) -> list[str]:
+    """What the result in a folder is of, where that is not this, in words; none without one."""
+    asked = json.loads(json.dumps(settings))
+    try:
+        earlier = parse_json((out / "result.json").read_bytes())["settings"]
+        place = data_options.place_of(options.data, options.data_dir)
+        moved = data_options.place_of(earlier["data"], earlier["data_dir"]) != place
+        others = [name for name in asked if name in earlier and earlier[name] != asked[name]]
+        others = ["data"] * moved + others
+        return [f"{name} = {brief(earlier[name])}" for name in others]
+    except (OSError, ValueError, LookupError, TypeError, UserError):
+        return []
+
+
 def _folder(options: Options) -> str:
     """The folder for the results, made."""
     out = default_folder(options) if options.out is None else expanded(options.out)
@@ -118,6 +133,11 @@ def main() -> None:
     warnings = study.warnings_of(images, options.memory_gib, group)
     said = say_notes(images)
     out = Path(distributed.from_first(lambda: _folder(options)))
+    if is_first_process():
+        how = (options.accuracy, options.max_draws, options.seed, group, partition)
+        if changed := _changed(options, out, study.settings_of(images, *how)):
+            text = shown(f"replaces the earlier result of {', '.join(changed)} in {out}")
+            print(f"note: {text}; --out names another folder", file=sys.stderr)
     console = Console(emoji=False)
     console.print(study.describe(images))
     _warn(console, [text for text in warnings if text not in said])
@@ -140,7 +160,8 @@ def main() -> None:
     _warn(console, found.analysis.warnings)
     print_table(console, found.table())
     print_table(console, found.information_table())
-    console.print(Text(found.notes))
+    if found.notes:
+        console.print(Text(found.notes))
     named = {
         name: getattr(options, name)
         for name in ("data", "images_per_class", "image_size", "flat", "data_dir")

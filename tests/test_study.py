@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,6 +258,63 @@ def test_there_is_a_schedule_for_all_that_has_regimes(labels, scale):
     found = dj.analyse(images, labels, **FAST)
     assert np.all(np.diff(found.analysis.schedule) > 0)
     from_time(found.analysis.schedule)
+
+
+def shapes(n, size=16):
+    """Circles and squares of n images each, too few for classes to show before images do."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:size, :size]
+    labels = np.arange(2 * n) % 2
+    centres = size * rng.uniform(0.35, 0.65, (2 * n, 2, 1, 1))
+    radii = size * rng.uniform(0.15, 0.3, (2 * n, 1, 1))
+    across, down = abs(x - centres[:, 0]), abs(y - centres[:, 1])
+    round_ = np.where(labels[:, None, None] == 1, np.hypot(across, down), np.maximum(across, down))
+    return (round_ < radii).astype(float), labels
+
+
+def test_speciation_below_the_collapse_is_warned_of(study, tmp_path, monkeypatch):
+    """In the text, in result.json and in the report; and t_S_phi is then not the time to quote."""
+    monkeypatch.setattr(module, "pictures_of", lambda analysis, images: [SPECTRUM])
+    found = dj.analyse(*shapes(10), **FAST)
+    assert found.times["t_S_phi"].value <= found.times["t_C_phi"].value
+    (warning,) = [text for text in found.warnings if "t_C_phi" in text]
+    assert warning.startswith("t_S_phi lies at or below t_C_phi: it tells training images apart")
+    assert warning in " ".join(repr(found).split())
+    assert not any("to quote" in text for text in found.warnings)
+    found.save(tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert warning in result["settings"]["warnings"]
+    assert warning in (tmp_path / "report.html").read_text()
+    assert study.times["t_S_phi"].value > study.times["t_C_phi"].value
+    assert not any("t_C_phi" in text for text in study.warnings)
+
+
+def test_a_lambda_that_is_too_large_sends_to_phi(monkeypatch):
+    """Where there is a t_S_phi, and it tells classes apart."""
+    images, labels = blobs()
+    estimate = numbers.spectrum.speciation_estimate
+    monkeypatch.setattr(
+        numbers.spectrum, "speciation_estimate", lambda *given: (*estimate(*given)[:2], 2.0)
+    )
+    says = "Lambda is too large by more than its interval, and t_S_spectrum with it: no mode"
+    (labelled,) = [text for text in dj.analyse(images, labels, **FAST).warnings if says in text]
+    assert labelled.endswith("or the images are too few; t_S_phi is the time to quote")
+    (alone,) = [text for text in dj.analyse(images, **FAST).warnings if says in text]
+    assert alone.endswith("or the images are too few")
+    faint_one = dj.analyse(images / 10, labels, **FAST)
+    assert "Lambda is too large by more than its interval: no mode" in " ".join(faint_one.warnings)
+
+
+def test_the_norm_is_told_of_where_it_stands_still(study):
+    """Else result.json alone has it."""
+    assert study.notes == ""
+    assert "E|a|^2" not in repr(study)
+    assert numbers.to_json(study.analysis)["squared_norm"]["critical_point"] == "nowhere"
+    norm = numbers.spectrum.SquaredNorm(36, 36.0)
+    still = replace(study, analysis=replace(study.analysis, norm=norm))
+    assert numbers.to_json(still.analysis)["squared_norm"]["critical_point"] == "everywhere"
+    assert still.notes.startswith("The images minus their mean have the mean squared norm of the")
+    assert "E|a|^2 = d = 36: so has x_t at every time t" in " ".join(repr(still).split())
 
 
 def test_where_no_schedule_can_be_made_it_is_said(study, monkeypatch, tmp_path):

@@ -106,7 +106,7 @@ def draw_collapse(
         bottom.axvline(mean, color="C4", linewidth=1.5)
         top.axvline(mean, color="C4", linewidth=1.5, label=f"mean of $\\hat t_C$ = {mean:.3g}")
     bottom.set(
-        xlabel="time t (Ornstein-Uhlenbeck)",
+        xlabel=style.TIME,
         ylabel="trajectories",
     )
     bottom.set_title(

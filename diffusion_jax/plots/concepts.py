@@ -93,7 +93,7 @@ def draw_choice(
     )
     log_time_axis(upper, (float(times[-1]), float(times[0])))
     upper.invert_xaxis()
-    upper.set(ylabel="x$_t$ between the classes")
+    upper.set(xlabel="time t (Ornstein-Uhlenbeck)", ylabel="x$_t$ between the classes")
     for i, (time, (places, values)) in enumerate(potentials.items()):
         axes = figure.add_subplot(grid[1, i])
         axes.plot(places, values, "0.2", linewidth=2)

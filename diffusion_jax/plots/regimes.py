@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from diffusion_jax.plots import style
+from diffusion_jax.plots.times import number
 from diffusion_jax.regimes.curves import Curve, Estimate
 from diffusion_jax.regimes.lipschitz import LipschitzCurve
 from diffusion_jax.regimes.measures import OBSERVABLES, level_of
@@ -23,20 +24,30 @@ def band(axes: Axes, curve: Curve, color: str, label: str, zorder: float = 2) ->
 
 
 def shade(axes: Axes, window: tuple[float, float], t_C: float, t_S: float | None) -> None:
-    """Shades the three regimes: below t_C, between t_C and t_S, above t_S.
+    """Shades the three regimes: III below t_C, I above both times, II between t_C and t_S.
 
-    Without t_S, what lies above t_C is left white.
+    A name that its band has no room for is cut to its numeral, or left out. Without t_S, what lies
+    above t_C is left white.
     """
-    top = t_S if t_S is not None and np.isfinite(t_S) else None
-    edges = [window[0], t_C, *([top, window[1]] if top is not None and top > t_C else [])]
+    above = max(t_C, t_S) if t_S is not None and np.isfinite(t_S) else None
+    edges = [window[0], t_C, *([above, window[1]] if above is not None else [])]
+    width = axes.get_window_extent().width / np.log(window[1] / window[0])
     for (name, color), left, right in zip(_SHADES, edges, edges[1:], strict=False):
         left, right = max(left, window[0]), min(right, window[1])
         if right > left:
             axes.axvspan(left, right, color=color, zorder=-2, linewidth=0)
-            center = np.sqrt(left * right)
-            axes.text(
-                center, 1.01, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=8
-            )
+            room = width * np.log(right / left)
+            _name_band(axes, np.sqrt(left * right), room, (name, name.partition(":")[0]))
+
+
+def _name_band(axes: Axes, center: float, room: float, names: tuple[str, ...]) -> None:
+    """Writes above the axes the first of some names that the room, in pixels, is enough for."""
+    place = axes.get_xaxis_transform()
+    for name in names:
+        text = axes.text(center, 1.01, name, transform=place, ha="center", fontsize=8)
+        if text.get_window_extent().width < room:
+            return
+        text.remove()
 
 
 def mark_time(
@@ -56,7 +67,7 @@ def mark_time(
         color=color,
         linestyle=style_,
         linewidth=1,
-        label=f"{label} = {estimate.value:.3g}",
+        label=f"{label} = {number(estimate.value)}",
     )
     if np.isfinite(estimate.low):
         axes.axvspan(max(estimate.low, left), estimate.high, color=color, alpha=0.15, linewidth=0)
@@ -65,9 +76,10 @@ def mark_time(
 def _named_line(
     axes: Axes, limits: tuple[float, float], times: dict[str, Estimate], name: str, style_: str
 ) -> None:
-    """A time by its name, in the colour of the curve that defines it."""
+    """A time by its name and its level, in the colour of the curve that defines it."""
     curve, level = level_of(name)
-    mark_time(axes, limits, times.get(name), _COLORS[curve], level.symbol, style_)
+    label = level.defined or level.symbol
+    mark_time(axes, limits, times.get(name), _COLORS[curve], label, style_)
 
 
 def window(curves: dict[str, Curve]) -> tuple[float, float]:
@@ -88,8 +100,8 @@ def window(curves: dict[str, Curve]) -> tuple[float, float]:
 
 
 def log_time_axis(axes: Axes, limits: tuple[float, float]) -> None:
-    """A logarithmic time axis with its numbers written out."""
-    axes.set(xscale="log", xlim=limits, xlabel="time t (Ornstein-Uhlenbeck)")
+    """A logarithmic time axis with its numbers written out; data are at its left."""
+    axes.set(xscale="log", xlim=limits, xlabel=style.TIME)
     wide = limits[1] > 500 * limits[0]
     axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -223,8 +235,9 @@ def draw_speciation(
             axes.plot(
                 curve.times,
                 curve.mean,
-                f"C{i + 4}",
+                f"C{i + 4}--",
                 linewidth=0.9,
+                zorder=4,
                 label=style.label(f"from {name}"),
             )
     _named_line(axes, limits, times, "t_S_phi", "--")

@@ -85,7 +85,7 @@ def draw_step_densities(
     top.legend(frameon=False)
     for row, steps in enumerate(schedules.values()):
         bottom.plot(steps, np.full(len(steps), -row), "|", markersize=14, color=f"C{row}")
-    bottom.set(xscale="log", xlabel="Ornstein-Uhlenbeck time t", ylim=(0.6 - len(schedules), 0.6))
+    bottom.set(xscale="log", xlabel=style.TIME, ylim=(0.6 - len(schedules), 0.6))
     bottom.set_yticks([-row for row in range(len(schedules))], list(schedules))
     return style.trimmed(figure)
 

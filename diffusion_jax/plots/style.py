@@ -12,6 +12,8 @@ from diffusion_jax.runtime.text import shown
 
 # Characters at either end of a long name, which would leave its axes no room.
 _SHOWN = 16
+# What a time axis is called that runs from data to noise.
+TIME = "← backward process     time t (Ornstein-Uhlenbeck)"
 
 
 class _Figure(Figure):

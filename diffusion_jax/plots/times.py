@@ -13,7 +13,8 @@ from diffusion_jax.runtime.text import shown
 MOST_COLUMNS = 4
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A time or another value, as the tables show it: three decimals or three digits."""
     return f"{value:.3f}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"
 
 
@@ -21,15 +22,15 @@ def _interval(estimate: Estimate) -> str:
     if not math.isfinite(estimate.value):
         return "none: Lambda <= 1"
     if not math.isfinite(estimate.low):
-        return _number(estimate.value)
-    return f"{_number(estimate.value)} [{_number(estimate.low)}, {_number(estimate.high)}]"
+        return number(estimate.value)
+    return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
 def _time(regimes: Regimes, name: str, interval: bool) -> str:
     estimate = regimes.times[name]
     if not math.isfinite(estimate.value):
         return regimes.beyond(name)
-    return _interval(estimate) if interval else _number(estimate.value)
+    return _interval(estimate) if interval else number(estimate.value)
 
 
 def rows_of(analysis: Analysis, class_intervals: bool) -> tuple[list[str], list[list[str]]]:
@@ -86,7 +87,7 @@ def information_rows(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
         if math.isfinite(time.value) and log_times[0] <= math.log(time.value) <= log_times[-1]:
             place = math.log(time.value)
             values = (np.interp(place, log_times, curves[curve].mean) for curve in known)
-            rows.append([_number(time.value), name, *(_number(float(each)) for each in values)])
+            rows.append([number(time.value), name, *(number(float(each)) for each in values)])
     return ["t", "", *known.values()], rows
 
 
@@ -108,6 +109,6 @@ def class_notes(analysis: Analysis) -> list[str]:
         (last, late), (first, early) = min(found), max(found)
         lines.append(
             f"Of the {len(analysis.pairs)} pairs of classes, each alone, {early} part first, with "
-            f"t_S_rate = {_number(first)}, and {late} last, with {_number(last)}"
+            f"t_S_rate = {number(first)}, and {late} last, with {number(last)}"
         )
     return lines

@@ -155,13 +155,25 @@ def _warnings(
     first: Spectrum, overall: Regimes, num_classes: int, accuracy: float
 ) -> Iterator[str]:
     has_time = first.Lambda.value > 1
+    # NaN where there is none: then neither lies above the other.
+    t_S, t_C = (
+        overall.times[name].value if name in overall.times else math.nan
+        for name in ("t_S_phi", "t_C_phi")
+    )
     if first.shift > 1:
+        too = ", and t_S_spectrum with it" * has_time
+        quoted = "; t_S_phi is the time to quote" * (t_S > t_C)
         yield (
-            "Lambda is biased upwards by more than its interval tells: no mode stands out, or the "
-            f"images are too few{'; so is t_S_spectrum' if has_time else ''}"
+            f"Lambda is too large by more than its interval{too}: no mode stands out, or the "
+            f"images are too few{quoted}"
         )
     if not has_time:
         yield "Lambda is at most 1, so that 1/2 log Lambda is no time: there is no t_S_spectrum"
+    if t_S <= t_C:
+        yield (
+            "t_S_phi lies at or below t_C_phi: it tells training images apart, not classes; more "
+            "images would lower t_C_phi"
+        )
     errors = {
         name: float(np.max(overall.curves[name].standard_error))
         for name, each in known(num_classes).items()

@@ -139,7 +139,12 @@ OBSERVABLES: dict[str, Observable] = {
         _excess_entropy,
         accurate=True,
         times={
-            "t_C_entropy": Level(ENTROPY_LEVEL, "f^e = {level:g} alpha", "$t_C$ (f$^e$)"),
+            "t_C_entropy": Level(
+                ENTROPY_LEVEL,
+                "f^e = {level:g} alpha",
+                "$t_C$ ($f^e$)",
+                defined=rf"$t_C$ ($f^e = {ENTROPY_LEVEL}\alpha$)",
+            ),
         },
     ),
     "phi_C": Observable(
@@ -148,7 +153,9 @@ OBSERVABLES: dict[str, Observable] = {
         falls=True,
         accurate=True,
         times={
-            "t_C_phi": Level(COLLAPSE_LEVEL, "phi_C = 1/2", "$t_C$ (φ$_C$)"),
+            "t_C_phi": Level(
+                COLLAPSE_LEVEL, "phi_C = 1/2", "$t_C$ (φ$_C$)", defined="$t_C$ (φ$_C$ = ½)"
+            ),
             "t_C_phi_60": Level(0.6, "phi_C = 0.6", "$t_C$ (φ$_C$ = 0.6)"),
         },
     ),

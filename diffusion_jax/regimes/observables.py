@@ -63,12 +63,14 @@ class Level:
       meaning: what the printed table says of the time; {level} stands for the value.
       symbol: of the time, in figures.
       relative: what the table says where the classes shown have values of their own.
+      defined: the symbol with the level, for figures that have room for it.
     """
 
     value: float | Callable[[Ensemble], float]
     meaning: str
     symbol: str = ""
     relative: str = ""
+    defined: str = ""
 
     def of(self, ensemble: Ensemble) -> float:
         """The value for these draws."""

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import diffusion_jax as dj
+from diffusion_jax import study
 from diffusion_jax.runtime.text import shown
 from experiments import regimes
 
@@ -237,6 +238,49 @@ def test_files_of_others_are_not_written_over(blobs, tmp_path, monkeypatch, caps
         (tmp_path / "o" / name).unlink()
     for _ in range(2):
         assert run(monkeypatch, *words) == 0
+
+
+def test_a_result_of_other_settings_is_not_replaced_in_silence(
+    blobs, tmp_path, monkeypatch, capsys
+):
+    """Which of them were others, before anything is measured; the same settings need no note."""
+    monkeypatch.chdir(tmp_path)
+    images, labels = blobs
+    np.savez("mine.npz", images=images.astype(np.float32), labels=labels)
+    out = tmp_path / "runs" / "regimes" / "mine"
+    out.mkdir(parents=True)
+    loaded = dj.load_images("mine.npz")
+    settings = study.settings_of(loaded, 0.02, 50_000, 0)
+    named = {"data": "mine.npz", "data_dir": None}
+
+    def said(*arguments, **earlier):
+        written = {"settings": named | settings | earlier, "Lambda": {}, "files": []}
+        (out / "result.json").write_text(json.dumps(written, default=list))
+        assert run(monkeypatch, "--data", "mine.npz", *FAST, *arguments) == 1
+        return capsys.readouterr().err.removesuffix("error: measured\n")
+
+    def measured(*arguments):
+        raise dj.UserError("measured")
+
+    monkeypatch.setattr(regimes.study, "measure", measured)
+    assert said() == ""
+    ends = "in runs/regimes/mine; --out names another folder\n"
+    assert (
+        said("--images-per-class", 20)
+        == f"note: replaces the earlier result of num_images = 80 {ends}"
+    )
+    assert f"of shape = [4, 4, 3] {ends}" in said(shape=[4, 4, 3])
+    assert f"of data = 'b.npz', seed = 1 {ends}" in said(
+        "--out", out.relative_to(tmp_path), data="b.npz", seed=1
+    )
+    assert said(data=str(tmp_path / "mine.npz")) == ""
+    assert f"of classes = ['0', '7'], partition = [['0'], ['7']] {ends}" in said(
+        classes=["0", "7"], partition=[["0"], ["7"]]
+    )
+    assert f"of symmetry = 'flip' {ends}" in said(symmetry="flip")
+    (out / "result.json").unlink()
+    assert run(monkeypatch, "--data", "mine.npz", *FAST) == 1
+    assert "note" not in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("rendered")
