@@ -214,6 +214,8 @@ def main() -> None:
     process = choose(model, options)
     folder = options.out or options.run_dir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
+    if (text := process.warning()) is not None and is_first_process():
+        print(f"warning: {text}", file=sys.stderr)
     which = which_parameters(options.run_dir, model.step)
     print(
         f"Sampling {options.num_samples} images with the parameters of {which}: "
