@@ -9,6 +9,10 @@ class UserError(ValueError):
     """
 
 
+class MissingData(UserError):
+    """A data set is not where it was looked for; a command may know how to do without it."""
+
+
 def brief(value: object) -> str:
     """A value as a message shows it: in ASCII, and cut where it is long."""
     text = ascii(value)

@@ -30,6 +30,7 @@ from diffusion_jax.judging.classifier import TrainedClassifier, warning
 from diffusion_jax.regimes import cloning, commitment, transitions
 from diffusion_jax.regimes.spectrum import largest_eigenvalue
 from diffusion_jax.runtime import lock
+from diffusion_jax.runtime.devices import is_first_process
 from diffusion_jax.sampling import SAMPLERS, Backward, check_sampler
 from diffusion_jax.sampling.backward import closed_form, default_patch
 from diffusion_jax.sampling.respacing import Clock
@@ -229,6 +230,22 @@ def _judge(
     return judge, [text] if (text := warning(judge)) else []
 
 
+def _skewed(ends: np.ndarray, images: ImageSet) -> list[str]:
+    """What to know of the classes that trunks end in, if these are not as often the data's."""
+    assert images.labels is not None  # they trained the classifier
+    training = np.bincount(images.labels, minlength=len(ends))
+    skewed = commitment.skewed_class(ends, training)
+    if skewed is None:
+        return []
+    each, p = skewed
+    share, expected = (counts[each] / counts.sum() for counts in (ends, training))
+    return [
+        f"{share:.1%} of the trunks end in class {images.class_names[each]}, of which "
+        f"{expected:.1%} of the training images are (exact binomial test, p = {p:.1g}): phi and "
+        f"t_S_phi are of samples whose classes are not those of the data"
+    ]
+
+
 def _measure(
     options: Options,
     model: run.TrainedModel,
@@ -241,8 +258,12 @@ def _measure(
     times, steps, watch, exact = planned.times, planned.steps, planned.watch, planned.exact
     settings = _settings(options, model, planned)
     forking.claim(folder, settings)
-    judge, warnings = _judge(options, folder, model, images)
     process, count = planned.process, options.num_trunks
+    few = process.warning()
+    if few is not None and is_first_process():  # now, for whoever need not wait for it
+        print(f"warning: {few}", file=sys.stderr)
+    judge, warnings = _judge(options, folder, model, images)
+    warnings += [] if few is None else [few]
     each = process.sampler.calls_per_step
     calls = each * cloning.denoiser_calls(steps.tolist(), len(times), options.clones)
     console.print(
@@ -268,6 +289,8 @@ def _measure(
     found = commitment.summarize(
         outcomes, times[steps - 1], times[watch - 1], num_classes, level, options.seed
     )
+    if judge is not None:
+        warnings += _skewed(found.class_counts, images)
     trained = options.score == "trained"
     return Findings(
         name="trained model" if trained else f"{options.score} score, trajectories",

@@ -250,15 +250,18 @@ def _phi(findings: Findings) -> page.Picture:
         keep = scaled <= found.phi.times.max()
         label = f"published, {findings.published}, time rescaled by t$_S$"
         published = (scaled[keep], phi[keep], label)
+    exact_time = exact.times.get("t_S_phi", Estimate(math.nan, math.nan, math.nan))
     figure = plots.draw_phi(
-        found, exact.curves["phi"], findings.t_S, exact.floor, findings.name, published
+        *(found, exact.curves["phi"], findings.t_S, exact_time),
+        *(exact.floor, findings.name, published),
     )
     return page.Picture.of(
         "phi.png",
         figure,
         "Probability that two clones forked at time t end in the same class. Points: trajectories, "
         "with Wilson's 95 % intervals; grey: the exact score of the training set, from the "
-        "posterior.",
+        "posterior. Horizontal: the level at which phi defines t_S, and the floor, what phi "
+        "tends to for large t.",
     )
 
 

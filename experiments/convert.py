@@ -32,11 +32,12 @@ import tyro
 from diffusion_jax import data
 from diffusion_jax.config import Config, DataConfig, ModelConfig
 from diffusion_jax.data.notes import say_notes
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import MissingData, UserError
 from diffusion_jax.runtime import backend
+from diffusion_jax.runtime.text import shown
 from diffusion_jax.training import run
 from diffusion_jax.training.memory import SUMMARY
-from diffusion_jax.training.outputs import CONVERTED
+from diffusion_jax.training.outputs import CONVERTED, which_parameters
 from experiments import command, train_lsun
 from experiments.command import reports_errors
 
@@ -105,6 +106,9 @@ def from_torch(
     }
     run.import_parameters(config, params, known, beside)
     print(f"Took {found}")
+    if mean is None:
+        numbers = ", ".join(f"{number:.4g}" for number in known["mean"])
+        print(f"mean {numbers} of {known['num_images']} images ({shown(config.data.data)})")
     folder = shlex.quote(str(config.output.run_dir))
     print(f"Wrote the run {config.output.run_dir}. To sample from it:")
     print(f"  python -m experiments.sample {folder}")
@@ -121,7 +125,13 @@ def _training_set(
     notes: dict[str, Any] = {}
     count, size, classes = config.images_per_class, config.image_size, config.classes
     if mean is None or count is None or size is None or not classes:
-        images = data.load(config)
+        try:
+            images = data.load(config)
+        except MissingData as error:
+            raise UserError(
+                f"{error}; without these data, give --mean of the images that the model was "
+                f"trained on"
+            ) from error
         notes = {"notes": say_notes(images)}
         known = run.data_of(images)
     else:
@@ -166,7 +176,8 @@ def to_torch(run_dir: Path, file: Path) -> None:
     params = jax.tree.map(np.asarray, trained.denoiser.params)
     model = trained.config.model.build(trained.shape[-1])
     bridge.save(file, bridge.to_torch(model, params, _time_table(run_dir / TIME_TABLE)))
-    print(f"Wrote {file}, the parameters of step {trained.step}; mean {trained.mean.tolist()}")
+    which = which_parameters(run_dir, trained.step)
+    print(f"Wrote {file}, the parameters of {which}; mean {trained.mean.tolist()}")
 
 
 def _default(preset: str | None, data: str | None) -> FromTorch:

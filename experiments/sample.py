@@ -37,6 +37,7 @@ from diffusion_jax.schedule import from_time
 from diffusion_jax.schedules import read_times
 from diffusion_jax.symmetry import GROUPS, check_symmetry, group_named
 from diffusion_jax.training import run
+from diffusion_jax.training.outputs import which_parameters
 from experiments.command import parse, reports_errors, start
 
 # Samples in the grid.
@@ -213,8 +214,11 @@ def main() -> None:
     process = choose(model, options)
     folder = options.out or options.run_dir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
+    if (text := process.warning()) is not None and is_first_process():
+        print(f"warning: {text}", file=sys.stderr)
+    which = which_parameters(options.run_dir, model.step)
     print(
-        f"Sampling {options.num_samples} images with the parameters of step {model.step}: "
+        f"Sampling {options.num_samples} images with the parameters of {which}: "
         f"{options.sampler}, {process.calls} calls, {process.described()}"
         + (f", averaged over {options.symmetrise}" if options.symmetrise else "")
     )

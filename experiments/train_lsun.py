@@ -16,7 +16,7 @@ from diffusion_jax import schedules
 from diffusion_jax.config import Config, DataConfig
 from diffusion_jax.data import listing
 from diffusion_jax.data.names import name_of
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import MissingData, UserError
 from diffusion_jax.presets import PRESETS, data_defaults, preset_of
 from diffusion_jax.sampling import SAMPLERS
 from diffusion_jax.training import loop, saved_config
@@ -148,7 +148,12 @@ def main() -> None:
     """Parses the command line and trains."""
     config = parse(sys.argv[1:])
     start()
-    loop.train(config)
+    try:
+        loop.train(config)
+    except MissingData as error:
+        raise UserError(
+            f"{error}; without these data, run: python -m experiments.train_lsun --preset sample"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from diffusion_jax.data.images import UNREADABLE, ImageSet, crop_and_resize, ope
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.source import Defaults, Source
 from diffusion_jax.data.storage import Store, source_files, stored
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import MissingData, UserError
 
 URL = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 FOLDER, ARCHIVE = "img_align_celeba", "img_align_celeba.zip"
@@ -162,7 +162,7 @@ def _attributes(data_dir: Path, holders: list[_Holder]) -> tuple[Path, list[str]
         if name in holder.members
     ]
     if not lists:
-        raise UserError(
+        raise MissingData(
             f"CelebA was not found: {data_dir} should hold {ATTRIBUTES[0]} and {ARCHIVE} (or the "
             f"folder {FOLDER} that it unpacks to), and {ATTRIBUTES[0]} is missing: "
             f"{layouts.what_lies(data_dir, _KNOWN)}; get them from {URL} (Align&Cropped Images, "

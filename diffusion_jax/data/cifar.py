@@ -14,7 +14,7 @@ from diffusion_jax.data.images import ImageSet
 from diffusion_jax.data.selection import Selection
 from diffusion_jax.data.source import Defaults, Fetched, Source
 from diffusion_jax.data.storage import Store
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import MissingData, UserError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 FOLDER, ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"
@@ -87,7 +87,7 @@ def _read(data_dir: Path) -> list[np.ndarray]:
     """The records of each training batch."""
     copies = _copies(data_dir)
     if not copies:
-        raise UserError(
+        raise MissingData(
             f"CIFAR-10 was not found: {data_dir} should hold {ARCHIVE}, the binary version, or the "
             f"folder {FOLDER} that it unpacks to, but {layouts.what_lies(data_dir, _KNOWN)}; get "
             f"{URL}, put it there or name its folder with --data-dir, or run "

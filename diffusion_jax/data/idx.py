@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 
 from diffusion_jax.data import layouts
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import MissingData, UserError
 
 URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -84,7 +84,7 @@ def _copies(data_dir: Path, name: str) -> list[Path]:
     ]
     if not paths:
         held = layouts.what_lies(data_dir, _KNOWN)
-        raise UserError(
+        raise MissingData(
             f"MNIST's {name}.gz was not found in {data_dir}: {held}; get it and the other of "
             f"{IMAGES}.gz and {LABELS}.gz from {URL}, put them there or name their folder with "
             f"--data-dir, or run python -m experiments.fetch mnist_full; the 5 000 digits that "

@@ -67,10 +67,14 @@ def _bounds(first: int, count: int, chunk: int) -> list[int]:
     return [*range(first, first + count, chunk), first + count]
 
 
-def _check_source(folder: Path, category: str, first: int, count: int) -> dict[str, int]:
-    """Number of entries and size of an LMDB, after checking that it holds enough."""
+def _require_lmdb(folder: Path, category: str) -> None:
     if not os.path.isfile(folder / "data.mdb"):  # which one may not look into is none
         raise lsun_files.not_found(folder.parent, category)
+
+
+def _check_source(folder: Path, category: str, first: int, count: int) -> dict[str, int]:
+    """Number of entries and size of an LMDB, after checking that it holds enough."""
+    _require_lmdb(folder, category)
     with open_lmdb(folder) as env:
         entries = env.stat()["entries"]
     if entries == 0:
@@ -113,6 +117,9 @@ def prepare(
     """
     bounds = _bounds(first, images_per_class, chunk)
     complete = are_prepared(prepared_dir, categories, images_per_class, image_size, chunk, first)
+    for category in categories:  # before any folder is made
+        if not _are_there(prepared_dir, category, bounds, image_size):
+            _require_lmdb(lsun_files.find(data_dir, category), category)
     try:
         # One process prepares, the others wait for it.
         with contextlib.nullcontext(False) if complete else alone(prepared_dir) as locked:

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from diffusion_jax.data import layouts
 from diffusion_jax.data.lmdb_reader import open_lmdb
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import MissingData, UserError
 from diffusion_jax.runtime.files import require_room, unwritten, writing
 
 URL = "https://github.com/fyu/lsun"
@@ -83,19 +83,18 @@ def find(data_dir: Path, category: str) -> Path:
     return expected
 
 
-def not_found(data_dir: Path, category: str) -> UserError:
+def not_found(data_dir: Path, category: str) -> MissingData:
     """Says what lies there in place of a category's training images."""
     folder = lmdb_folder(data_dir, category)
     known = {
         re.escape(folder.name) + r"\.zip": "{path} is still packed: {unzip}",
         f"{category}_val_lmdb.*": "{path} is the validation set",
     }
-    return UserError(
-        f"LSUN's {category} was not found: {folder} should be a folder with a file data.mdb, and "
-        f"of {data_dir}: {layouts.what_lies(data_dir, known)}. Get {folder.name}.zip as {URL} "
-        f"describes, unpack it there or name its parent with --data-dir, or run python -m "
-        f"experiments.fetch lsun --classes {category}; without LSUN, run: python -m "
-        f"experiments.train_lsun --preset sample"
+    return MissingData(
+        f"LSUN's {category} was not found: {data_dir} should hold the folder {folder.name} with "
+        f"its file data.mdb, but {layouts.what_lies(data_dir, known)}; get {folder.name}.zip as "
+        f"{URL} describes, unpack it there or name its folder with --data-dir, or run "
+        f"python -m experiments.fetch lsun --classes {category}"
     )
 
 

@@ -40,6 +40,7 @@ def draw_phi(
     commitment: Commitment,
     exact: Curve,
     t_S: Estimate,
+    exact_time: Estimate,
     floor: float,
     name: str,
     published: tuple[np.ndarray, np.ndarray, str] | None = None,
@@ -50,6 +51,7 @@ def draw_phi(
       commitment: of the trajectories, with classes.
       exact: phi of the exact score.
       t_S: 1/2 log Lambda.
+      exact_time: where phi of the exact score crosses the level.
       floor: what phi tends to.
       name: of what was forked.
       published: times, phi and label of a curve to lay over.
@@ -65,8 +67,21 @@ def draw_phi(
     _line(axes, limit, t_S, "C3", "t$_S$ = ½ log Λ", "-.")
     label = f"t$_S$ (φ = {commitment.level:.3f})"
     _line(axes, limit, commitment.times["t_S_phi"], "C0", label, "--")
-    axes.axhline(commitment.level, color="0.7", linewidth=0.6)
-    axes.axhline(floor, color="0.7", linewidth=0.6, linestyle=":")
+    _line(axes, limit, exact_time, "0.35", f"exact {label}", ":")
+    for level, what, dash in ((commitment.level, "level of t$_S$", "-"), (floor, "floor", ":")):
+        if np.isfinite(level):
+            axes.axhline(level, color="0.7", linewidth=0.6, linestyle=dash)
+            # Beside the axes, where no point is.
+            axes.annotate(
+                f"{what}, {level:.3f}",
+                (1, level),
+                xytext=(3, 0),
+                textcoords="offset points",
+                xycoords=axes.get_yaxis_transform(),
+                va="center",
+                fontsize=8,
+                color="0.35",
+            )
     axes.set(
         xlabel="branch time t (Ornstein-Uhlenbeck)",
         ylabel="probability of the same class, φ",

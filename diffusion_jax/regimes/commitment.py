@@ -26,6 +26,8 @@ from diffusion_jax.sampling import Sampler, Start
 
 # A fraction of so few trials has an interval too wide to mean anything.
 LEAST_TRUNKS = 30
+# Shares of classes that differ by chance once in a thousand experiments, at most.
+SKEWED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,32 @@ def fraction(count: int, trials: int) -> Estimate:
     """A fraction with Wilson's 95 % interval."""
     interval = binomtest(count, trials).proportion_ci(method="wilson")
     return Estimate(count / trials, float(interval.low), float(interval.high))
+
+
+def skewed_class(ends: np.ndarray, training: np.ndarray) -> tuple[int, float] | None:
+    """The class in which more trunks end, or fewer, than chance explains; None without one.
+
+    Each class has an exact binomial test of the trunks that end in it against its share of the
+    training set; its p-value, times the number of classes (Bonferroni), must be under 1e-3.
+
+    Args:
+      ends: trunks that end in each class, integers (C,).
+      training: training images of each class, integers (C,).
+
+    Returns:
+      Of the classes that pass, the one whose share of the ends differs most from that of the
+      training set, upwards if any does, and its corrected p-value.
+    """
+    count, shares = int(ends.sum()), training / training.sum()
+    tests = [
+        binomtest(int(end), count, float(p)).pvalue for end, p in zip(ends, shares, strict=True)
+    ]
+    values = len(ends) * np.array(tests)
+    skewed = np.flatnonzero(values < SKEWED)
+    if not len(skewed):
+        return None
+    each = int(max(skewed, key=lambda c: ends[c] / count - shares[c]))
+    return each, float(values[each])
 
 
 def summarize(

@@ -114,7 +114,7 @@ OBSERVABLES: dict[str, Observable] = {
                 _speciation_level,
                 "phi = {level:.3f}",
                 "$t_S$ (φ)",
-                f"{100 * SPECIATION_LEVEL:.0f} % above floor",
+                f"{100 * SPECIATION_LEVEL:.0f} % from floor to 1",
             )
         },
     ),

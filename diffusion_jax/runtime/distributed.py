@@ -79,9 +79,10 @@ def join() -> None:
 
 def _arguments(given: dict[str, str]) -> dict[str, Any]:
     if missing := [name for name in VARIABLES if name not in given]:
+        known, unknown = ("is" if len(names) == 1 else "are" for names in (given, missing))
         raise UserError(
-            f"{', '.join(given)} is set, but {' and '.join(missing)} is not: several processes "
-            f"need all three, one process none"
+            f"{' and '.join(given)} {known} set, but {' and '.join(missing)} {unknown} not: "
+            f"several processes need all three, one process none"
         )
     try:
         count, index = int(given[_COUNT]), int(given[_INDEX])

@@ -30,6 +30,8 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "ddim": DDIMSampler,
     "dpm-solver-2m": DPMSolver2M,
 }
+# With fewer, ancestral samples are measurably not the data's: docs/sampling.md.
+LEAST_ANCESTRAL_CALLS = 100
 
 
 class Backward(NamedTuple):
@@ -51,6 +53,23 @@ class Backward(NamedTuple):
     def calls(self) -> int:
         """Calls of the denoiser per sample."""
         return self.sampler.schedule.num_steps * self.sampler.calls_per_step
+
+    def warning(self) -> str | None:
+        """A sentence on ancestral sampling that leaves out too many steps; else None.
+
+        docs/sampling.md has what fewer than 100 calls do to samples, clipped or not.
+        """
+        few = isinstance(self.sampler, AncestralSampler) and self.calls < LEAST_ANCESTRAL_CALLS
+        if not few or not isinstance(self.denoiser, RespacedDenoiser):
+            return None
+        if np.all(np.diff(self.denoiser.steps) == 1):  # a short schedule, or one cut at its end
+            return None
+        what = "contract" if self.clipped else "are too wide"
+        return (
+            f"ancestral sampling with {self.calls} calls: samples {what}, and phi and classes go "
+            f"wrong with them; take {LEAST_ANCESTRAL_CALLS} or more, or ddim / dpm-solver-2m for "
+            f"samples"
+        )
 
     def described(self) -> str:
         """What is done about the denoiser's errors, in words."""

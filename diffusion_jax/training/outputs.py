@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,6 +49,28 @@ from diffusion_jax.training.step import TrainState
 
 # Which file and weights a run's first parameters are from, if they were converted.
 CONVERTED = "converted.json"
+
+
+def converted(run_dir: Path) -> dict[str, Any] | None:
+    """What a run's first parameters were converted from; None where they were not."""
+    with suppress(OSError, ValueError):  # none, or damaged
+        found = parse_json((run_dir / CONVERTED).read_bytes())
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def which_parameters(run_dir: Path, step: int) -> str:
+    """Which of a run's parameters those of a checkpoint are, in words that follow "of".
+
+    Args:
+      run_dir: the run's folder.
+      step: updates that the checkpoint has seen.
+    """
+    origin = converted(run_dir)
+    if step > 0 or origin is None:
+        return f"step {step}"
+    name = shown(Path(str(origin.get("file", "of another program"))).name)
+    return f"the converted checkpoint {name} (no update here yet)"
 
 
 def _eigenvalues(config: Config, images: ImageSet, fingerprint: str) -> dict[str, float]:
@@ -103,9 +126,8 @@ def summarize(
         "spectrum": spectrum,
         "notes": say_notes(images, held_out),
     }
-    with suppress(OSError, ValueError):  # none, or damaged
-        converted = json.loads((config.output.run_dir / CONVERTED).read_text())
-        summary["converted"] = converted
+    if (origin := converted(config.output.run_dir)) is not None:
+        summary["converted"] = origin
     if (found := memory_of(config.output.run_dir)) is not None:
         summary[MEMORISATION] = found | {"stopped": None}  # unless it is found again
     write_json(config.output.run_dir / SUMMARY, summary, indent=2)

@@ -167,6 +167,22 @@ def test_what_is_written_is_what_the_trunks_say(forked, run_dir):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_few_calls_and_classes_unlike_the_datas_are_warned_of(run_dir, judge, tmp_path, capsys):
+    classifier.save(tmp_path / "batches", judge)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cloning, "_classes", lambda judge, mean, x: np.zeros(len(x), np.int64))
+        assert command(run_dir, "--out", tmp_path, *FORKS, "--calls", "10") == 0
+    few, skewed = (
+        "ancestral sampling with 10 calls: samples contract",
+        "100.0% of the trunks end in class 1, of which 50.0% of the training images are",
+    )
+    result = result_of(tmp_path)
+    assert any(text.startswith(few) for text in result["warnings"])
+    assert any(text.startswith(skewed) for text in result["warnings"])
+    assert f"warning: {few}" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_more_trunks_add_to_those_that_are_done(forked, run_dir, tmp_path, capsys):
     out = tmp_path / "more"
     shutil.copytree(forked[0], out)

@@ -20,6 +20,7 @@ from diffusion_jax.runtime import lock  # noqa: E402
 from diffusion_jax.sampling import START, keys_of_step, normal, sample  # noqa: E402
 from diffusion_jax.training import loop, run  # noqa: E402
 from diffusion_jax.training.checkpoint import Checkpoints  # noqa: E402
+from diffusion_jax.training.outputs import which_parameters  # noqa: E402
 from experiments import convert  # noqa: E402
 from experiments.train_lsun import parse  # noqa: E402
 from torch_ref import bridge, compare  # noqa: E402
@@ -258,6 +259,36 @@ def test_a_run_whose_data_are_not_at_hand_is_known_by_number_and_classes(origina
     model = run.load_model(tmp_path / "run")
     assert (model.class_names, model.shape) == (("cats", "dogs"), (28, 28, 1))
     assert model.fingerprint is None
+
+
+@pytest.mark.parametrize("options", [("--preset", "lsun"), ("--data", "mnist_full")])
+def test_without_its_data_the_mean_is_asked_for(original, tmp_path, options):
+    folder, _ = original
+    place = ("--data-dir", tmp_path / "LSUN", "--run-dir", tmp_path / "run")
+    text = "it does not exist; .*; without these data, give --mean of the images that the model"
+    with pytest.raises(UserError, match=text) as error:
+        from_torch(folder / "original.pt", *options, *place)
+    assert "--preset" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whose_mean_was_taken_is_said(original, tmp_path, capsys):
+    folder, _ = original
+    words = (*OPTIONS, "--classes", 1, 8)
+    from_torch(folder / "original.pt", *words, "--run-dir", tmp_path / "run")
+    mean = run.load_model(tmp_path / "run").mean[0]
+    assert f"\nmean {mean:.4g} of 40 images (mnist)\n" in capsys.readouterr().out
+    from_torch(folder / "original.pt", "--mean", mean, *words, "--run-dir", tmp_path / "typed")
+    assert "images (mnist)" not in capsys.readouterr().out
+
+
+def test_the_parameters_of_no_update_are_called_those_of_their_file(original, tmp_path, capsys):
+    folder, _ = original
+    convert.to_torch(folder / "run", tmp_path / "back.pt")
+    of = "the parameters of the converted checkpoint original.pt (no update here yet); mean"
+    assert of in capsys.readouterr().out
+    assert which_parameters(folder / "run", 3) == "step 3"
+    assert which_parameters(tmp_path, 0) == "step 0"
 
 
 def test_the_order_of_checkpoint_and_options_is_free(tmp_path):

@@ -470,8 +470,9 @@ def test_what_is_there_of_lsun_is_said(tmp_path, name, text):
     (tmp_path / "data" / name).parent.mkdir(parents=True)
     (tmp_path / "data" / name).write_bytes(b"content")
     (tmp_path / "data" / "tower_train_lmdb").mkdir()
-    with pytest.raises(UserError, match=rf"LSUN's tower was not found.*{text}"):
+    with pytest.raises(UserError, match=rf"LSUN's tower was not found.*, but .*{text}"):
         load_scenes(tmp_path / "data", "tower", tmp_path / "prepared")
+    assert not (tmp_path / "prepared").exists()
 
 
 # The search itself

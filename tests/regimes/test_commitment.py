@@ -228,3 +228,18 @@ def test_a_denoiser_that_diverges_is_named(problem):
     broken_denoiser = jax.tree_util.Partial(broken)
     with pytest.raises(UserError, match="not finite"):
         commitment.measure(sampler, broken_denoiser, jax.random.key(0), [5], [], points, None, 0, 2)
+
+
+def test_classes_that_trunks_end_in_too_often_are_found():
+    """Against the law of fair trunks, and with the class that a reader saw."""
+    half = np.array([500, 500])
+    each, p = commitment.skewed_class(np.array([1, 31]), half)
+    assert each == 1
+    assert p == pytest.approx(2 * 2 * 33 / 2**32)  # two classes; both tails, of 0 and 1 out of 32
+    assert commitment.skewed_class(np.array([13, 19]), half) is None
+    assert commitment.skewed_class(np.array([28, 4]), np.array([900, 100])) is None
+    assert commitment.skewed_class(np.array([0, 0, 60]), np.array([1, 1, 1]))[0] == 2
+    rng = np.random.default_rng(0)
+    shares = np.array([5, 3, 1, 1])
+    found = [commitment.skewed_class(rng.multinomial(64, shares / 10), shares) for _ in range(1000)]
+    assert sum(each is not None for each in found) <= 4  # mean at most 1

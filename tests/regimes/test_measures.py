@@ -91,7 +91,7 @@ def test_every_time_has_one_observable_and_what_figures_and_table_need():
     assert np.isnan(OBSERVABLES["class_rate"].times["t_S_rate"].value)  # a peak, not a level
     phi = OBSERVABLES["phi"].times["t_S_phi"]
     assert phi.described({0.7752}) == "phi = 0.775"
-    assert phi.described({0.7752, 0.6}) == "55 % above floor"
+    assert phi.described({0.7752, 0.6}) == "55 % from floor to 1"
 
 
 def test_curves_rise_and_fall_as_the_table_says():

@@ -143,7 +143,14 @@ def test_the_death_of_the_first_process_ends_the_other(ends_by_kill):
 @pytest.mark.parametrize(
     ("variables", "part"),
     [
-        ({"JAX_PROCESS_ID": "0"}, "JAX_PROCESS_ID is set, but JAX_COORDINATOR_ADDRESS and"),
+        (
+            {"JAX_PROCESS_ID": "0"},
+            "JAX_PROCESS_ID is set, but JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES are not:",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"},
+            "JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES are set, but JAX_PROCESS_ID is not:",
+        ),
         (
             {
                 "JAX_COORDINATOR_ADDRESS": "a:1",

@@ -194,6 +194,25 @@ def test_a_sampler_may_draw_more_than_one_noise(monkeypatch):
     assert abs(np.corrcoef(x.T)[0, 1]) < 5 / np.sqrt(n)
 
 
+def test_ancestral_sampling_in_few_of_its_steps_is_warned_of(digits):
+    """Not where no step is left out, nor of samplers without noise."""
+    points, mean = digits
+    few = "ancestral sampling with 20 calls: samples contract"
+    for made, name, calls, bounds, text in (
+        (linear_schedule(1000), "ancestral", 20, (-mean, 1 - mean), few),
+        (linear_schedule(1000), "ancestral", 20, None, "samples are too wide"),
+        (linear_schedule(1000), "ancestral", 100, None, None),
+        (linear_schedule(1000), "ancestral", None, None, None),
+        (linear_schedule(1000), "ddim", 20, None, None),
+        (linear_schedule(25), "ancestral", None, None, None),
+        (linear_schedule(25), "ancestral", 25, None, None),
+        (cosine_schedule(60), "ancestral", 60, None, None),  # begins after its last step
+    ):
+        denoiser = EmpiricalDenoiser(made, jnp.asarray(points))
+        said = backward(made, denoiser, name, calls, bounds=bounds).warning()
+        assert said is None if text is None else text in said
+
+
 def test_an_unknown_sampler_and_impossible_calls_are_refused():
     schedule = linear_schedule(50)
     with pytest.raises(UserError, match="no sampler 'euler'; choose from ancestral, ddim"):

@@ -358,7 +358,9 @@ def test_missing_lsun_is_one_sentence_and_status_1(tmp_path, here):
     code, _, err = here(tmp_path / "run", "--data-dir", tmp_path, setting=setting)
     assert code == 1
     assert err.startswith("error: LSUN's church_outdoor was not found")
+    assert err.endswith("run: python -m experiments.train_lsun --preset sample\n")
     assert err.count("\n") == 1
+    assert not (tmp_path / "prepared").exists()
 
 
 def test_an_unwritable_folder(tmp_path):
