@@ -246,6 +246,14 @@ def _skewed(ends: np.ndarray, images: ImageSet) -> list[str]:
     ]
 
 
+def _said_at_once(process: Backward) -> list[str]:
+    """What is to be known of the sampler, for whoever need not wait for the result."""
+    few = process.warning()
+    if few is not None and is_first_process():
+        print(f"warning: {few}", file=sys.stderr)
+    return [] if few is None else [few]
+
+
 def _measure(
     options: Options,
     model: run.TrainedModel,
@@ -259,11 +267,9 @@ def _measure(
     settings = _settings(options, model, planned)
     forking.claim(folder, settings)
     process, count = planned.process, options.num_trunks
-    few = process.warning()
-    if few is not None and is_first_process():  # now, for whoever need not wait for it
-        print(f"warning: {few}", file=sys.stderr)
+    few = _said_at_once(process)
     judge, warnings = _judge(options, folder, model, images)
-    warnings += [] if few is None else [few]
+    warnings += few
     each = process.sampler.calls_per_step
     calls = each * cloning.denoiser_calls(steps.tolist(), len(times), options.clones)
     console.print(

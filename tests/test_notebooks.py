@@ -98,7 +98,7 @@ def numbers(text):
 @pytest.mark.slow
 @each_notebook
 def test_a_notebook_runs(name, tmp_path):
-    """In a fresh kernel, as a user's, it prints and draws what is committed, in two minutes of two cores.
+    """In a fresh kernel it prints and draws what is committed, in two minutes of two cores.
 
     Where rounding differs, a few of the hundreds of clones end elsewhere, and errors that are
     rounding have other digits: the numbers may differ by a tenth, or by 0.1.
