@@ -139,6 +139,10 @@ def _about_models(api: APIRouter, desk: Desk) -> None:
         """What denoisers predict of the clean data behind one x_t."""
         job, model = desk.denoise(request), desk.model(request.model)
         await events.finished(job, desk.worker)
+        if not job.ended:  # the server ends; whoever asks one that is back is answered
+            return problem(  # type: ignore[return-value]
+                503, "the server is ending: ask again", {"Retry-After": RETRY_AFTER}
+            )
         if job.status != "done":
             raise UserError(job.detail or "the computation was cancelled")
         return wire.Denoised(

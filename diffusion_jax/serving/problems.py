@@ -106,6 +106,6 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         413: "The body is too large.",
         422: "Something about the request is wrong.",
         429: "There is as much work as may wait.",
-        503: "The programs are not ready yet.",
+        503: "The programs are not ready yet, or the server is ending.",
     }.items()
 }
