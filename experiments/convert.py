@@ -108,7 +108,8 @@ def from_torch(
     print(f"Took {found}")
     if mean is None:
         numbers = ", ".join(f"{number:.4g}" for number in known["mean"])
-        print(f"mean {numbers} of {known['num_images']} images ({shown(config.data.data)})")
+        images = shown(Path(config.data.data).name)
+        print(f"mean {numbers} of {known['num_images']} images ({images})")
     folder = shlex.quote(str(config.output.run_dir))
     print(f"Wrote the run {config.output.run_dir}. To sample from it:")
     print(f"  python -m experiments.sample {folder}")
