@@ -21,6 +21,10 @@ _INNER_MENU = re.compile(
 )
 
 
+# A head's cell that is all formula, which is no text to who checks that heads have some.
+_ONLY_FORMULA = re.compile(r"<th>\s*(<math(?:(?!</th>).)*</math>)\s*</th>", re.DOTALL)
+
+
 def finish(site: Path) -> None:
     """Typesets formulas as MathML, which browsers know without a script, and mends landmarks.
 
@@ -30,6 +34,7 @@ def finish(site: Path) -> None:
         html = path.read_text()
         html = _FORMULA.sub(lambda found: _mathml(found[2], found[1]), html)
         html = _INNER_MENU.sub(r'\1 role="none"', html)
+        html = _ONLY_FORMULA.sub(r"<td><b>\1</b></td>", html)
         path.write_text(html.replace("<th></th>", "<td></td>"))
 
 
