@@ -169,11 +169,10 @@ def test_missing_lsun_says_where_and_what(tmp_path):
         load(tmp_path)
     message = str(error.value)
     for part in (
-        str(tmp_path / "church_outdoor_train_lmdb"),
+        f"{tmp_path} should hold the folder church_outdoor_train_lmdb",
         "data.mdb",
         "https://github.com/fyu/lsun",
         "--data-dir",
-        "--preset sample",
     ):
         assert part in message
 
