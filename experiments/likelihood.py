@@ -23,6 +23,7 @@ from diffusion_jax.runtime.files import expanded, write_json
 from diffusion_jax.sampling.likelihood import image_bits
 from diffusion_jax.sampling.respacing import RespacedDenoiser, clock, respaced, spread_steps
 from diffusion_jax.training import run
+from diffusion_jax.training.outputs import which_parameters
 from experiments.command import parse, reports_errors, start
 
 
@@ -157,7 +158,7 @@ def main() -> None:
     write_json(out, result)
     print(
         f"{value:.3f} bits per dimension (standard error {error:.3f} over {len(bits)} images), "
-        f"parameters of step {model.step}; wrote {out}"
+        f"parameters of {which_parameters(options.run_dir, model.step)}; wrote {out}"
     )
 
 

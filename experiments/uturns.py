@@ -114,6 +114,8 @@ def setting_of(options: Options, subject: Subject) -> Setting:
         if len(points) >= options.images
         else [f"there are {len(points)} training images, not {options.images}"]
     )
+    if (few := process.warning()) is not None:
+        warnings.append(few)
     if not _draws_noise(process):
         warnings.append(
             f"{options.sampler} draws no noise on the way back: returns of an image differ by the "

@@ -244,6 +244,7 @@ def test_images_without_classes(path, tmp_path, capsys):
     assert found["class_return"] is None
     assert found["layers"] == {}
     assert result["posterior"].keys() == {"point_return"}
+    assert any(each.startswith("ancestral sampling with 60 calls") for each in result["warnings"])
     assert "there are 30 training images, not 40" in capsys.readouterr().out
 
 
