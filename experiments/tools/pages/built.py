@@ -24,17 +24,22 @@ _INNER_MENU = re.compile(
 # A head's cell that is all formula, which is no text to who checks that heads have some.
 _ONLY_FORMULA = re.compile(r"<th>\s*(<math(?:(?!</th>).)*</math>)\s*</th>", re.DOTALL)
 
+# A drawing that is wider than a phone, and scrolls by itself.
+_DRAWING = re.compile(r'<p>(<img [^>]*src="[^"]*\.svg"[^>]*></p>)')
+
 
 def finish(site: Path) -> None:
     """Typesets formulas as MathML, which browsers know without a script, and mends landmarks.
 
-    Readers of screens are told of one menu, and of no header where a table's corner is empty.
+    Readers of screens are told of one menu, and of no header where a table's corner is empty. What
+    scrolls by itself does so with the keyboard too.
     """
     for path in site.rglob("*.html"):
         html = path.read_text()
         html = _FORMULA.sub(lambda found: _mathml(found[2], found[1]), html)
         html = _INNER_MENU.sub(r'\1 role="none"', html)
         html = _ONLY_FORMULA.sub(r"<td><b>\1</b></td>", html)
+        html = _DRAWING.sub(r'<p tabindex="0">\1', html)
         path.write_text(html.replace("<th></th>", "<td></td>"))
 
 
@@ -42,7 +47,6 @@ def _mathml(latex: str, element: str) -> str:
     block = element == "div"
     math = convert(unescape(latex).strip(), display="block" if block else "inline")
     math = _FUNCTION.sub(r'\1<mspace width="0.17em"/>', math)
-    # A wide formula scrolls by itself, with the keyboard too.
     return f'<div class="formula" tabindex="0">{math}</div>' if block else math
 
 
