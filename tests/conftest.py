@@ -1,8 +1,12 @@
 """Eight CPU devices, and no silent promotion of ranks or types, in every test."""
 
 import os
+import sys
 from pathlib import Path
 
+# Tests start processes by the dozen: without bytecode each of them compiles all sources anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Small models gain nothing from torch's threads, which spin where the cores are busy.

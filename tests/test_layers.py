@@ -3,28 +3,34 @@
 import ast
 from graphlib import TopologicalSorter
 
+import pytest
+
 from experiments.tools.architecture import LEVEL, PICTURE, drawing, graph, modules, room
 
 MODULES = modules()
-GRAPH = graph(MODULES)
+
+
+@pytest.fixture(scope="module")
+def imports():
+    return graph(MODULES)
 
 
 def test_every_file_lies_in_a_room_that_has_a_place():
     assert {room(name) for name in MODULES} == set(LEVEL)
 
 
-def test_imports_run_downwards():
+def test_imports_run_downwards(imports):
     upwards = [
         f"{name} imports {other}"
-        for name, others in GRAPH.items()
+        for name, others in imports.items()
         for other in others & set(MODULES)
         if room(name) != room(other) and LEVEL[room(other)] >= LEVEL[room(name)]
     ]
     assert not upwards
 
 
-def test_no_imports_run_in_a_circle():
-    known = {name: others & set(MODULES) for name, others in GRAPH.items()}
+def test_no_imports_run_in_a_circle(imports):
+    known = {name: others & set(MODULES) for name, others in imports.items()}
     TopologicalSorter(known).prepare()  # raises a CycleError that names the circle
 
 
@@ -33,10 +39,10 @@ def test_the_drawing_is_that_of_the_imports():
     assert PICTURE.read_text() == drawing()
 
 
-def test_the_library_knows_neither_torch_nor_the_commands():
+def test_the_library_knows_neither_torch_nor_the_commands(imports):
     foreign = {
         name: wrong
-        for name, others in GRAPH.items()
+        for name, others in imports.items()
         if name.startswith("diffusion_jax")
         if (wrong := {other for other in others if other.partition(".")[0] in FOREIGN})
     }
