@@ -89,6 +89,7 @@ def test_each_diff_is_of_the_file_as_it_is():
         assert places == sorted(places)
 
 
+@pytest.mark.slow
 def test_what_is_added_runs_through_the_commands(command, tmp_path, capsys):
     """A data set and a schedule trained with, a sampler drawn with, a denoiser forked with it."""
     command(

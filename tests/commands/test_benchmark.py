@@ -120,6 +120,7 @@ def sides():
     return make_sides(8, 1, **TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rendered")
 def test_everything_is_measured_and_written(sides, tmp_path):
     report = json.loads(json.dumps(benchmark.measure(sides, EFFORT)))

@@ -126,6 +126,7 @@ def forked(run_dir, judge, tmp_path_factory):
     return out, printed.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_killed_experiment_goes_on_to_the_same_numbers(forked, run_dir, judge, tmp_path):
     out, text = forked
@@ -307,6 +308,7 @@ def test_a_dozen_images_and_awkward_names(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_scores_of_patches_fork_digits(tmp_path, monkeypatch, capsys):
     """What is local makes images that are none of the training set's, and says its patch."""

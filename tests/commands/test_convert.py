@@ -104,6 +104,7 @@ def test_converted_and_converted_back_is_bit_equal(original, name):
     model.load_state_dict(back)
 
 
+@pytest.mark.slow
 def test_a_converted_run_trains_on(original, capsys):
     folder, _ = original
     with pytest.raises(UserError, match="holds a run already"):

@@ -90,6 +90,7 @@ def killed_study(out, data):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_study_that_was_killed_goes_on_to_the_same_numbers(tmp_path, data, whole, run):
     """Though its run is still saving itself, and is waited for."""
     killed_study(tmp_path / "killed", data)
@@ -103,6 +104,7 @@ def test_a_study_that_was_killed_goes_on_to_the_same_numbers(tmp_path, data, who
     assert list(result["failed"]) == ["n2000_w64_s0"]
 
 
+@pytest.mark.slow
 def test_what_a_study_writes(whole):
     cells = json.loads((whole / "result.json").read_text())["cells"]
     assert list(cells) == ["n8_w64_s0", "n16_w64_s0"]
@@ -122,6 +124,7 @@ def test_what_a_study_writes(whole):
     assert "The memorised fraction in the plane" in (whole / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_study_that_is_done(tmp_path, data, whole, run):
     """Nothing is trained again, and there are no signals; another run in its folder is told."""
     shutil.copytree(whole, tmp_path / "whole")
@@ -181,6 +184,7 @@ def test_what_a_study_decides_itself_is_no_option(tmp_path, data, run):
     assert not list((tmp_path / "out").glob("n*"))
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_cut_short_is_named(tmp_path, data, whole, run):
     out = tmp_path / "out"
     shutil.copytree(whole, out)

@@ -120,6 +120,7 @@ def near(one, other):
         assert one == other or one == pytest.approx(other, rel=2e-3, abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_killed_comparison_goes_on_to_the_same_numbers(compared, runs, tmp_path):
     out, text = compared

@@ -15,6 +15,7 @@ from experiments.tools.kills.verdict import Lost, check_same
 from experiments.tools.torture import Torture
 
 
+@pytest.mark.slow
 def test_nothing_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(ModelConfig, "build", build)
     images = tmp_path / "images.npy"

@@ -218,6 +218,7 @@ def test_nothing_is_answered_before_the_programs_are_ready(model):
         assert http.get("/v1/models").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_flood_past_the_queue_is_told_to_come_again_and_then_served(model):
     with serving(model, most=3) as (address, _), client(address) as http:
         bodies = [{"model": model.id, "calls": 1000, "index": index} for index in range(12)]
@@ -448,6 +449,7 @@ def test_other_texts_are_no_ids(text):
         assert str(found) == text
 
 
+@pytest.mark.slow
 def test_the_server_lives_through_sixteen_clients_at_once(model):
     """None is lost, and each gets what it would get alone."""
     with serving(model, most=64) as (address, desk), client(address) as http:

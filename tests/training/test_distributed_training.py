@@ -46,6 +46,7 @@ def vector(run, step):
     return np.concatenate([np.frombuffer(x, np.float32) for x in chosen]).astype(np.float64)
 
 
+@pytest.mark.slow
 def test_processes_and_devices_may_change_between_two_starts(tmp_path, monkeypatch, capsys):
     """Three processes, stopped; two with two devices each; one with eight; all as one alone."""
     monkeypatch.setattr(ModelConfig, "build", build)

@@ -211,6 +211,7 @@ def evaluated_run(tmp_path_factory):
     return run_dir, train(run_dir, "--steps", 60, *EVALUATED)
 
 
+@pytest.mark.slow
 def test_evaluations_change_nothing_and_survive_a_kill(
     small_run, evaluated_run, tmp_path, monkeypatch
 ):
@@ -262,6 +263,7 @@ def run_of_eight(tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.slow
 def test_a_run_on_eight_devices_goes_on_with_fewer(run_on_one, run_of_eight, tmp_path):
     """As the whole run on one: losses to rounding, learning rates exactly."""
     run_dir = tmp_path / "run"

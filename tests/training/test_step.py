@@ -181,6 +181,7 @@ def test_faithful_never_trains_step_0(faithful, monkeypatch):
     assert np.sum((counts[low:] - expected) ** 2 / expected) < 60
 
 
+@pytest.mark.slow
 def test_overfitting_eight_images_drives_the_loss_down():
     """The best constant prediction, zero, has a loss of 1."""
     config = TrainingConfig(batch_size=32, learning_rate=5e-3, warmup_steps=20)
