@@ -61,6 +61,7 @@ def start(path, *words):
     raise AssertionError("".join(said))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_for_few_calls")
 def test_a_server_that_was_killed_gives_the_same_bytes_and_ctrl_c_ends_it(tmp_path):
     path = tmp_path / "digits.npy"  # without labels, so without a classifier to train

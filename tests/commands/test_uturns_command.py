@@ -104,6 +104,7 @@ def finished(run_dir):
     return run_dir / "uturns"
 
 
+@pytest.mark.slow
 def test_what_is_written_is_what_the_images_say(finished, run_dir):
     """Against U-turns by the library, of both sources, for the network and for the exact score."""
     result = result_of(finished)
@@ -213,6 +214,7 @@ def path(tmp_path_factory):
 DATA = ("--calls", "60", "--times", "0.1", "0.5", "1", "2", "--accuracy", "0.02")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_data_set_has_the_returns_of_its_posterior(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(forking, "train_classifier", partial(train_classifier, updates=80))

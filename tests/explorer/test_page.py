@@ -18,7 +18,7 @@ from diffusion_jax.config import ModelConfig
 from diffusion_jax.regimes.cloning import fork as forked
 from diffusion_jax.serving import programs
 
-pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_for_few_calls")]
 
 
 def test_what_is_seen_first(opened):

@@ -8,7 +8,7 @@ from pages import AT_REST, fork, number_of, until
 from diffusion_jax.serving import programs
 from diffusion_jax.serving.desk import Desk
 
-pytestmark = pytest.mark.usefixtures("compiled_for_few_calls")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_for_few_calls")]
 RUNNING = "window.explorer?.session.trunk?.done > 3 && explorer.worker.busy()"
 FOCUS = "document.activeElement.id || document.activeElement.tagName"
 

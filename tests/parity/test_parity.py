@@ -142,7 +142,11 @@ def test_configurations_reach_the_corners():
 
 @pytest.mark.parametrize(
     ("seed", "dtype", "kernels"),
-    [(seed, "float64", PLAIN) for seed in SEEDS] + [(SEEDS[-1], "float32", CPU)],
+    [
+        *(pytest.param(seed, "float64", PLAIN, marks=pytest.mark.slow) for seed in SEEDS[:-1]),
+        (SEEDS[-1], "float64", PLAIN),
+        (SEEDS[-1], "float32", CPU),
+    ],
 )
 def test_whole_model_of_any_configuration(seed, dtype, kernels):
     fields, size = configuration(seed)

@@ -120,6 +120,7 @@ def check(denoiser, x, step, leading):
     assert (odd > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_a_network(network):
     denoiser = forwards(Mended(GaussianDenoiser.fit(SCHEDULE, images(30)), network))
     x, _ = noised(60, 1)

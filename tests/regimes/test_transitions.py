@@ -25,6 +25,7 @@ def digits():
     return images, draws, summarize(draws, 1000, HALF)
 
 
+@pytest.mark.slow
 def test_ones_and_eights_speciate_where_the_spectrum_says(digits):
     images, _, _ = digits
     times = np.geomspace(0.2, 1.2, 14)
