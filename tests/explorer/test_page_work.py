@@ -1,5 +1,6 @@
 """Work that the explorer's page asks for: abandoned, shared, lost; and what links may ask."""
 
+import threading
 import time
 
 import pytest
@@ -32,20 +33,21 @@ def enter(page, name, value):
 
 def test_of_many_changes_the_last_alone_is_left(opened, server, slow, monkeypatch):
     """Nothing listens to what was abandoned, and the server has none of it to do."""
-    named = Desk.trunk_id
+    named, entered = Desk.trunk_id, threading.Event()
 
     def late(desk, request):
-        time.sleep(0.1)
+        entered.wait(60)
         return named(desk, request)
 
-    monkeypatch.setattr(Desk, "trunk_id", late)
     page, asked = opened(), []
+    monkeypatch.setattr(Desk, "trunk_id", late)
     page.on(
         "request", lambda request: asked.append((request.method, request.url.split("/v1/")[-1]))
     )
     enter(page, "calls", 1000)
     for seed in range(20, 28):
         enter(page, "seed", seed)
+    entered.set()
     until(page, "explorer.session.trunk.request.seed === 27 && " + RUNNING)
     known = server.desk.worker._jobs.values()
     unfinished = [job.id for job in known if not (job.ended or job.cancelled)]
