@@ -207,6 +207,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_run_whose_terminal_was_lost_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
     """By SIGHUP, and nothing can be printed any more; where a grid of samples was due, too."""
     monkeypatch.setattr(ModelConfig, "build", build)

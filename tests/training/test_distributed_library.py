@@ -70,6 +70,7 @@ def two(tmp_path_factory, request):
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(two):
     expected = measure()
     for index in range(2):
@@ -79,6 +80,7 @@ def test_two_processes_measure_what_one_does(two):
                 np.testing.assert_allclose(found[name], value, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_an_update_of_two_processes_reads_nothing_from_the_devices(two):
     """pmap in several processes reads the key at each: the reason why shard_map is what trains."""
     for index in range(2):

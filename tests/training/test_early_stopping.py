@@ -122,6 +122,7 @@ def logged(folder):
     return [{k: v for k, v in record.items() if k not in own} for record in kept]
 
 
+@pytest.mark.slow
 def test_a_run_that_memorises_ends(stopped, whole):
     """Before its last update, says why, and has computed what it would have without."""
     found = summary(stopped)
@@ -142,6 +143,7 @@ def test_a_run_that_memorises_ends(stopped, whole):
     assert end[memory.GAP] > 3
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_sampled_from(stopped):
     found = summary(stopped)
     best, last = found["best_step"], found["stopped"]["step"]
@@ -159,6 +161,7 @@ def load(folder, step):
     return record[memory.HELD_OUT]
 
 
+@pytest.mark.slow
 def test_it_says_so_again_and_goes_on_with_another_threshold(stopped, data, tmp_path, capsys):
     folder = tmp_path / "again"
     shutil.copytree(stopped, folder)
@@ -176,6 +179,7 @@ def test_it_says_so_again_and_goes_on_with_another_threshold(stopped, data, tmp_
     assert load_model(folder, step="best").step == summary(folder)["best_step"]
 
 
+@pytest.mark.slow
 def test_a_kill_changes_nothing(stopped, data, tmp_path, monkeypatch):
     """Whatever was being written: what was evaluated after the last checkpoint is done again."""
     folder, last = tmp_path / "killed", summary(stopped)["stopped"]["step"]
@@ -200,6 +204,7 @@ def test_a_kill_changes_nothing(stopped, data, tmp_path, monkeypatch):
     assert steps_of(folder) == steps_of(stopped)
 
 
+@pytest.mark.slow
 def test_asked_for_late_it_names_a_checkpoint_that_is_there(data, tmp_path, capsys):
     """The lowest held-out U of all may be gone; and what goes on is no longer stopped."""
     folder = tmp_path / "late"
@@ -215,6 +220,7 @@ def test_asked_for_late_it_names_a_checkpoint_that_is_there(data, tmp_path, caps
     assert load_model(folder, step="best").step == 300
 
 
+@pytest.mark.slow
 def test_many_images_and_few_updates_do_not_end_it(data, tmp_path, capsys):
     folder = tmp_path / "run"
     loop.train(config_of(folder, data, *STOP, "--steps", 200, per_class=40))
@@ -222,6 +228,7 @@ def test_many_images_and_few_updates_do_not_end_it(data, tmp_path, capsys):
     assert "the held-out U is the lowest so far" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_best_of_a_run_without_early_stopping(whole):
     with pytest.raises(UserError, match="names no best checkpoint"):
         load_model(whole, step="best")

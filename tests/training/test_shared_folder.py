@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from processes import finish, start
 
 from diffusion_jax import forking
@@ -57,6 +58,7 @@ distributed.finish()
 """
 
 
+@pytest.mark.slow
 def test_what_the_first_process_sees_is_what_all_go_by(tmp_path, request):
     """A checkpoint, and batches of forks of which one is there."""
     first, second = (tmp_path / str(index) for index in range(2))
