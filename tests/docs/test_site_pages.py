@@ -1,6 +1,7 @@
 """What the site is made of: formulas of docstrings, pages of modules, links led and tried."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -104,6 +105,8 @@ def site(tmp_path, body):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "b.html").write_text('<html><h1 id="there">b</h1></html>')
     (tmp_path / "a.html").write_text(f'<html><p id="here">{body}</p></html>')
+    item = {"title": r"The time \(t_S\)", "text": "<code>t</code>" + body, "location": "a.html"}
+    (tmp_path / "search.json").write_text(json.dumps({"config": {}, "items": [item]}))
     return tmp_path
 
 
@@ -115,6 +118,15 @@ def test_formulas_of_pages_are_mathml(tmp_path):
     assert "arithmatex" not in html
     assert html.count("<math") == 2
     assert "<mfrac><mrow><mi>a</mi></mrow><mrow><mi>b</mi></mrow></mfrac>" in html
+
+
+def test_formulas_that_the_search_shows_are_text(tmp_path):
+    inline = r"\(\bar\Delta_{t} \le 1\), \(\frac{1}{2} \log \Lambda\), \(a \cdot e^{-2t}~\pm b\)"
+    built.finish(site(tmp_path, inline + "\n\\[\n\\int x\n\\]\nend"))
+    (item,) = json.loads((tmp_path / "search.json").read_text())["items"]
+    assert item["title"] == "The time t_S"
+    assert item["location"] == "a.html"
+    assert item["text"] == "<code>t</code>Δ_t ≤ 1, 1/2 log Λ, a cdot e^-2t ± b\n\nend"
 
 
 @pytest.mark.parametrize(

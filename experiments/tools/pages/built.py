@@ -1,9 +1,11 @@
 """What is done to the site's HTML: formulas are typeset, and links are tried."""
 
 import functools
+import json
 import os
 import re
 from html import unescape
+from html.entities import html5
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
@@ -27,6 +29,10 @@ _ONLY_FORMULA = re.compile(r"<th>\s*(<math(?:(?!</th>).)*</math>)\s*</th>", re.D
 # A drawing that is wider than a phone, and scrolls by itself.
 _DRAWING = re.compile(r'<p>(<img [^>]*src="[^"]*\.svg"[^>]*></p>)')
 
+# Formulas in the search's index, and LaTeX's names in them; the first say how to set what follows.
+_SEARCHED = re.compile(r"\\\((.*?)\\\)|\\\[.*?\\\]", re.DOTALL)
+_NAME = re.compile(r"\\(?:t?frac|math[a-z]+|bar|hat|quad|qquad|left|right)\b|\\([A-Za-z]+)")
+
 
 def finish(site: Path) -> None:
     """Typesets formulas as MathML, which browsers know without a script, and mends landmarks.
@@ -41,6 +47,27 @@ def finish(site: Path) -> None:
         html = _ONLY_FORMULA.sub(r"<td><b>\1</b></td>", html)
         html = _DRAWING.sub(r'<p tabindex="0">\1', html)
         path.write_text(html.replace("<th></th>", "<td></td>"))
+    index = site / "search.json"
+    found = json.loads(index.read_text())
+    for item in found["items"]:
+        item |= {key: _SEARCHED.sub(_plain, item[key]) for key in ("title", "text")}
+    index.write_text(json.dumps(found, ensure_ascii=False))
+
+
+def _plain(formula: re.Match[str]) -> str:
+    """A formula as text, for the lines that the search shows; displayed ones are left out.
+
+    Greek letters and operators stand for their names, where HTML calls them as LaTeX does.
+    """
+
+    def letter(name: re.Match[str]) -> str:
+        if name[1] is None:
+            return ""
+        sign = html5.get(f"{name[1]};", "")
+        return sign if re.fullmatch("[\u00b1\u0370-\u03ff\u2200-\u22ff]", sign) else f" {name[1]} "
+
+    text = _NAME.sub(letter, formula[1] or "").replace("}{", "/")
+    return " ".join(re.sub(r"[{}]|\\(?=\W)", "", text.replace("~", " ")).split())
 
 
 def _mathml(latex: str, element: str) -> str:
